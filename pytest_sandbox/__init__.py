@@ -1,0 +1,56 @@
+"""pytest-sandbox: tests in a fresh root filesystem and fresh namespaces that leave nothing behind.
+
+The public names. Each is imported when it is first used, so that having the plugin installed costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .errors import (
+        ImageError,
+        ImageNotFound,
+        SandboxCallError,
+        SandboxClosedError,
+        SandboxCommandError,
+        SandboxCrashed,
+        SandboxError,
+        SandboxProtocolError,
+        SandboxStartError,
+        SandboxTimeout,
+        SandboxUnavailable,
+        SandboxUsageError,
+    )
+    from .sandbox import Change, Process, Result, Sandbox, SandboxPath, inside
+    from .spec import Mount, SandboxSpec
+
+_HOME = {
+    **dict.fromkeys(("Change", "Process", "Result", "Sandbox", "SandboxPath", "inside"), "sandbox"),
+    **dict.fromkeys(("Mount", "SandboxSpec"), "spec"),
+    **dict.fromkeys((
+        "ImageError", "ImageNotFound", "SandboxCallError", "SandboxClosedError", "SandboxCommandError",
+        "SandboxCrashed", "SandboxError", "SandboxProtocolError", "SandboxStartError", "SandboxTimeout",
+        "SandboxUnavailable", "SandboxUsageError",
+    ), "errors"),
+}
+
+__all__ = [
+    "Change", "ImageError", "ImageNotFound", "Mount", "Process", "Result", "Sandbox", "SandboxCallError",
+    "SandboxClosedError", "SandboxCommandError", "SandboxCrashed", "SandboxError", "SandboxPath",
+    "SandboxProtocolError", "SandboxSpec", "SandboxStartError", "SandboxTimeout", "SandboxUnavailable",
+    "SandboxUsageError", "inside",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,177 @@
+"""The exceptions of pytest-sandbox. Raised everywhere, imported by everyone, importing nothing of ours.
+
+::
+
+    SandboxError
+    ├── SandboxUsageError        (ValueError)          what the user typed is wrong
+    ├── SandboxUnavailable       (OSError)             this host cannot give what was asked for
+    ├── SandboxStartError        (OSError)             a step of the start-up failed
+    ├── SandboxClosedError       (RuntimeError)        the sandbox is not running any more
+    ├── SandboxCommandError      (CalledProcessError)  a command failed and check=True was given
+    ├── SandboxTimeout           (TimeoutError)        something awaited did not happen in time
+    ├── SandboxProtocolError     (ValueError)          what came out of a sandbox is not a valid message
+    ├── SandboxCallError         (RuntimeError)        a function called inside raised, or its value is not data
+    ├── SandboxCrashed           (RuntimeError)        a test's process died before it could report
+    └── ImageError               (ValueError)          an image reference, or an image, is unusable
+        └── ImageNotFound        (LookupError)         there is no such image
+
+Every error keeps its facts as attributes, can be pickled, and reads as *what failed: why. Remedy*.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+def _rebuild(cls: type[SandboxError], state: dict[str, Any]) -> SandboxError:
+    error = cls.__new__(cls)
+    Exception.__init__(error, state.get("_text", ""))
+    for name, value in state.items():
+        setattr(error, name, value)
+    return error
+
+
+class SandboxError(Exception):
+    """Anything that pytest-sandbox raises.
+
+    :param what: what failed, and on what.
+    :param why: the reason, as far as it is known.
+    :param remedy: what the reader can do about it.
+    """
+
+    what: str
+    why: str | None
+    remedy: str | None
+
+    def __init__(self, what: str, *, why: str | None = None, remedy: str | None = None) -> None:
+        self._tell(what, why, remedy)
+
+    def _tell(self, what: str, why: str | None, remedy: str | None) -> None:
+        self.what, self.why, self.remedy = what, why, remedy
+        text = what if why is None else f"{what}: {why}"
+        if remedy is not None:
+            text = f"{text.rstrip('.')}. {remedy}"
+        self._text = text
+        Exception.__init__(self, text)
+
+    def __str__(self) -> str:
+        return self._text
+
+    def __reduce__(self) -> tuple[Callable[..., SandboxError], tuple[type[SandboxError], dict[str, Any]]]:
+        state = self.__dict__.copy()
+        if isinstance(self, OSError):
+            state["errno"] = self.errno  # a slot of OSError's own, absent from __dict__
+        return _rebuild, (type(self), state)
+
+
+class SandboxUsageError(SandboxError, ValueError):
+    """An option has an unknown name or an unusable value.
+
+    ``option`` is the option's name, ``value`` what was given, ``allowed`` what would have been accepted.
+    """
+
+    def __init__(self, what: str, *, option: str, value: object = None, allowed: str | None = None,
+                 why: str | None = None, remedy: str | None = None) -> None:
+        self.option, self.value, self.allowed = option, value, allowed
+        if remedy is None and allowed is not None:
+            remedy = f"Allowed: {allowed}."
+        self._tell(what, why, remedy)
+
+    def __reduce__(self) -> tuple[Callable[..., SandboxError], tuple[type[SandboxError], dict[str, Any]]]:
+        state = self.__dict__.copy()
+        if not isinstance(self.value, (str, int, float, bool, type(None))):
+            state["value"] = repr(self.value)  # whatever was typed need not be picklable
+        return _rebuild, (type(self), state)
+
+
+class SandboxUnavailable(SandboxError, OSError):
+    """This host cannot give what was asked for. ``feature`` names the ability (as ``pytest-sandbox doctor`` does)."""
+
+    def __init__(self, what: str, *, feature: str, why: str | None = None, remedy: str | None = None,
+                 errno: int | None = None) -> None:
+        self.feature = feature
+        self.errno = errno
+        self._tell(what, why, remedy)
+
+
+class SandboxStartError(SandboxError, OSError):
+    """A step of a sandbox's start-up failed; nothing of the sandbox is left.
+
+    ``step`` is the step as the plan prints it, ``path`` the file it was about, ``errno`` the kernel's answer.
+    """
+
+    def __init__(self, what: str, *, step: str, path: str | None = None, errno: int | None = None,
+                 why: str | None = None, remedy: str | None = None) -> None:
+        self.step, self.path = step, path
+        self.errno = errno
+        self._tell(what, why, remedy)
+
+
+class SandboxClosedError(SandboxError, RuntimeError):
+    """The sandbox was closed, killed, or its first process ended."""
+
+
+class SandboxTimeout(SandboxError, TimeoutError):
+    """Something that was waited for did not happen within ``seconds``."""
+
+    def __init__(self, what: str, *, seconds: float, why: str | None = None, remedy: str | None = None) -> None:
+        self.seconds = seconds
+        self._tell(what, why, remedy)
+
+
+class SandboxProtocolError(SandboxError, ValueError):
+    """Bytes that came out of a sandbox are not a message that we accept. The sandbox is not to be trusted further."""
+
+
+class SandboxCallError(SandboxError, RuntimeError):
+    """A function that ``Sandbox.call`` ran inside raised, or returned something that is not plain data.
+
+    ``type_name`` is the exception's type as text, ``traceback`` its traceback as text: data, never an unpickled object.
+    """
+
+    def __init__(self, what: str, *, type_name: str | None = None, traceback: str | None = None,
+                 why: str | None = None, remedy: str | None = None) -> None:
+        self.type_name, self.traceback = type_name, traceback
+        self._tell(what, why, remedy)
+
+
+class SandboxCrashed(SandboxError, RuntimeError):
+    """A sandboxed test's process ended before it reported its outcome.
+
+    ``signal`` is the signal's number or None, ``exitcode`` the status or None, ``phase`` is ``setup``, ``call`` or
+    ``teardown``, ``output`` the end of what it had printed.
+    """
+
+    def __init__(self, what: str, *, phase: str, signal: int | None = None, exitcode: int | None = None,
+                 output: str = "", why: str | None = None, remedy: str | None = None) -> None:
+        self.phase, self.signal, self.exitcode, self.output = phase, signal, exitcode, output
+        self._tell(what, why, remedy)
+
+
+class SandboxCommandError(SandboxError, subprocess.CalledProcessError):
+    """A command in a sandbox failed and ``check=True`` was given. Carries what ``CalledProcessError`` carries."""
+
+    def __init__(self, returncode: int, cmd: Sequence[str], output: Any = None, stderr: Any = None, *,
+                 why: str | None = None, remedy: str | None = None) -> None:
+        self.returncode, self.cmd, self.output, self.stderr = returncode, list(cmd), output, stderr
+        ended = f"ended by signal {-returncode}" if returncode < 0 else f"returned {returncode}"
+        tail = stderr if isinstance(stderr, str) else (stderr or b"").decode(errors="replace")
+        lines = tail.strip().splitlines()[-5:]
+        self._tell(f"command {list(cmd)!r} {ended}", why or ("\n".join(lines) or None), remedy)
+
+    def __str__(self) -> str:
+        return self._text
+
+
+class ImageError(SandboxError, ValueError):
+    """An image reference cannot be read, or what it names cannot be used. ``reference`` is what was given."""
+
+    def __init__(self, what: str, *, reference: str, why: str | None = None, remedy: str | None = None) -> None:
+        self.reference = reference
+        self._tell(what, why, remedy)
+
+
+class ImageNotFound(ImageError, LookupError):
+    """There is no image of that name where the reference points."""

@@ -1,0 +1,252 @@
+"""What a sandbox is, as frozen data. No I/O, no knowledge of pytest or of the kernel.
+
+``SandboxSpec`` is made from the options that users type (marker, ini, command line, ``Sandbox(...)``) by
+:func:`parse_options`, which is also the one place that says what an option may hold.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from .errors import SandboxUsageError
+
+#: Credential stores that a sandbox on the host image does not show, relative to each home directory.
+HIDDEN_BY_DEFAULT = (
+    ".ssh", ".aws", ".azure", ".gnupg", ".netrc", ".git-credentials", ".pgpass", ".my.cnf", ".pypirc", ".npmrc",
+    ".yarnrc.yml", ".vault-token", ".boto", ".s3cfg", ".databrickscfg", ".terraformrc", ".terraform.d", ".kube",
+    ".docker/config.json", ".config/containers/auth.json", ".config/gcloud", ".config/gh", ".config/hub",
+    ".config/glab-cli", ".config/op", ".config/rclone", ".config/pip/pip.conf", ".cargo/credentials",
+    ".cargo/credentials.toml", ".gem/credentials", ".m2/settings.xml", ".gradle/gradle.properties",
+    ".password-store", ".local/share/keyrings", ".mozilla", ".config/google-chrome", ".config/chromium",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A host path that shows through in a sandbox. What is written to a mount that is not ``read_only`` persists.
+
+    :param source: an existing file or directory of the host.
+    :param target: an absolute path inside; made when absent.
+    """
+
+    source: str
+    target: str
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxSpec:
+    """One sandbox's description. Sizes are bytes, times are seconds; ``None`` means that nothing was asked for."""
+
+    image: Any = "host"
+    network: Any = "none"
+    user: str | None = None
+    env: tuple[tuple[str, str | None], ...] = ()
+    workdir: str | None = None
+    mounts: tuple[Mount, ...] = ()
+    hostname: str = "sandbox"
+    disk: int | None = None
+    capabilities: tuple[str, ...] | None = None
+    scope: str = "function"
+    hide: tuple[str, ...] = HIDDEN_BY_DEFAULT
+    given: frozenset[str] = field(default=frozenset(), compare=False)
+
+    def merged(self, options: Mapping[str, Any]) -> SandboxSpec:
+        """This spec with already parsed ``options`` laid over it."""
+        return replace(self, **options, given=self.given | frozenset(options))
+
+
+# What every option accepts.
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*")
+_USER = re.compile(r"\d{1,9}(:\d{1,9})?")
+
+#: The capabilities that Linux knows, by number.
+CAPABILITIES = (
+    "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP",
+    "LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER",
+    "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN", "SYS_BOOT", "SYS_NICE",
+    "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE", "AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP",
+    "MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF",
+    "CHECKPOINT_RESTORE",
+)
+
+#: What root keeps inside unless ``capabilities`` says otherwise: Docker's default set without MKNOD and AUDIT_WRITE.
+DEFAULT_CAPABILITIES = (
+    "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP", "NET_BIND_SERVICE", "NET_RAW",
+    "SYS_CHROOT", "SETFCAP",
+)
+
+
+def _refuse(option: str, value: object, allowed: str, why: str | None = None) -> SandboxUsageError:
+    return SandboxUsageError(f"sandbox option {option}={value!r} cannot be used", option=option, value=value,
+                             allowed=allowed, why=why)
+
+
+def parse_size(option: str, value: object) -> int:
+    """Bytes from an integer or from text such as ``"64M"`` (powers of 1024)."""
+    allowed = 'bytes as a number, or text such as "64M" or "1.5G" (powers of 1024)'
+    if isinstance(value, int) and not isinstance(value, bool):
+        size = value
+    elif isinstance(value, str) and (match := _SIZE.fullmatch(value.strip())):
+        size = int(float(match[1]) * _UNITS[match[2].upper()])
+    else:
+        raise _refuse(option, value, allowed)
+    if size <= 0:
+        raise _refuse(option, value, allowed, "it must be more than nothing")
+    return size
+
+
+def _image(option: str, value: object) -> Any:
+    if isinstance(value, str) and value.strip():
+        return value.strip()
+    raise _refuse(option, value, 'a reference such as "host"')
+
+
+def _network(option: str, value: object) -> str:
+    if value in ("none", "host"):
+        return str(value)
+    allowed = '"none" (own loopback) or "host"'
+    raise _refuse(option, value, allowed, "not available yet" if value == "outbound" else None)
+
+
+def _user(option: str, value: object) -> str:
+    if isinstance(value, str) and (value in ("root", "me") or _USER.fullmatch(value)):
+        return value
+    raise _refuse(option, value, '"root", "me", or numbers such as "1000:1000"')
+
+
+def _env(option: str, value: object) -> tuple[tuple[str, str | None], ...]:
+    allowed = 'a mapping of names to text, or to None to remove a variable; in an ini file, lines such as "NAME=value"'
+    if isinstance(value, str):
+        value = [line for line in value.splitlines() if line.strip()]
+    if isinstance(value, (list, tuple)):
+        if not all(isinstance(line, str) and "=" in line for line in value):
+            raise _refuse(option, value, allowed)
+        value = dict(line.strip().split("=", 1) for line in value)
+    if not isinstance(value, Mapping):
+        raise _refuse(option, value, allowed)
+    for name, text in value.items():
+        if not isinstance(name, str) or not name or "=" in name or "\0" in name:
+            raise _refuse(option, value, allowed, f"{name!r} is not a variable's name")
+        if text is not None and (not isinstance(text, str) or "\0" in text):
+            raise _refuse(option, value, allowed, f"{name} has the value {text!r}")
+    return tuple(sorted(value.items()))
+
+
+def _workdir(option: str, value: object) -> str:
+    text = str(value) if hasattr(value, "__fspath__") else value
+    if isinstance(text, str) and text.startswith("/") and "\0" not in text:
+        return text
+    raise _refuse(option, value, "an absolute path")
+
+
+def _mount(option: str, value: object) -> Mount:
+    allowed = '"src:dst", "src:dst:ro", or Mount(source, target, read_only); both paths absolute'
+    if isinstance(value, str):
+        parts = value.split(":")
+        if len(parts) == 3 and parts[2] in ("ro", "rw"):
+            value = Mount(parts[0], parts[1], parts[2] == "ro")
+        elif len(parts) == 2:
+            value = Mount(parts[0], parts[1])
+    if not isinstance(value, Mount):
+        raise _refuse(option, value, allowed)
+    mount = Mount(str(value.source), str(value.target), bool(value.read_only))
+    if not mount.source.startswith("/") or not mount.target.startswith("/") or "\0" in mount.source + mount.target:
+        raise _refuse(option, value, allowed)
+    return mount
+
+
+def _mounts(option: str, value: object) -> tuple[Mount, ...]:
+    if isinstance(value, str):
+        value = [line.strip() for line in value.splitlines() if line.strip()]
+    if isinstance(value, Mount):
+        value = [value]
+    if not isinstance(value, (list, tuple)):
+        raise _refuse(option, value, 'a list of "src:dst", "src:dst:ro" or Mount(...)')
+    return tuple(_mount(option, one) for one in value)
+
+
+def _hostname(option: str, value: object) -> str:
+    if isinstance(value, str) and len(value) <= 64 and _HOSTNAME.fullmatch(value):
+        return value
+    raise _refuse(option, value, "a host name of letters, digits, '-' and '.', at most 64 characters")
+
+
+def _capabilities(option: str, value: object) -> tuple[str, ...]:
+    if isinstance(value, str):
+        value = value.replace(",", " ").split()
+    if not isinstance(value, (list, tuple, set, frozenset)):
+        raise _refuse(option, value, "a list of capability names")
+    names = []
+    for one in value:
+        name = one.upper().removeprefix("CAP_") if isinstance(one, str) else ""
+        if name not in CAPABILITIES:
+            raise _refuse(option, one, ", ".join(CAPABILITIES), _closest(name, CAPABILITIES))
+        names.append(name)
+    return tuple(sorted(set(names)))
+
+
+def _scope(option: str, value: object) -> str:
+    if value == "function":
+        return "function"
+    raise _refuse(option, value, '"function"', "not available yet" if value in ("class", "module") else None)
+
+
+def _hide(option: str, value: object) -> tuple[str, ...]:
+    if isinstance(value, str):
+        value = value.split()
+    if not isinstance(value, (list, tuple)) or not all(isinstance(one, str) and one for one in value):
+        raise _refuse(option, value, "a list of paths, absolute or relative to the home directories")
+    if any(".." in one.split("/") for one in value):
+        raise _refuse(option, value, "paths without '..'")
+    return tuple(value)
+
+
+#: Every option that is understood, with what reads its value.
+OPTIONS: dict[str, Callable[[str, object], Any]] = {
+    "image": _image, "network": _network, "user": _user, "env": _env, "workdir": _workdir, "mounts": _mounts,
+    "hostname": _hostname, "disk": parse_size, "capabilities": _capabilities, "scope": _scope, "hide": _hide,
+}
+
+#: Options of the interface that a later version brings. Using one is an error: nothing is left out in silence.
+COMING: frozenset[str] = frozenset({
+    "memory", "swap", "cpus", "cpu_weight", "io_weight", "pids", "timeout", "seccomp",
+})
+
+
+def _closest(name: str, known: Iterable[str]) -> str | None:
+    found = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {found[0]!r}?" if found else None
+
+
+def parse_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Checks options as users type them and returns them in the form that :class:`SandboxSpec` holds.
+
+    :raises SandboxUsageError: for an unknown name, a value of the wrong kind, or an option that is still to come.
+    """
+    parsed = {}
+    for name, value in options.items():
+        if name in COMING:
+            raise SandboxUsageError(f"sandbox option {name!r} is not available yet", option=name, value=value,
+                                    remedy="Remove it: this version of pytest-sandbox would not enforce it.")
+        read = OPTIONS.get(name)
+        if read is None:
+            raise SandboxUsageError(f"unknown sandbox option {name!r}", option=name, value=value,
+                                    allowed=", ".join(sorted(OPTIONS)), why=_closest(name, OPTIONS))
+        parsed[name] = read(name, value)
+    return parsed
+
+
+def make_spec(options: Mapping[str, Any], base: SandboxSpec | None = None) -> SandboxSpec:
+    """A spec from options as users type them, laid over ``base``."""
+    return (base or SandboxSpec()).merged(parse_options(options))
+
+
+SPEC_FIELDS = tuple(one.name for one in fields(SandboxSpec))
