@@ -1,7 +1,7 @@
 """A sandbox's files, seen from outside: ``SandboxPath``, copying in and out, and ``changes()``.
 
-Everything goes through a descriptor of the sandbox's root and openat2(2) with ``RESOLVE_IN_ROOT``: whatever links, FIFOs
-or devices the code inside has made, nothing here is led out, blocked or made to read a device.
+Everything goes through a descriptor of the sandbox's root and openat2(2) with ``RESOLVE_IN_ROOT``: whatever links,
+FIFOs or devices the code inside has made, nothing here is led out, blocked or made to read a device.
 """
 
 from __future__ import annotations
@@ -346,7 +346,7 @@ def copy_out(src: SandboxPath, dst: str) -> None:
 
 
 def _out(fd: int, dst: str, name: str, left_out: list[str]) -> None:
-    """Copies what the O_PATH descriptor ``fd`` is. The host's side is never followed either: it must not exist as a link."""
+    """Copies what the O_PATH descriptor ``fd`` is. A link in the target's place on the host is not followed either."""
     look = os.fstat(fd)
     if stat.S_ISLNK(look.st_mode):
         os.symlink(os.readlink("", dir_fd=fd), dst)

@@ -25,8 +25,8 @@ class Result(subprocess.CompletedProcess[Any]):
     """What ``Sandbox.run`` returns: a :class:`subprocess.CompletedProcess` that also tells how the command ended.
 
     ``timed_out``: it was ended because its time was up. ``signal``: the number of the signal that ended it, or None.
-    ``truncated``: it printed more than ``output_limit`` and was cut off there. ``oom_killed`` and ``usage``: None, until
-    limits and accounting are available.
+    ``truncated``: it printed more than ``output_limit`` and was cut off there. ``oom_killed`` and ``usage``: None,
+    until limits and accounting are available.
     """
 
     def __init__(self, args: Sequence[str], returncode: int, stdout: Any = None, stderr: Any = None, *,
@@ -72,7 +72,7 @@ class Process:
         except (OSError, protocol.BadMessage) as error:
             raise SandboxProtocolError("the sandbox's init sent what is not a message", why=str(error)) from error
         if got is None:
-            raise SandboxClosedError("the sandbox ended while a command ran in it", why=f"the command was {self.args!r}")
+            raise SandboxClosedError("the sandbox ended while a command ran in it", why=f"it was {self.args!r}")
         for fd in got[1]:
             os.close(fd)
         return got[0]

@@ -196,8 +196,8 @@ class Sandbox:
         """Starts a command and returns at once.
 
         :param args: the command and its arguments; found by the ``PATH`` of its environment, inside.
-        :param stdin: ``subprocess.PIPE``, a descriptor, or None for an empty input. ``stdout`` and ``stderr``: ``PIPE``,
-            ``DEVNULL``, a descriptor, or None for the caller's own; ``stderr`` also ``STDOUT``.
+        :param stdin: ``subprocess.PIPE``, a descriptor, or None for an empty input. ``stdout`` and ``stderr``:
+            ``PIPE``, ``DEVNULL``, a descriptor, or None for the caller's own; ``stderr`` also ``STDOUT``.
         :param env: changes to the sandbox's environment; None as a value removes a variable.
         :param cwd: where it starts; else the spec's ``workdir``, else the caller's working directory.
         :param user: ``"root"``, ``"me"`` or ``"uid:gid"``; else the spec's.
@@ -319,7 +319,7 @@ class Sandbox:
             answer = json.loads(body)
             value, raised = answer.get("value"), answer.get("raised")
         except (ValueError, AttributeError, RecursionError) as error:
-            raise SandboxProtocolError(f"what {name}() sent out of the sandbox is not a message", why=str(error)) from error
+            raise SandboxProtocolError(f"{name}() sent no valid message out of the sandbox", why=str(error)) from error
         if raised is not None:
             raise SandboxCallError(f"{name}() raised {raised.get('type')} in the sandbox", why=str(raised.get("text")),
                                    type_name=str(raised.get("type")), traceback=str(raised.get("traceback")))
@@ -346,7 +346,7 @@ class Sandbox:
         return self._ready().root
 
     def copy_in(self, src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> None:
-        """Copies a file or a tree of the host into the sandbox; into ``dst`` if that is a directory, else as ``dst``."""
+        """Copies a file or tree of the host into the sandbox; into ``dst`` if that is a directory, else as ``dst``."""
         from .files import copy_in
         copy_in(os.fspath(src), self.path(dst))
 
@@ -373,7 +373,7 @@ class Sandbox:
         pause = 0.001
         while not self.path(path).exists():
             if time.monotonic() > deadline:
-                raise SandboxTimeout(f"{os.fspath(path)} did not appear in the sandbox within {timeout} s", seconds=timeout)
+                raise SandboxTimeout(f"{os.fspath(path)} did not appear in the sandbox in {timeout} s", seconds=timeout)
             time.sleep(pause)
             pause = min(pause * 1.5, 0.05)
 

@@ -6,7 +6,7 @@ everything else, and the mounts, the network and the writable layer vanish with 
 
 from __future__ import annotations
 
-import _signal
+import _signal  # type: ignore[import-not-found] # of the signal module, whose enums cost 5 ms
 import fcntl
 import os
 import select

@@ -179,9 +179,10 @@ def proc(masked: list[str], read_only: list[str]) -> None:
     sc.mount("proc", ".", "proc", sc.MS_NOSUID | sc.MS_NODEV | sc.MS_NOEXEC)
     _enter("/proc")
     _mask(masked)
+    flags = sc.MS_REMOUNT | sc.MS_BIND | sc.MS_RDONLY | sc.MS_NOSUID | sc.MS_NODEV | sc.MS_NOEXEC
     for path in read_only:
         sc.mount(path, path, None, sc.MS_BIND)
-        sc.mount(path, path, None, sc.MS_REMOUNT | sc.MS_BIND | sc.MS_RDONLY | sc.MS_NOSUID | sc.MS_NODEV | sc.MS_NOEXEC)
+        sc.mount(path, path, None, flags)
 
 
 def _mask(paths: list[str]) -> None:
@@ -301,6 +302,6 @@ def loopback() -> None:
 
 OPERATIONS: dict[str, Callable[..., None]] = {
     one.__name__: one for one in (
-        own_layer, own_hide, own_link, own_file, own_dir, own_shadow, scratch, overlay, proc, sys, dev, tmpfs, directory, write,
-        bind, pivot, fresh_sys, mqueue, hostname, loopback)
+        own_layer, own_hide, own_link, own_file, own_dir, own_shadow, scratch, overlay, proc, sys, dev, tmpfs, directory,
+        write, bind, pivot, fresh_sys, mqueue, hostname, loopback)
 }

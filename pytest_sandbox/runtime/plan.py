@@ -49,7 +49,7 @@ _READS = {
 
 def describe(step: list[Any]) -> str:
     """One operation in words."""
-    return _READS.get(step[0], step[0]).format(*step[1:])
+    return _READS.get(str(step[0]), str(step[0])).format(*step[1:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +190,8 @@ def _own_layer(layer: str, tree: Tree, owns: bool) -> list[list[Any]]:
     for path in tree.hidden:
         steps.append(["own_hide", layer, top, path])
     if owns and tree.entries is None:
-        files = [os.path.relpath(one, tree.target) for one in _EDITABLE if one.startswith(tree.target.rstrip("/") + "/")]
+        inside = tree.target.rstrip("/") + "/"
+        files = [os.path.relpath(one, tree.target) for one in _EDITABLE if one.startswith(inside)]
         if any(f"{tree.target}/".startswith(f"{one}/") for one in _EDITABLE):
             files.append("")
         steps.append(["own_shadow", layer, top, files])

@@ -1,7 +1,7 @@
 """What this host can do, found out by doing it, with the remedy for what it cannot.
 
-Each probe forks a child that tries one thing in namespaces of its own and tells how it went; nothing outlives it. Run by
-``pytest-sandbox doctor``, and by :func:`explain` when a sandbox could not start, so that both use the same words.
+Each probe forks a child that tries one thing in namespaces of its own and tells how it went; nothing outlives it. Run
+by ``pytest-sandbox doctor``, and by :func:`explain` when a sandbox could not start, so that both use the same words.
 """
 
 from __future__ import annotations
@@ -234,7 +234,7 @@ def probe(names: frozenset[str] | None = None) -> list[Finding]:
     findings = []
     root = _privileged()
     for one in _PROBES:
-        if names is not None and one.name not in names or (root and one.name == "subordinate-ids"):
+        if (names is not None and one.name not in names) or (root and one.name == "subordinate-ids"):
             continue
         failed = _in_child(one.body)
         if failed is None:
@@ -271,7 +271,8 @@ def remedy(name: str, errno: int) -> str:
         return (f"Use Linux 6.6 or newer (this is {os.uname().release}), whose tmpfs keeps the attributes that an "
                 "unprivileged overlay needs, or run as root.")
     if name in ("mount-attributes", "openat2"):
-        return f"Use Linux 5.12 or newer (this is {os.uname().release}), or allow the call in the container's seccomp profile."
+        return (f"Use Linux 5.12 or newer (this is {os.uname().release}), or allow the call in the container's "
+                "seccomp profile.")
     if name == "subordinate-ids":
         return ("Install them: `sudo apt-get install uidmap` and `sudo usermod --add-subuids 100000-165535 "
                 "--add-subgids 100000-165535 $USER`.")
@@ -283,8 +284,8 @@ def remedy(name: str, errno: int) -> str:
 def _namespace_remedy(name: str) -> str:
     if _knob("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1":
         return ("Ubuntu restricts user namespaces to profiled programs: `sudo sysctl -w "
-                "kernel.apparmor_restrict_unprivileged_userns=0` (and a file in /etc/sysctl.d to keep it), or give this "
-                "Python an AppArmor profile with `userns,`, or run as root.")
+                "kernel.apparmor_restrict_unprivileged_userns=0` (and a file in /etc/sysctl.d to keep it), or give "
+                "this Python an AppArmor profile with `userns,`, or run as root.")
     if _knob("/proc/sys/kernel/unprivileged_userns_clone") == "0":
         return "`sudo sysctl -w kernel.unprivileged_userns_clone=1` (and a file in /etc/sysctl.d to keep it)."
     for kind in ("user", "mnt", "pid", "net", "uts", "ipc", "cgroup"):

@@ -2,11 +2,12 @@
 
 The host's root is not mapped in an unprivileged user namespace, so an overlay of the host's tree could be read but
 hardly changed. This layer goes between the host's tree and the writable one and repeats the host's directories, owned
-by the caller: so anything can be made, replaced and deleted. The small files of some trees are copied too, so that they
-can be edited in place. (Entries without content, which overlayfs would fill from a data-only layer, were tried and left:
-design decision 0004.)
+by the caller: so anything can be made, replaced and deleted. The small files of some trees are copied too, so that
+they can be edited in place. (Entries without content, which overlayfs would fill from a data-only layer, were tried
+and left: design decision 0004.)
 
-It is made in memory once per helper, from the tree as it is then, and goes with it: nothing to refresh, nothing to clean.
+It is made in memory once per helper, from the tree as it is then, and goes with it: there is nothing to refresh and
+nothing to clean.
 """
 
 from __future__ import annotations

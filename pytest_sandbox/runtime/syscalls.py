@@ -90,7 +90,7 @@ def setns(fd: int, flags: int) -> None:
 
 
 class _CloneArgs(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_uint64) for name in (  # noqa: RUF012 - ctypes wants a plain list
+    _fields_ = [(name, ctypes.c_uint64) for name in (
         "flags", "pidfd", "child_tid", "parent_tid", "exit_signal", "stack", "stack_size", "tls", "set_tid",
         "set_tid_size", "cgroup")]
 
@@ -141,7 +141,7 @@ def move_mount(from_fd: int, from_path: str, to_fd: int, to_path: str, flags: in
 
 
 class _MountAttr(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_uint64) for name in (  # noqa: RUF012 - ctypes wants a plain list
+    _fields_ = [(name, ctypes.c_uint64) for name in (
         "attr_set", "attr_clr", "propagation", "userns_fd")]
 
 
@@ -153,7 +153,7 @@ def mount_setattr(dirfd: int, path: str, flags: int, attr_set: int) -> None:
 
 
 class _OpenHow(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_uint64) for name in ("flags", "mode", "resolve")]  # noqa: RUF012 - as above
+    _fields_ = [(name, ctypes.c_uint64) for name in ("flags", "mode", "resolve")]
 
 
 def openat2(dirfd: int, path: str | bytes, flags: int, mode: int = 0, resolve: int = 0) -> int:
@@ -179,7 +179,7 @@ def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 
 
 
 class _CapHeader(ctypes.Structure):
-    _fields_ = [("version", ctypes.c_uint32), ("pid", ctypes.c_int)]  # noqa: RUF012 - as above
+    _fields_ = [("version", ctypes.c_uint32), ("pid", ctypes.c_int)]
 
 
 _CAPABILITY_VERSION_3 = 0x20080522
