@@ -21,7 +21,7 @@ PACKAGE = "pytest_sandbox"
 #: The rooms and their levels. A room may import from lower levels and from itself.
 LEVELS = {
     "errors": 0,
-    "spec": 1,
+    "spec": 1, "rootfs": 1,
     "image": 2, "runtime": 2,
     "sandbox": 3, "network": 3,
     "plugin": 4, "cli": 4, "report": 4,
