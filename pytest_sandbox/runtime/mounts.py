@@ -302,6 +302,6 @@ def loopback() -> None:
 
 OPERATIONS: dict[str, Callable[..., None]] = {
     one.__name__: one for one in (
-        own_layer, own_hide, own_link, own_file, own_dir, own_shadow, scratch, overlay, proc, sys, dev, tmpfs, directory,
-        write, bind, pivot, fresh_sys, mqueue, hostname, loopback)
+        own_layer, own_hide, own_link, own_file, own_dir, own_shadow, scratch, overlay, proc, sys, dev, tmpfs,
+        directory, write, bind, pivot, fresh_sys, mqueue, hostname, loopback)
 }

@@ -180,14 +180,11 @@ def _probe_setattr() -> None:
     _try("open_tree and mount_setattr", attempt)
 
 
-def _probe_helper() -> None:
-    import subprocess
-    try:
-        done = subprocess.run(["newuidmap"], capture_output=True, check=False)
-        del done
-    except OSError as error:
-        raise _Failed("find newuidmap", error.errno or 0) from error
+def _probe_subordinate() -> None:
     import pwd
+    import shutil
+    if shutil.which("newuidmap") is None:
+        raise _Failed("find newuidmap", 2)
     name = pwd.getpwuid(os.getuid()).pw_name
     for path in ("/etc/subuid", "/etc/subgid"):
         with open(path) as file:
@@ -224,8 +221,8 @@ _PROBES = (
            "no sandbox can start"),
     _Probe("openat2", "resolve names inside a root (Linux 5.6)", _probe_openat2, True, "no sandbox can start"),
     _Probe("mqueue", "mount /dev/mqueue", _probe_mqueue, False, "POSIX message queues are missing inside"),
-    _Probe("subordinate-ids", "use subordinate ids", _probe_helper, False,
-           "inside there is a single user id: chown and setuid to others fail"),
+    _Probe("subordinate-ids", "have subordinate ids", _probe_subordinate, False,
+           "nothing yet: this version gives an unprivileged sandbox a single user id in any case"),
 )
 
 
@@ -242,7 +239,8 @@ def probe(names: frozenset[str] | None = None) -> list[Finding]:
             continue
         step, errno = failed
         why = f"{step}: {os.strerror(errno)}" if errno else step
-        findings.append(Finding(one.name, one.what, False, one.needed, why, one.follows, remedy(one.name, errno)))
+        findings.append(Finding(one.name, one.what, False, one.needed, why, one.follows,
+                                remedy(one.name, step, errno)))
     return findings
 
 
@@ -258,10 +256,10 @@ def _in_container() -> bool:
     return os.path.exists("/.dockerenv") or os.path.exists("/run/.containerenv")
 
 
-def remedy(name: str, errno: int) -> str:
-    """What to do when the probe ``name`` failed with ``errno`` on this host."""
-    if name in ("user-namespace", "id-map", "namespaces", "tmpfs"):
-        return _namespace_remedy(name)
+def remedy(name: str, step: str, errno: int) -> str:
+    """What to do when the probe ``name`` failed at ``step`` with ``errno`` on this host."""
+    if step.startswith(("unshare", "write ", "make mounts private")) or name == "tmpfs":
+        return _namespace_remedy()
     if name == "proc":
         return ("Parts of /proc are covered here, as in a container: start it with `--security-opt "
                 "systempaths=unconfined` (Docker, Podman), or with --privileged, or run on the machine itself.")
@@ -281,7 +279,7 @@ def remedy(name: str, errno: int) -> str:
     return f"See the kernel's log (`dmesg`) for why {name} is refused."
 
 
-def _namespace_remedy(name: str) -> str:
+def _namespace_remedy() -> str:
     if _knob("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1":
         return ("Ubuntu restricts user namespaces to profiled programs: `sudo sysctl -w "
                 "kernel.apparmor_restrict_unprivileged_userns=0` (and a file in /etc/sysctl.d to keep it), or give "

@@ -26,7 +26,7 @@ def own_shadow(layer: str, tree: str, files: list[str]) -> None:
 
     :param files: the directories, relative to the tree, below which files can be edited in place; ``""`` is all of it.
     """
-    us, groups, left = os.getuid(), set(os.getgroups()), COPY_ALL
+    us, left = os.getuid(), COPY_ALL
     pending = deque([("", "" in files)])  # breadth first, so that what is copied is what lies near the top
     while pending:
         below, editable = pending.popleft()
@@ -59,10 +59,9 @@ def own_shadow(layer: str, tree: str, files: list[str]) -> None:
                 os.chmod(there, stat.S_IMODE(look.st_mode))
                 os.utime(there, ns=(look.st_atime_ns, look.st_mtime_ns))
                 pending.append((path, editable or path in files))
-            elif look.st_mode & 0o004 or (look.st_mode & 0o040 and look.st_gid in groups):
-                if look.st_size <= min(COPY_FILE, left):
-                    left -= look.st_size
-                    _copy(there, f"{tree}/{path}", look)
+            elif look.st_size <= min(COPY_FILE, left):
+                left -= look.st_size
+                _copy(there, f"{tree}/{path}", look)
 
 
 def _copy(there: str, source: str, look: os.stat_result) -> None:
