@@ -286,9 +286,14 @@ def make_temporary_base(config: pytest.Config) -> None:
 # Hooks.
 
 
-def keep_only(hook: Any, plugins: tuple[object, ...]) -> None:
-    """Drops, in this process, all implementations of ``hook`` but those of ``plugins``."""
-    hook._hookimpls[:] = [one for one in hook._hookimpls if one.plugin in plugins]
+def of_plugins(hook: Any, plugins: tuple[object, ...]) -> list[Any]:
+    """The implementations of ``hook`` that ``plugins`` have."""
+    return [one for one in hook._hookimpls if one.plugin in plugins]
+
+
+def replace_implementations(hook: Any, implementations: list[Any]) -> None:
+    """Makes ``implementations`` all that ``hook`` calls in this process."""
+    hook._hookimpls = implementations
 
 
 # Other builtin plugins.
@@ -296,33 +301,35 @@ def keep_only(hook: Any, plugins: tuple[object, ...]) -> None:
 
 def failed_subtests(item: pytest.Item) -> int:
     """How many of ``item``'s subtests have failed."""
-    counts, key = _subtest_counts(item)
-    return int(counts.get(key, 0)) if counts is not None else 0
+    if _subtests_key is None:
+        return 0
+    counts = item.config.stash.get(_subtests_key, None)
+    return int(counts.get(getattr(item, "id", item.nodeid), 0)) if counts is not None else 0
 
 
 def set_failed_subtests(item: pytest.Item, count: int) -> None:
     """Sets that count; pytest reads it when it reports the item's call."""
-    counts, key = _subtest_counts(item)
+    counts = item.config.stash.get(_subtests_key, None) if _subtests_key is not None else None
     if counts is not None:
-        counts[key] = count
-
-
-def _subtest_counts(item: pytest.Item) -> tuple[Any, object]:
-    try:
-        from _pytest.subtests import failed_subtests_key
-    except ImportError:  # before pytest 9
-        return None, None
-    return item.config.stash.get(failed_subtests_key, None), getattr(item, "id", item.nodeid)
+        counts[getattr(item, "id", item.nodeid)] = count
 
 
 def junit(config: pytest.Config) -> JUnit | None:
     """The JUnit report of this run, if one is being written."""
+    log = config.stash.get(_junit_key, None) if _junit_key is not None else None
+    return JUnit(log) if log is not None else None
+
+
+def _optional(module: str, name: str) -> Any:
+    """A name that only some versions have. Looked up once: an import that fails is searched for each time."""
     try:
-        from _pytest.junitxml import xml_key
+        return getattr(importlib.import_module(module), name, None)
     except ImportError:
         return None
-    log = config.stash.get(xml_key, None)
-    return JUnit(log) if log is not None else None
+
+
+_subtests_key: Any = _optional("_pytest.subtests", "failed_subtests_key")
+_junit_key: Any = _optional("_pytest.junitxml", "xml_key")
 
 
 class JUnit:

@@ -1,5 +1,9 @@
 """The inside of one sandboxed item: runs in the forked child, from the fork in the item's set-up to ``os._exit``.
 
+Time in here is mostly page faults: each page of memory that is touched first costs a copy (about 3 us in a virtual
+machine), reference counts included. So what can be found out before the fork is (``Before``), and what is imported is
+imported at the top.
+
 pytest's own code goes on running here, with every hook, wrapper and plugin of the process that forked. What differs:
 reports travel to the parent instead of to the terminal and its kin, only the item itself is torn down, and nothing
 returns from the end of the teardown.
@@ -7,6 +11,7 @@ returns from the end of the teardown.
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import sys
 import traceback
@@ -21,40 +26,48 @@ from . import compat, reporting, wire
 
 if TYPE_CHECKING:
     from .conductor import Conductor
-    from .item import Attempt
 
 #: The longest output of one kind that travels, in characters; what is longer loses its middle.
 SECTION_LIMIT = 8 << 20
 
 
+class Before:
+    """How things stand before a fork, to tell afterwards what the inside changed. Made in the parent."""
+
+    __slots__ = ("attributes", "junit", "listeners", "report_hook", "stack", "suite")
+
+    def __init__(self, conductor: Conductor, item: pytest.Item) -> None:
+        config = item.config
+        self.stack = {node: len(finalizers) for node, (finalizers, _) in conductor.patch.stack.items()}
+        self.attributes = dict(item.__dict__)
+        self.junit = compat.junit(config)
+        self.suite = len(self.junit.suite_properties()) if self.junit is not None else 0
+        self.report_hook = config.hook.pytest_runtest_logreport
+        self.listeners = compat.of_plugins(self.report_hook, (
+            item.session, config.pluginmanager.get_plugin("logging-plugin"), conductor))
+
+
 class Guest:
     """Made by the fork, in the child; ends with the process. Holds the writing end of the pipe to the parent."""
 
-    def __init__(self, conductor: Conductor, attempt: Attempt, descriptor: int) -> None:
+    def __init__(self, conductor: Conductor, item: pytest.Item, before: Before, descriptor: int) -> None:
         self.pid = os.getpid()
         self.conductor = conductor
-        self.item = attempt.item
+        self.item = item
         self.overhead = 0.0
+        self._before = before
         self._descriptor = descriptor
         self._phase = "setup"
         self._main = False
         self._names: dict[int, str] = {}
         self._reports: dict[int, str] = {}
-        self._stack = {node: len(finalizers) for node, (finalizers, _) in conductor.patch.stack.items()}
-        self._attributes = dict(self.item.__dict__)
         self._sent: dict[str, Any] = {}
-        self._junit = compat.junit(self.item.config)
-        self._suite = len(self._junit.suite_properties()) if self._junit is not None else 0
         catcher = warnings.catch_warnings(record=True)  # never left: the parent replays what is recorded
         recorded = catcher.__enter__()
         assert recorded is not None
         self._warnings: list[warnings.WarningMessage] = recorded
-        config = self.item.config
-        compat.keep_only(config.hook.pytest_runtest_logreport, (
-            self.item.session, config.pluginmanager.get_plugin("logging-plugin"), conductor))
+        compat.replace_implementations(before.report_hook, before.listeners)
         if conductor.fault_descriptor is not None:
-            import faulthandler
-
             faulthandler.enable(conductor.fault_descriptor)
 
     # The phases, as ``ItemRun.call_and_report`` goes through them.
@@ -134,7 +147,7 @@ class Guest:
         except compat.TEST_OUTCOME as error:
             exceptions.append(error)
         for node, (finalizers, _) in reversed(list(patch.stack.items())):
-            known = self._stack.get(node, 0)
+            known = self._before.stack.get(node, 0)
             while len(finalizers) > known:
                 try:
                     finalizers.pop()()
@@ -156,21 +169,22 @@ class Guest:
             changes["attributes"] = attributes
         if failed := compat.failed_subtests(self.item):
             changes["failed_subtests"] = failed
-        if self._junit is not None:
-            properties = self._junit.suite_properties()[self._suite:]
-            self._suite += len(properties)
+        before = self._before
+        if before.junit is not None:
+            properties = before.junit.suite_properties()[before.suite:]
+            before.suite += len(properties)
             if properties:
                 changes["suite_properties"] = [[str(name), str(value)] for name, value in properties]
-            if attrs := self._junit.attributes(self.item.nodeid):
+            if attrs := before.junit.attributes(self.item.nodeid):
                 changes["xml_attributes"] = {str(name): str(value) for name, value in attrs.items()}
-        if self._phase == "teardown" and any(node not in self.conductor.patch.stack for node in self._stack):
+        if self._phase == "teardown" and any(node not in self.conductor.patch.stack for node in before.stack):
             changes["suspended"] = True  # a plugin took the higher scopes off the stack: it wants another attempt
         return changes
 
     def _new_attributes(self) -> dict[str, Any]:
         """Plain data that plugins left on the item since the fork (report-making hooks do), unless sent already."""
         found = {}
-        before = self._attributes
+        before = self._before.attributes
         for name, value in self.item.__dict__.items():
             if (name in before and before[name] is value) or name in reporting.KEPT_BACK or name.startswith("__"):
                 continue

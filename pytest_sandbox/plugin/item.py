@@ -20,7 +20,7 @@ from pytest_sandbox.errors import SandboxCrashed, SandboxError, SandboxUnavailab
 
 from . import compat, neighbours, reporting
 from .fixtures import make_sandbox
-from .guest import SECTION_LIMIT, Guest
+from .guest import SECTION_LIMIT, Before, Guest
 from .inbox import BrokenInside, Inbox
 from .options import PytestSandboxWarning
 
@@ -105,6 +105,8 @@ class ItemRun:
     def close(self) -> None:
         """The item's protocol is over, however it ended."""
         self.end_attempt()
+        if self.nextitem is None or RUN not in self.nextitem.stash:
+            self.conductor.close_left()
         replay, self.warnings = self.warnings, []
         for message in replay:
             self.item.ihook.pytest_warning_recorded.call_historic(kwargs={
@@ -155,6 +157,7 @@ class Attempt:
             return
         self._sandbox = sandbox
         reading, writing = conductor.open_pipe()
+        before = Before(conductor, item)
         try:
             child = self._fork(sandbox)
         except SandboxError as error:
@@ -162,7 +165,7 @@ class Attempt:
             os.close(writing)
             pytest.fail(f"{type(error).__name__}: {error}", pytrace=False)
         if child is None:
-            guest = conductor.guest = Guest(conductor, self, writing)
+            guest = conductor.guest = Guest(conductor, item, before, writing)
             apply_environment(self.run.spec)
             guest.overhead = time.perf_counter() - began
             patch.setup(item)
@@ -179,6 +182,7 @@ class Attempt:
     def _start(self) -> Sandbox | None:
         """The started sandbox; None to go on without.  Errors become the outcome of the test's set-up."""
         __tracebackhide__ = True
+        self.conductor.close_left()
         try:
             sandbox = make_sandbox(self.run.spec)
             sandbox.start()
@@ -214,10 +218,12 @@ class Attempt:
         except BaseException as error:  # noqa: BLE001 - garbage, an interrupt, a timeout's exception: told in time
             child.kill()
             inbox.ending = error
+        if inbox.done and inbox.ending is None:
+            return  # it has nothing more to say, and ends while its reports are dealt with
         code = child.wait()
-        if inbox.ending is None and not inbox.done:
+        if inbox.ending is None:
             inbox.ending = self._crashed(code)
-        if inbox.ending is not None:
+        if not inbox.done:
             self._residue = compat.captured_so_far(self.item.config, SECTION_LIMIT)
 
     def _crashed(self, code: int) -> SandboxCrashed:
@@ -343,10 +349,10 @@ class Attempt:
         return report
 
     def close(self) -> None:
-        """Ends the sandbox, whatever state it is in."""
+        """The attempt is over. Its processes are gone, at the latest, when the next sandbox starts."""
         if self._sandbox is not None:
-            sandbox, self._sandbox = self._sandbox, None
-            sandbox.close()
+            self.conductor.leave(self._sandbox)
+            self._sandbox = None
         if self.forked:
             os.environ.pop("PYTEST_CURRENT_TEST", None)
 
