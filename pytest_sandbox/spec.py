@@ -65,7 +65,8 @@ class SandboxSpec:
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*")
-_USER = re.compile(r"\d{1,9}(:\d{1,9})?")
+_USER = re.compile(r"[0-9]{1,9}(:[0-9]{1,9})?")
+_MOST = (1 << 63) - 1  # the kernel counts bytes of a file system in a signed 64-bit number
 
 #: The capabilities that Linux knows, by number.
 CAPABILITIES = (
@@ -90,16 +91,21 @@ def _refuse(option: str, value: object, allowed: str, why: str | None = None) ->
 
 
 def parse_size(option: str, value: object) -> int:
-    """Bytes from an integer or from text such as ``"64M"`` (powers of 1024)."""
+    """Bytes from an integer or from text such as ``"64M"`` (powers of 1024).
+
+    :raises SandboxUsageError: for anything else, for nothing, and for more than the kernel can count.
+    """
     allowed = 'bytes as a number, or text such as "64M" or "1.5G" (powers of 1024)'
     if isinstance(value, int) and not isinstance(value, bool):
         size = value
     elif isinstance(value, str) and (match := _SIZE.fullmatch(value.strip())):
-        size = int(float(match[1]) * _UNITS[match[2].upper()])
+        size = int(min(float(match[1]) * _UNITS[match[2].upper()], 1 << 64))  # min: a float may be infinite
     else:
         raise _refuse(option, value, allowed)
     if size <= 0:
         raise _refuse(option, value, allowed, "it must be more than nothing")
+    if size > _MOST:
+        raise _refuse(option, value, allowed, "no file system is that large")
     return size
 
 

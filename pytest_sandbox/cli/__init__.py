@@ -1,0 +1,26 @@
+"""The ``pytest-sandbox`` command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parses the command line and runs the subcommand. Returns the exit status."""
+    from pytest_sandbox.cli import doctor
+    parser = argparse.ArgumentParser(
+        prog="pytest-sandbox", description="Sandboxes for tests: what this host can do, and what to do about the rest.")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    doctor.register(commands)
+    given = parser.parse_args(arguments)
+    from pytest_sandbox.errors import SandboxError
+    try:
+        status: int = given.run(given)
+    except SandboxError as error:
+        print(f"pytest-sandbox: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        return 141
+    return status

@@ -1,0 +1,79 @@
+"""``pytest-sandbox doctor``: what this host can do, what it cannot, why, and the remedy."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pytest_sandbox.runtime.probe import Finding
+
+
+def register(commands: Any) -> None:
+    """Adds the subcommand to the parser."""
+    parser = commands.add_parser(
+        "doctor", help="say what this host can do, what it cannot, why, and the remedy",
+        description="Tries every ability that a sandbox needs, by doing it. Exits with 1 if the default sandbox "
+                    "cannot run here.")
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(given: argparse.Namespace) -> int:
+    """Runs the probes, starts one sandbox for real, and prints what was found."""
+    if sys.platform != "linux":
+        print("Sandboxes need Linux. Here the plugin only follows --sandbox-unavailable.")
+        return 1
+    from pytest_sandbox.runtime.probe import probe
+    findings = probe()
+    failure = None if any(one.needed and not one.ok for one in findings) else _start_one()
+    usable = failure is None and all(one.ok or not one.needed for one in findings)
+    if given.json:
+        print(json.dumps({"usable": usable, "who": _who(), "kernel": os.uname().release, "failure": failure,
+                          "findings": [asdict(one) for one in findings]}, indent=2))
+    else:
+        print(_text(findings, usable, failure))
+    return 0 if usable else 1
+
+
+def _start_one() -> str | None:
+    """The proof of the pudding: the default sandbox, started and used. Returns why it failed."""
+    from pytest_sandbox import Sandbox, SandboxError
+    try:
+        with Sandbox() as sandbox:
+            sandbox.run(["true"], check=True)
+    except (SandboxError, OSError) as error:
+        return str(error)
+    return None
+
+
+def _who() -> str:
+    from pytest_sandbox.runtime.launch import find_host
+    host = find_host()
+    if host.privileged:
+        return "root"
+    return f"uid {host.uid}, unprivileged" if host.uid else "uid 0 without CAP_SYS_ADMIN: treated as unprivileged"
+
+
+def _text(findings: list[Finding], usable: bool, failure: str | None) -> str:
+    lines = [f"Linux {os.uname().release}, {os.uname().machine}, as {_who()}", ""]
+    seen: set[str] = set()
+    for one in findings:
+        mark = "yes" if one.ok else "NO " if one.needed else "no "
+        lines.append(f"  {mark}  {one.what}  [{one.name}]")
+        if not one.ok and one.found in seen:
+            lines.append("         as above")
+        elif not one.ok:
+            seen.add(one.found)
+            lines += [f"         found:   {one.found}", f"         so:      {one.follows}",
+                      f"         remedy:  {one.remedy}"]
+    lines.append("")
+    if usable:
+        lines.append("The default sandbox runs here.")
+    else:
+        lines.append("The default sandbox cannot run here" + (f": {failure}" if failure else "."))
+    return "\n".join(lines)

@@ -1,0 +1,45 @@
+"""Every ``python`` block of every page is run, alone: as a test file if it holds tests, else as a program.
+
+A comment above a block can say more: ``<!-- example: failed=1 -->`` names other outcomes than all passed,
+``<!-- example: conftest -->`` keeps the block as conftest.py for the next block of its page, and
+``<!-- example: not run, because ... -->`` gives a reason.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from pages import Block, blocks
+
+ALL = list(blocks("python"))
+CONFTESTS = {block.name: block for block in ALL if block.note == "conftest"}
+RUN = [block for block in ALL if block.name not in CONFTESTS and not block.note.startswith("not run, because ")]
+
+
+def conftest_for(block: Block) -> str | None:
+    before = [one for one in ALL if one.page == block.page and one.line < block.line]
+    return before[-1].text if before and before[-1].name in CONFTESTS else None
+
+
+@pytest.mark.parametrize("block", RUN, ids=lambda block: block.name)
+def test_an_example_does_what_the_page_says(block: Block, pytester: pytest.Pytester) -> None:
+    if (conftest := conftest_for(block)) is not None:
+        pytester.makeconftest(conftest)
+    count = block.text.count("def test_")
+    if not count:
+        subprocess.run([sys.executable, "-c", block.text], cwd=pytester.path, check=True)
+        return
+    pytester.makepyfile(test_example=block.text)
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "--strict-markers")
+    if block.note:
+        result.assert_outcomes(**{name: int(number) for name, number in (one.split("=") for one in block.note.split())})
+    else:
+        outcomes = result.parseoutcomes()
+        assert set(outcomes) == {"passed"}
+        assert outcomes["passed"] >= count
+
+
+def test_there_are_examples() -> None:
+    assert len(RUN) > 5

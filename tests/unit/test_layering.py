@@ -1,0 +1,171 @@
+"""Who may import whom, read from the source.
+
+``plugin, cli, report -> sandbox, network -> image | runtime -> spec -> errors``: an arrow points at what a room may
+know. Rooms on one level know nothing of each other. A few outside libraries have one door each.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import pytest_sandbox
+
+PACKAGE = "pytest_sandbox"
+
+#: The rooms and their levels. A room may import from lower levels and from itself.
+LEVELS = {
+    "errors": 0,
+    "spec": 1, "rootfs": 1,
+    "image": 2, "runtime": 2,
+    "sandbox": 3, "network": 3,
+    "plugin": 4, "cli": 4, "report": 4,
+}
+
+#: The modules (with all that lies below them) that may import what is not everybody's.
+DOORS = {
+    "pytest": ("plugin",),
+    "_pytest": ("plugin",),
+    "pluggy": ("plugin",),
+    "coverage": ("plugin",),
+    "filelock": ("image.store",),
+    "pyroute2": ("runtime.netdev",),
+    "ctypes": ("runtime.syscalls", "image.resolve"),
+}
+
+#: Dear to import or not a dependency: only inside a function, by whoever has the door.
+LAZY = {"pyroute2", "coverage"}
+
+
+@dataclass(frozen=True)
+class Import:
+    module: str  # who imports, without the package's name: "runtime.plan"; the package itself is ""
+    line: int
+    target: str  # what is imported, absolute
+    lazy: bool  # inside a function, or only for the type checker
+
+
+def imports_of(source: str, module: str, is_package: bool) -> Iterator[Import]:
+    """Every import statement of a module, relative ones made absolute, and ``import_module("name")`` calls."""
+    full = f"{PACKAGE}.{module}".rstrip(".").split(".")
+
+    def walk(node: ast.AST, lazy: bool) -> Iterator[Import]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                for one in child.names:
+                    yield Import(module, child.lineno, one.name, lazy)
+            elif isinstance(child, ast.ImportFrom):
+                base = []
+                if child.level:
+                    base = full[:len(full) - child.level + is_package]
+                name = ".".join([*base, *([child.module] if child.module else [])])
+                for one in child.names:
+                    # "from . import x": x is the module. "from .spec import Y": .spec is, and the suffix does no harm.
+                    yield Import(module, child.lineno, f"{name}.{one.name}", lazy)
+            elif isinstance(child, ast.Call) and child.args and isinstance(child.args[0], ast.Constant):
+                called = ast.unparse(child.func)
+                if called.endswith(("import_module", "__import__")):
+                    yield Import(module, child.lineno, str(child.args[0].value), lazy)
+                yield from walk(child, lazy)
+            else:
+                inside = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+                typing = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
+                yield from walk(child, lazy or inside or typing)
+
+    yield from walk(ast.parse(source), False)
+
+
+def has_door(module: str, doors: tuple[str, ...]) -> bool:
+    return any(module == door or module.startswith(f"{door}.") for door in doors)
+
+
+def objection(one: Import) -> str | None:
+    top, _, rest = one.target.partition(".")
+    room = one.module.split(".")[0]
+    if top == PACKAGE:
+        if not room:
+            return None if one.lazy else "the package itself imports nothing of ours up front: its names are lazy"
+        target = rest.split(".")[0]
+        if target not in LEVELS or target == room:  # a name of the package itself, such as __version__; or at home
+            return None
+        if room not in LEVELS:
+            return f"the room {room!r} has no level: give it one in LEVELS"
+        if LEVELS[target] >= LEVELS[room]:
+            return f"{room!r} must not know {target!r}"
+        return None
+    if top in DOORS:
+        if not has_door(one.module, DOORS[top]):
+            return f"only {' and '.join(DOORS[top])} may import {top}"
+        if top in LAZY and not one.lazy:
+            return f"{top} is imported inside the function that needs it"
+        return None
+    if top not in sys.stdlib_module_names:
+        return f"{top} is neither the standard library nor a dependency with a door"
+    return None
+
+
+def violations(package: Path) -> list[str]:
+    found = []
+    for path in sorted(package.rglob("*.py")):
+        parts = path.relative_to(package).with_suffix("").parts
+        is_package = parts[-1] == "__init__"
+        module = ".".join(parts[:-1] if is_package else parts)
+        for one in imports_of(path.read_text(encoding="utf-8"), module, is_package):
+            if (why := objection(one)) is not None:
+                found.append(f"{path.relative_to(package)}:{one.line}: imports {one.target}: {why}")
+    return found
+
+
+def test_nobody_imports_what_is_not_below_them() -> None:
+    assert pytest_sandbox.__file__ is not None
+    found = violations(Path(pytest_sandbox.__file__).parent)
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(("path", "source", "objects"), [
+    ("runtime/plan.py", "from ..spec import SandboxSpec", None),
+    ("runtime/plan.py", "from . import mounts", None),
+    ("runtime/plan.py", "from .. import image", "'runtime' must not know 'image'"),
+    ("runtime/plan.py", "from ..image.host import x", "'runtime' must not know 'image'"),
+    ("image/host.py", "import pytest_sandbox.runtime.probe", "'image' must not know 'runtime'"),
+    ("image/__init__.py", "from ..runtime import probe", "'image' must not know 'runtime'"),
+    ("image/__init__.py", "from . import store", None),
+    ("image/host.py", "def f():\n    from ..sandbox import Sandbox", "'image' must not know 'sandbox'"),
+    ("image/host.py", "from importlib import import_module\nimport_module('pytest_sandbox.runtime')",
+     "'image' must not know 'runtime'"),
+    ("errors.py", "from .spec import Mount", "'errors' must not know 'spec'"),
+    ("sandbox.py", "from .image import host\nfrom .runtime import launch", None),
+    ("sandbox.py", "from .plugin import item", "'sandbox' must not know 'plugin'"),
+    ("cli/doctor.py", "from ..plugin import options", "'cli' must not know 'plugin'"),
+    ("cli/doctor.py", "from ..runtime import probe\nfrom ..errors import SandboxError", None),
+    ("attic.py", "from .spec import Mount", "has no level"),
+    ("__init__.py", "from .spec import Mount", "names are lazy"),
+    ("__init__.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .spec import Mount", None),
+    ("plugin/item.py", "import pytest\nimport _pytest.runner\nimport pluggy", None),
+    ("sandbox.py", "import pytest", "only plugin may import pytest"),
+    ("runtime/netdev.py", "def f():\n    from pyroute2 import IPRoute", None),
+    ("runtime/netdev.py", "import pyroute2", "inside the function"),
+    ("runtime/netdevice.py", "def f():\n    import pyroute2", "only runtime.netdev may"),
+    ("runtime/syscalls.py", "import ctypes", None),
+    ("image/resolve.py", "import ctypes.util", None),
+    ("runtime/mounts.py", "from ctypes import CDLL", "may import ctypes"),
+    ("image/store.py", "import filelock", None),
+    ("image/host.py", "import filelock", "only image.store may"),
+    ("plugin/options.py", "import requests", "neither the standard library nor"),
+])
+def test_the_reader_of_imports_sees(tmp_path: Path, path: str, source: str, objects: str | None) -> None:
+    file = tmp_path / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(source)
+    found = violations(tmp_path)
+    if objects is None:
+        assert found == []
+    else:
+        assert len(found) == 1
+        assert objects in found[0]
+        assert found[0].startswith(f"{path}:{source.count(chr(10)) + 1}:")
