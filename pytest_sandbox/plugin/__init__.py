@@ -1,0 +1,101 @@
+"""The pytest plugin. Having it installed must cost next to nothing: whatever is not needed to say whether a run has
+sandboxed tests is imported when the first one is found.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Generator
+from typing import TYPE_CHECKING
+
+import pytest
+
+from .fixtures import sandbox, sandbox_factory, sandbox_image
+from .options import MARKER, PytestSandboxWarning, Settings, add_options, drives_a_sandbox, usage_text
+
+if TYPE_CHECKING:
+    from .conductor import Conductor
+
+__all__ = ["PytestSandboxWarning", "sandbox", "sandbox_factory", "sandbox_image"]
+
+_settings: pytest.StashKey[Settings] = pytest.StashKey()
+_conductor: pytest.StashKey[Conductor] = pytest.StashKey()
+
+
+def settings_of(config: pytest.Config) -> Settings:
+    """What this run's configuration says about sandboxes."""
+    return config.stash[_settings]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    add_options(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", MARKER)
+    config.stash[_settings] = Settings(config)
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    mode = settings_of(config).mode
+    return None if mode == "marked" else f"sandbox: {mode}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """A marker that cannot be used is a collection error of the file that has it."""
+    report = yield
+    settings = settings_of(collector.config)
+    if report.passed and settings.mode != "off":
+        wrong = []
+        for node in report.result or ():
+            if isinstance(node, pytest.Item) and settings.marks(node):
+                from pytest_sandbox.errors import SandboxUsageError
+
+                try:
+                    settings.spec(node)
+                except SandboxUsageError as error:
+                    wrong.append(usage_text(node, error))
+        if wrong:
+            report.outcome = "failed"
+            report.longrepr = "\n".join(wrong)
+            report.result = []
+    return report
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Decides about every item that is left, and takes the sandboxed ones over."""
+    config = session.config
+    settings = settings_of(config)
+    if settings.mode == "off" or config.option.collectonly:
+        return
+    settings.forget_marks()
+    conductor: Conductor | None = None
+    for item in session.items:
+        if settings.mode != "all" and not settings.marks(item):
+            continue
+        from pytest_sandbox.errors import SandboxUsageError
+
+        try:
+            spec = settings.spec(item)
+        except SandboxUsageError as error:  # a marker that a hook added after its file was collected
+            raise pytest.UsageError(usage_text(item, error)) from None
+        if spec is None or drives_a_sandbox(item, settings.mode):
+            continue
+        if conductor is None:
+            from .conductor import Conductor
+
+            conductor = config.stash[_conductor] = Conductor(session, settings)
+            config.pluginmanager.register(conductor, "sandbox-conductor")
+        conductor.adopt(item, spec)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    conductor = config.stash.get(_conductor, None)
+    if conductor is not None:
+        conductor.undo()
+    module = sys.modules.get("pytest_sandbox.sandbox")
+    if module is not None:
+        module.shutdown()

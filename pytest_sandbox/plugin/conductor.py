@@ -1,0 +1,174 @@
+"""Puts sandboxed items into pytest's runner. One for each session that has any, made when collection has finished.
+
+It does not own ``pytest_runtest_protocol``: pytest, or a plugin that repeats tests, drives the items, and this class
+changes what two functions of the runner do for those items that are sandboxed (see ``compat``).
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from . import compat, reporting, wire
+from .item import RUN, ItemRun
+from .options import Settings
+
+if TYPE_CHECKING:
+    from pytest_sandbox.sandbox import Sandbox
+    from pytest_sandbox.spec import SandboxSpec
+
+    from .guest import Guest
+
+
+class Conductor:
+    """Registered as a plugin while a session with sandboxed items runs. In a fork, ``guest`` is the item's inside."""
+
+    def __init__(self, session: pytest.Session, settings: Settings) -> None:
+        compat.check()
+        self.session = session
+        self.settings = settings
+        self.guest: Guest | None = None
+        self.fault_descriptor: int | None = None
+        self._warm = False
+        self._left: Sandbox | None = None
+        self.patch = compat.SetupPatch(session, self._setup, self._teardown_exact)
+        self._runner = compat.RunnerPatch(self._call_and_report, self._shows)
+
+    def adopt(self, node: pytest.Item, spec: SandboxSpec) -> None:
+        """Makes ``node`` a sandboxed item."""
+        node.stash[RUN] = ItemRun(node, spec, self)
+
+    def undo(self) -> None:
+        """The session is over: the runner is pytest's again."""
+        self.close_left()
+        self._runner.undo()
+        self.patch.undo()
+        if self.fault_descriptor is not None:
+            os.close(self.fault_descriptor)
+            self.fault_descriptor = None
+
+    # In place of the runner's functions.
+
+    def _call_and_report(self, item: pytest.Item, when: str, log: bool = True, **kwds: Any) -> pytest.TestReport:
+        __tracebackhide__ = True
+        run = item.stash.get(RUN, None)
+        if run is None:
+            return self._runner.call_and_report(item, when, log, **kwds)
+        return run.call_and_report(when, log, kwds)
+
+    def _shows(self, item: pytest.Item) -> bool:
+        """Whether ``--setup-show`` should show the item here: not if its inside did."""
+        run = item.stash.get(RUN, None)
+        return run is None or self.guest is not None or run.attempt is None or not run.attempt.forked
+
+    def _setup(self, item: pytest.Item) -> None:
+        __tracebackhide__ = True
+        run = item.stash.get(RUN, None)
+        if run is None or self.guest is not None:
+            self.patch.setup(item)
+            return
+        if run.attempt is None:
+            pytest.fail(f"{item.nodeid} is to run in a sandbox, but a plugin sets it up without pytest's "
+                        f"call_and_report, so it would run outside. Leave that plugin out, or run with --sandbox=off.",
+                        pytrace=False)
+        run.attempt.set_up()
+
+    def _teardown_exact(self, nextitem: pytest.Item | None) -> None:
+        if self.guest is not None:
+            self.guest.teardown_exact(nextitem)
+        else:
+            self.patch.teardown_exact(nextitem)
+
+    # Hooks.
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_protocol(
+        self, item: pytest.Item, nextitem: pytest.Item | None,
+    ) -> Generator[None, object, object]:
+        run = item.stash.get(RUN, None)
+        if run is None:
+            return (yield)
+        run.nextitem = nextitem
+        try:
+            return (yield)
+        finally:
+            if self.guest is not None:
+                self.guest.broke()  # nothing of the child gets out of here
+            run.close()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if self.guest is not None:
+            self.guest.logged(report)
+
+    # What an attempt needs.
+
+    def leave(self, sandbox: Sandbox) -> None:
+        """Takes a sandbox whose test has said goodbye: it ends while its reports are logged."""
+        self.close_left()
+        self._left = sandbox
+
+    def close_left(self) -> None:
+        """Waits for the sandbox that was left last, and closes it."""
+        sandbox, self._left = self._left, None
+        if sandbox is not None:
+            sandbox.close()
+
+    def prepare_for(self, nextitem: pytest.Item | None) -> None:
+        """Says that ``nextitem``'s sandbox is wanted soon; it is made while the current test runs."""
+        run = nextitem.stash.get(RUN, None) if nextitem is not None else None
+        if run is not None:
+            from pytest_sandbox.sandbox import Sandbox
+
+            Sandbox.prepare(run.spec)
+
+    @staticmethod
+    def open_pipe() -> tuple[int, int]:
+        """A pipe from a child to here, whose reading end does not block."""
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(reading, False)
+        return reading, writing
+
+    def shared_objects(self, node: pytest.Item) -> dict[str, object]:
+        """The objects that exist inside and outside, by the name under which they travel."""
+        shared: dict[str, object] = {"config": node.config}
+        for index, one in enumerate(node.listchain()):
+            shared[f"node:{index}"] = one
+        for name, kind in (("module", pytest.Module), ("class", pytest.Class)):
+            collector = node.getparent(kind)
+            if collector is not None:
+                shared[name] = getattr(collector, "obj", None)
+        return shared
+
+    def warm_up(self, node: pytest.Item) -> None:
+        """Does before the first fork what every child would otherwise do for itself: first imports, first calls."""
+        if self._warm:
+            return
+        self._warm = True
+        compat.make_temporary_base(node.config)
+        call = pytest.CallInfo.from_call(lambda: None, when="setup")
+        report = pytest.TestReport.from_item_and_call(node, call)
+        data = reporting.report_to_data(report, node.config, lambda value: None)
+        for message in wire.Decoder().feed(wire.encode(["report", "setup", data, {}, True])):
+            reporting.report_from_data(message[2], node, lambda name: None)
+        import linecache
+        import traceback
+
+        linecache.getline(__file__, 1)
+        traceback.format_list([])
+        if faulthandler.is_enabled() and hasattr(os, "memfd_create"):
+            self.fault_descriptor = os.memfd_create("faulthandler", os.MFD_CLOEXEC)
+
+    def take_fault_dump(self) -> str:
+        """What faulthandler wrote in a child that died."""
+        descriptor = self.fault_descriptor
+        if descriptor is None or not os.fstat(descriptor).st_size:
+            return ""
+        text = os.pread(descriptor, 200_000, 0).decode(errors="replace")
+        os.ftruncate(descriptor, 0)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        return text
+

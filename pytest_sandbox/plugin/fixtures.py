@@ -1,0 +1,103 @@
+"""The fixtures of tests that stay on the host and work a sandbox from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from pytest_sandbox.sandbox import Sandbox
+    from pytest_sandbox.spec import SandboxSpec
+
+
+@pytest.fixture(scope="session")
+def sandbox_image() -> Any:
+    """The image of the sandboxes below; override it in a conftest to hand tests an image of your own.
+
+    Without an override: ``--sandbox-image``, else the ini option ``sandbox_image``, else ``"host"``.
+    """
+    return None
+
+
+@pytest.fixture(scope="session")
+def sandbox_factory(pytestconfig: pytest.Config) -> Iterator[Callable[..., Sandbox]]:
+    """Makes sandboxes that may live as long as the session: ``sandbox_factory(image=..., **options)``.
+
+    Takes the marker's options; what is not given comes from the command line and the ini file. The sandbox that is
+    returned is started. Close it when it is not needed any more; at the end of the session all are closed.
+    """
+    from . import settings_of
+
+    base = settings_of(pytestconfig).base()
+    made: list[Sandbox] = []
+
+    def make(**options: Any) -> Sandbox:
+        from pytest_sandbox.spec import make_spec
+
+        sandbox = start(pytestconfig, make_spec(options, base))
+        made.append(sandbox)
+        return sandbox
+
+    yield make
+    for sandbox in reversed(made):
+        sandbox.close()
+
+
+@pytest.fixture
+def sandbox(request: pytest.FixtureRequest, sandbox_image: Any) -> Iterator[Sandbox]:
+    """A started sandbox for this test to work from outside; closed when the test ends.
+
+    ``@pytest.mark.sandbox(...)`` on the test describes it. The test's own body stays on the host.
+    """
+    from pytest_sandbox.spec import make_spec
+
+    from . import settings_of
+
+    settings = settings_of(request.config)
+    spec = settings.spec(request.node) or settings.base()
+    if sandbox_image is not None and "image" not in marked_options(request.node):
+        spec = make_spec({"image": sandbox_image}, spec)
+    sandbox = start(request.config, spec)
+    yield sandbox
+    sandbox.close()
+
+
+def marked_options(node: pytest.Item) -> set[str]:
+    """The options that the markers of ``node`` give."""
+    return {name for mark in node.iter_markers("sandbox") for name in mark.kwargs}
+
+
+def start(config: pytest.Config, spec: Any) -> Sandbox:
+    """A started sandbox. A host that cannot give it fails or skips the test; there is no doing without here."""
+    __tracebackhide__ = True
+    from pytest_sandbox.errors import SandboxUnavailable
+
+    from . import settings_of
+
+    try:
+        sandbox = make_sandbox(spec)
+        sandbox.start()
+    except SandboxUnavailable as error:
+        if settings_of(config).unavailable == "skip":
+            pytest.skip(f"{type(error).__name__}: {error}")
+        raise
+    return sandbox
+
+
+def make_sandbox(spec: SandboxSpec) -> Sandbox:
+    """A sandbox that is not started.
+
+    :raises SandboxUnavailable: on hosts that are not Linux.
+    """
+    import sys
+
+    if sys.platform != "linux":
+        from pytest_sandbox.errors import SandboxUnavailable
+
+        raise SandboxUnavailable("this host cannot run sandboxes", feature="linux",
+                                 why=f"it runs {sys.platform}, and sandboxes are made of Linux namespaces")
+    from pytest_sandbox.sandbox import Sandbox
+
+    return Sandbox(spec)

@@ -1,0 +1,126 @@
+"""What a sandboxed item's process says, read and checked. One inbox for each attempt; ``item`` uses it outside."""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_sandbox.errors import SandboxProtocolError
+
+from . import reporting, wire
+
+if TYPE_CHECKING:
+    from pytest_sandbox.sandbox import ForkedChild
+
+
+class BrokenInside(RuntimeError):
+    """pytest or a plugin failed inside a sandbox. Ends the run, as the same failure outside would."""
+
+
+class Phase:
+    """What the child sent about one phase of the item."""
+
+    __slots__ = ("began", "changes", "extras", "report")
+
+    def __init__(self) -> None:
+        self.began = time.perf_counter()
+        self.changes: list[reporting.Changes] = []
+        self.extras: list[pytest.TestReport] = []
+        self.report: pytest.TestReport | None = None
+
+
+class Inbox:
+    """Follows the child through its phases.
+
+    ``now`` is the phase that the child is in (``over`` after the last), ``done`` whether it said goodbye, ``ending``
+    what it ended with if that was not a report: an exception to raise or to report in phase ``now``.
+    """
+
+    def __init__(self, item: pytest.Item, shared: Callable[[pytest.Item], dict[str, object]]) -> None:
+        self.item = item
+        self.phases = {"setup": Phase()}
+        self.now = "setup"
+        self.done = False
+        self.ending: BaseException | None = None
+        self._shared = shared
+
+    def read(self, child: ForkedChild, descriptor: int) -> None:
+        """Reads messages from ``descriptor`` until the child has said goodbye or ended.
+
+        The child's end is learnt from its pidfd: a process that it left behind may hold the pipe open for ever.
+
+        :raises SandboxProtocolError: for anything that is not a message that fits here.
+        """
+        decoder = wire.Decoder()
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        poll.register(child.fileno(), select.POLLIN)
+        ended = False
+        while not self.done:
+            if not ended:
+                ended = all(ready != descriptor for ready, _ in poll.poll())
+            try:
+                data = os.read(descriptor, 1 << 18)
+            except BlockingIOError:
+                data = b""
+            if data:
+                for message in decoder.feed(data):
+                    self.receive(message)
+            elif ended:
+                return
+            else:  # closed in there; the child goes on without a voice
+                poll.unregister(descriptor)
+                poll.poll()
+                return
+
+    def receive(self, message: list[Any]) -> None:
+        """Takes in one message."""
+        kind = message[0]
+        if self.done or (self.ending is not None and kind != "done"):
+            raise SandboxProtocolError("the sandboxed test sent messages after its last one")
+        if kind == "done":
+            if self.now != "over" and self.ending is None:
+                raise SandboxProtocolError(f"the sandboxed test said that it was done during its {self.now}")
+            self.done = True
+            return
+        if message[1] != self.now:
+            raise SandboxProtocolError(f"the sandboxed test reported its {message[1]} during its {self.now}")
+        if kind == "report":
+            self._report(*message[2:])
+        elif kind == "exit":
+            _, _, name, text, returncode = message
+            if name == "Exit":
+                self.ending = pytest.exit.Exception(str(text), returncode if isinstance(returncode, int) else None)
+            else:
+                self.ending = KeyboardInterrupt()
+        else:
+            self.ending = BrokenInside(f"pytest failed inside a sandbox, in {self.item.nodeid}:\n{message[2]}")
+
+    def _report(self, data: Any, changes: Any, main: Any) -> None:
+        phase = self.phases[self.now]
+        report = reporting.report_from_data(data, self.item, self._named)
+        if changes:
+            phase.changes.append(reporting.changes_from_data(changes, self.item, self._named))
+        if main is not True:
+            phase.extras.append(report)
+            return
+        if report.when != self.now:
+            raise SandboxProtocolError(f"the sandboxed test sent a report of its {report.when} as its {self.now}'s")
+        phase.report = report
+        if self.now == "teardown":
+            self.now = "over"
+        else:
+            calls = self.now == "setup" and report.passed and not self.item.config.getoption("setuponly", False)
+            self.now = "call" if calls else "teardown"
+            self.phases[self.now] = Phase()
+
+    def _named(self, name: str) -> object:
+        if name.startswith("report:"):
+            phase = self.phases.get(name[7:])
+            return phase.report if phase is not None else None
+        return self._shared(self.item).get(name)

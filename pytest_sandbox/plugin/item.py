@@ -1,0 +1,396 @@
+"""The outside of one sandboxed item: what happens in the pytest process while, and after, the item runs in its fork.
+
+``ItemRun`` stands in for the item in pytest's runner; each time the item is run (plugins may repeat it) an ``Attempt``
+starts the sandbox, forks, listens until the child has ended, and then hands out the child's reports phase by phase.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_sandbox.errors import SandboxCrashed, SandboxError, SandboxUnavailable
+
+from . import compat, neighbours, reporting
+from .fixtures import make_sandbox
+from .guest import SECTION_LIMIT, Before, Guest
+from .inbox import BrokenInside, Inbox
+from .options import PytestSandboxWarning
+
+if TYPE_CHECKING:
+    from pytest_sandbox.sandbox import ForkedChild, Sandbox
+    from pytest_sandbox.spec import SandboxSpec
+
+    from .conductor import Conductor
+    from .reporting import Changes
+
+RUN: pytest.StashKey[ItemRun] = pytest.StashKey()
+
+class Over(BaseException):
+    """Unwinds pytest's set-up in the parent when the child has ended. Never leaves ``ItemRun.call_and_report``."""
+
+
+class ItemRun:
+    """A sandboxed item's place in the runner. Made when collection has finished, kept in the item's stash."""
+
+    def __init__(self, item: pytest.Item, spec: SandboxSpec, conductor: Conductor) -> None:
+        self.item = item
+        self.spec = spec
+        self.conductor = conductor
+        self.nextitem: pytest.Item | None = None
+        self.attempt: Attempt | None = None
+        self.warnings: list[Any] = []
+
+    def call_and_report(self, when: Any, log: bool, kwds: dict[str, Any]) -> pytest.TestReport:
+        """In place of pytest's function of this name. In the child, too: it comes back here from the fork."""
+        __tracebackhide__ = True
+        item = self.item
+        conductor = self.conductor
+        if when == "setup" and conductor.guest is None:
+            self.attempt = Attempt(self)
+        attempt = self.attempt
+        assert attempt is not None, "setup comes first"
+        if attempt.forked and conductor.guest is None:
+            return attempt.deliver(when, log, kwds.get("nextitem"))
+        ihook = item.ihook
+        hook = getattr(ihook, f"pytest_runtest_{when}")
+        reraise: tuple[type[BaseException], ...] = (pytest.exit.Exception, Over)
+        if not item.config.getoption("usepdb", False):
+            reraise += (KeyboardInterrupt,)
+        try:
+            call = pytest.CallInfo.from_call(lambda: hook(item=item, **kwds), when=when, reraise=reraise)
+        except Over:
+            return attempt.deliver(when, log, None)
+        except (pytest.exit.Exception, KeyboardInterrupt) as error:
+            if conductor.guest is not None:
+                conductor.guest.left_by(error)
+            raise
+        guest = conductor.guest
+        try:
+            if guest is not None and when == "setup":
+                call.duration -= guest.overhead
+                call.stop -= guest.overhead
+            report: pytest.TestReport = ihook.pytest_runtest_makereport(item=item, call=call)
+            if log and guest is None:
+                ihook.pytest_runtest_logreport(report=report)
+            if compat.check_interactive_exception(call, report):
+                ihook.pytest_exception_interact(node=item, call=call, report=report)
+            if guest is not None:
+                guest.reported(when, report, log)
+        except (pytest.exit.Exception, KeyboardInterrupt) as error:
+            if guest is not None:
+                guest.left_by(error)
+            raise
+        except BaseException:
+            if guest is not None:
+                guest.broke()
+            raise
+        if when == "teardown":
+            self.attempt = None
+        return report
+
+    def end_attempt(self) -> None:
+        """The attempt's teardown was reported, or something left it early."""
+        attempt, self.attempt = self.attempt, None
+        if attempt is not None:
+            attempt.close()
+
+    def close(self) -> None:
+        """The item's protocol is over, however it ended."""
+        self.end_attempt()
+        if self.nextitem is None or RUN not in self.nextitem.stash:
+            self.conductor.close_left()
+        replay, self.warnings = self.warnings, []
+        for message in replay:
+            self.item.ihook.pytest_warning_recorded.call_historic(kwargs={
+                "warning_message": message, "nodeid": self.item.nodeid, "when": "runtest", "location": None})
+
+
+class Attempt:
+    """One run of a sandboxed item. Holds the sandbox and the child from the fork until the teardown is reported."""
+
+    def __init__(self, run: ItemRun) -> None:
+        self.run = run
+        self.item = run.item
+        self.conductor = run.conductor
+        self.forked = False
+        self._sandbox: Sandbox | None = None
+        self._child: ForkedChild | None = None
+        self.inbox = Inbox(run.item, run.conductor.shared_objects)
+        self._residue: dict[str, str] = {}  # what a crashed child had printed and not reported
+        self._sections: list[tuple[str, str]] = []
+        self._suspended = False
+
+    # Set-up: called from the patched SetupState.setup, in the middle of pytest_runtest_setup.
+
+    def set_up(self) -> None:
+        """Sets up outside what outlives the item, and forks. Returns in the child; raises ``Over`` in the parent.
+
+        Where the sandbox cannot be had and the user said ``run``, sets the item up here and returns, with no child.
+        """
+        __tracebackhide__ = True
+        item, conductor = self.item, self.conductor
+        patch = conductor.patch
+        parent = item.parent
+        assert parent is not None
+        patch.setup(parent)
+        stack = patch.stack
+        stack[item] = ([item.teardown], None)  # pytest 9.2 asks whether the requesting node is being set up
+        try:
+            for name in compat.higher_fixtures(item):
+                compat.set_up_fixture(item, name)
+            began = time.perf_counter()
+            sandbox = self._start()
+        except compat.TEST_OUTCOME as error:
+            stack[item] = (stack[item][0], (error, error.__traceback__))
+            raise
+        del stack[item]
+        if sandbox is None:
+            patch.setup(item)
+            return
+        self._sandbox = sandbox
+        reading, writing = conductor.open_pipe()
+        before = Before(conductor, item)
+        try:
+            child = self._fork(sandbox)
+        except SandboxError as error:
+            os.close(reading)
+            os.close(writing)
+            pytest.fail(f"{type(error).__name__}: {error}", pytrace=False)
+        if child is None:
+            guest = conductor.guest = Guest(conductor, item, before, writing)
+            apply_environment(self.run.spec)
+            guest.overhead = time.perf_counter() - began
+            patch.setup(item)
+            return
+        self.forked = True
+        self._child = child
+        os.close(writing)
+        try:
+            self._listen(child, reading)
+        finally:
+            os.close(reading)
+        raise Over
+
+    def _start(self) -> Sandbox | None:
+        """The started sandbox; None to go on without.  Errors become the outcome of the test's set-up."""
+        __tracebackhide__ = True
+        self.conductor.close_left()
+        try:
+            sandbox = make_sandbox(self.run.spec)
+            sandbox.start()
+        except SandboxUnavailable as error:
+            unavailable = self.conductor.settings.unavailable
+            if unavailable == "skip":
+                raise compat.skip_at_item(f"{type(error).__name__}: {error}") from None
+            if unavailable == "run":
+                self.item.warn(PytestSandboxWarning(f"this test ran without its sandbox: {error}"))
+                return None
+            pytest.fail(f"{type(error).__name__}: {error}", pytrace=False)
+        except SandboxError as error:
+            pytest.fail(f"{type(error).__name__}: {error}", pytrace=False)
+        return sandbox
+
+    def _fork(self, sandbox: Sandbox) -> ForkedChild | None:
+        conductor = self.conductor
+        conductor.warm_up(self.item)
+        conductor.prepare_for(self.run.nextitem)
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()  # the child has a copy of every buffer
+            except (AttributeError, OSError, ValueError):
+                pass
+        with _no_fork_warning():
+            return sandbox.fork()
+
+    def _listen(self, child: ForkedChild, reading: int) -> None:
+        """Waits for the child's end. Whatever goes wrong meanwhile becomes the ending of the phase it was in."""
+        inbox = self.inbox
+        try:
+            inbox.read(child, reading)
+        except BaseException as error:  # noqa: BLE001 - garbage, an interrupt, a timeout's exception: told in time
+            child.kill()
+            inbox.ending = error
+        if inbox.done and inbox.ending is None:
+            return  # it has nothing more to say, and ends while its reports are dealt with
+        code = child.wait()
+        if inbox.ending is None:
+            inbox.ending = self._crashed(code)
+        if not inbox.done:
+            self._residue = compat.captured_so_far(self.item.config, SECTION_LIMIT)
+
+    def _crashed(self, code: int) -> SandboxCrashed:
+        if code < 0:
+            try:
+                why = f"it was killed by {signal.Signals(-code).name}"
+            except ValueError:
+                why = f"it was killed by signal {-code}"
+        else:
+            why = f"it exited with status {code} before the test had ended"
+        phase = self.inbox.now
+        return SandboxCrashed(
+            f"the process of {self.item.nodeid} died during its {phase}", why=why, phase=phase,
+            signal=-code if code < 0 else None, exitcode=code if code >= 0 else None)
+
+    # Reports: called from ItemRun.call_and_report, outside of every hook.
+
+    def deliver(self, when: Any, log: bool, nextitem: pytest.Item | None) -> pytest.TestReport:
+        """The report of phase ``when``, after all that was logged within that phase; logged if ``log`` says so.
+
+        Raises what the child's phase ended with, if that ends the run.
+        """
+        __tracebackhide__ = True
+        item = self.item
+        if when == "setup":
+            compat.forget_sections(item)
+        inbox = self.inbox
+        phase = inbox.phases.get(when)
+        report = None
+        if phase is not None:
+            for change in phase.changes:
+                self._apply(change)
+            for extra in phase.extras:
+                item.ihook.pytest_runtest_logreport(report=extra)
+            report = phase.report
+        if report is None and inbox.ending is not None and when == inbox.now:
+            report = self._report_ending(when)
+        if report is not None:
+            self._sections = report.sections
+            item.user_properties[:] = report.user_properties
+        if when == "teardown":
+            report = self._tear_down_higher(report, nextitem)
+            self.run.end_attempt()
+        assert report is not None, "only a teardown can have none: the runner asks for the phases that were"
+        if log:
+            item.ihook.pytest_runtest_logreport(report=report)
+        return report
+
+    def _apply(self, changes: Changes) -> None:
+        """What the inside changed besides its reports, where outside readers look for it."""
+        item = self.item
+        for name, value in changes.attributes.items():
+            setattr(item, name, value)
+        self.run.warnings += changes.warnings
+        if changes.failed_subtests:
+            compat.set_failed_subtests(item, changes.failed_subtests)
+        self._suspended = changes.suspended
+        if changes.suite_properties or changes.xml_attributes:
+            junit = compat.junit(item.config)
+            if junit is not None:
+                junit.suite_properties().extend(changes.suite_properties)
+                junit.attributes(item.nodeid).update(changes.xml_attributes)
+
+    def _report_ending(self, when: Any) -> pytest.TestReport:
+        """The report of a phase that its process did not finish: through the hooks, as for a test that failed here."""
+        __tracebackhide__ = True
+        error = self.inbox.ending
+        item = self.item
+        if error is None or isinstance(error, (KeyboardInterrupt, pytest.exit.Exception, BrokenInside)):
+            raise error or BrokenInside("no ending")
+        if isinstance(error, SandboxCrashed):
+            error.output = "".join(self._residue.values())[-4000:]
+
+        def fail() -> None:
+            raise error
+
+        call = pytest.CallInfo.from_call(fail, when=when)
+        call.duration = time.perf_counter() - self.inbox.phases[when].began
+        call.start = call.stop - call.duration
+        report: pytest.TestReport = item.ihook.pytest_runtest_makereport(item=item, call=call)
+        if isinstance(error, SandboxError) and report.longrepr is not None and not isinstance(report.longrepr, str):
+            report.longrepr = reporting.crash_longrepr(item, error, report)
+        report.sections = [*self._sections, *_sections(when, self._residue)]
+        if dump := self.conductor.take_fault_dump():
+            report.sections.append(("faulthandler dump", dump))
+        return report
+
+    def _tear_down_higher(self, report: pytest.TestReport | None, nextitem: pytest.Item | None) -> pytest.TestReport:
+        """Tears down what ``nextitem`` does not need, and adds that to the report of the item's teardown."""
+        item, patch = self.item, self.conductor.patch
+        neighbours.before_teardown(item, patch.stack, self._suspended)
+        pops = not self._suspended and patch.must_pop(nextitem)
+        if report is not None and not pops:
+            return report
+        os.environ["PYTEST_CURRENT_TEST"] = f"{item.nodeid} (teardown)".replace("\0", "(null)")
+
+        def tear_down() -> None:
+            __tracebackhide__ = True
+            with compat.capturing(item, "teardown"):
+                if pops:
+                    patch.teardown_exact(nextitem)
+
+        reraise: tuple[type[BaseException], ...] = (pytest.exit.Exception,)
+        if not item.config.getoption("usepdb", False):
+            reraise += (KeyboardInterrupt,)
+        call = pytest.CallInfo.from_call(tear_down, when="teardown", reraise=reraise)
+        mine = compat.sections_of(item)
+        compat.forget_sections(item)
+        if report is None or call.excinfo is not None:
+            outer: pytest.TestReport = item.ihook.pytest_runtest_makereport(item=item, call=call)
+            if report is not None:
+                outer.duration += report.duration
+                outer.start = report.start
+                if report.failed and report.longrepr is not None:
+                    outer.sections.append(("Sandboxed teardown", report.longreprtext))
+            if compat.check_interactive_exception(call, outer):
+                item.ihook.pytest_exception_interact(node=item, call=call, report=outer)
+            report = outer
+        else:
+            report.duration += call.duration
+            report.stop = call.stop
+        report.sections = _merged(self._sections, mine)
+        return report
+
+    def close(self) -> None:
+        """The attempt is over. Its processes are gone, at the latest, when the next sandbox starts."""
+        if self._sandbox is not None:
+            self.conductor.leave(self._sandbox)
+            self._sandbox = None
+        if self.forked:
+            os.environ.pop("PYTEST_CURRENT_TEST", None)
+
+
+def apply_environment(spec: SandboxSpec) -> None:
+    """The marker's ``env``, inside."""
+    for name, value in spec.env:
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+@contextmanager
+def _no_fork_warning() -> Iterator[None]:
+    """Python 3.12 and later warn about any fork of a process with threads. This one is ours, not the test's."""
+    if sys.version_info < (3, 12):
+        yield
+        return
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"This process .* is multi-threaded", DeprecationWarning)
+        yield
+
+
+def _sections(when: str, texts: dict[str, str]) -> list[tuple[str, str]]:
+    return [(f"Captured {stream} {when}", text) for stream, text in texts.items() if text]
+
+
+def _merged(inside: list[tuple[str, str]], outside: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Both halves of one phase under one heading, as they are when they happen in one process."""
+    merged = list(inside)
+    for name, text in outside:
+        for index, (known, content) in enumerate(merged):
+            if known == name:
+                merged[index] = (name, content + text if not name.startswith("Captured log") else f"{content}\n{text}")
+                break
+        else:
+            merged.append((name, text))
+    return merged

@@ -1,0 +1,27 @@
+"""What other plugins need to work beside us. Each part acts only when its plugin is there; none is imported by us."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+
+def before_teardown(item: pytest.Item, stack: dict[Any, tuple[list[Callable[[], object]], Any]],
+                    suspended: bool) -> None:
+    """pytest-rerunfailures keeps the finalizers of higher scopes aside between two attempts of an item.
+
+    It does so in its ``pytest_runtest_teardown``, which ran inside. Those that it took aside out here (the attempt
+    before failed in its set-up, before there was an inside) are due when no further attempt follows.
+    """
+    if suspended:
+        return
+    aside = getattr(sys.modules.get("pytest_rerunfailures"), "suspended_finalizers", None)
+    if not aside:
+        return
+    for node, (finalizers, _) in list(aside.items()):
+        if node in stack:
+            stack[node][0][:0] = [one for one in finalizers if one not in stack[node][0]]
+    aside.clear()

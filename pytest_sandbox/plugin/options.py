@@ -1,0 +1,189 @@
+"""Marker, command line and ini files -> what each test's sandbox is. Called by the hooks at start-up and collection."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pytest_sandbox.errors import SandboxUsageError
+    from pytest_sandbox.spec import SandboxSpec
+
+MODES = ("marked", "all", "off")
+UNAVAILABLE = ("error", "skip", "run")
+
+MARKER = (
+    "sandbox(*, image, network, user, env, workdir, mounts, hostname, disk, capabilities, scope, hide): "
+    "run this test's body in a fork of the pytest process that sits in a sandbox of its own: fresh Linux namespaces "
+    "and a copy-on-write view of the file system, gone when the test ends. Function-scoped fixtures run inside, "
+    "fixtures of higher scope once, outside. Options are keyword-only; the nearest marker wins option by option. "
+    "A test that requests the 'sandbox' fixture stays outside, and the marker describes that fixture's sandbox."
+)
+
+#: The marker options that an ini file can give a default: the option, the ini type, the help. The names are repeated
+#: here because reading them from ``spec`` would make every pytest run import it; a test compares the two.
+INI_OPTIONS = (
+    ("network", "string", "'none' (own loopback) or 'host'"),
+    ("user", "string", "'root', 'me', or numbers such as '1000:1000'"),
+    ("env", "linelist", "extra variables, a NAME=value a line"),
+    ("workdir", "string", "the directory that tests start in"),
+    ("mounts", "linelist", "host paths that show through, 'src:dst' or 'src:dst:ro' a line"),
+    ("hostname", "string", "the host name inside"),
+    ("disk", "string", "the size of the writable layer, such as '512M'"),
+    ("capabilities", "args", "the capabilities that are kept inside, by name"),
+    ("scope", "string", "which tests share a sandbox"),
+    ("hide", "args", "paths that the host image does not show"),
+)
+
+
+class PytestSandboxWarning(pytest.PytestWarning):
+    """Something about a sandboxed test is not as asked for, and the user said to go on."""
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Registers what this version understands; options that are still to come stay unknown to pytest."""
+    group = parser.getgroup("sandbox", "sandboxed tests")
+    group.addoption("--sandbox", choices=MODES, default=None, dest="sandbox_mode",
+                    help="Sandbox the tests that are marked so (default), all tests, or none.")
+    group.addoption("--sandbox-image", metavar="REF", default=None, dest="sandbox_image",
+                    help="The image of tests whose marker names none (default: host).")
+    group.addoption("--sandbox-unavailable", choices=UNAVAILABLE, default=None, dest="sandbox_unavailable",
+                    help="When this host cannot give the sandbox that a test asks for: fail with the reason (default), "
+                         "skip with the reason, or run unsandboxed with a warning.")
+    parser.addini("sandbox", "Which tests are sandboxed: marked, all or off.", type="string", default="marked")
+    parser.addini("sandbox_image", "The image of tests whose marker names none.", type="string", default="")
+    parser.addini("sandbox_unavailable", "When a sandbox cannot be had: error, skip or run.", type="string",
+                  default="error")
+    for name, kind, text in INI_OPTIONS:
+        parser.addini(f"sandbox_{name}", f"Default of the sandbox marker's option {name}: {text}.",
+                      type=kind, default="" if kind == "string" else [])  # type: ignore[arg-type]
+
+
+def _chosen(config: pytest.Config, dest: str, ini: str, allowed: tuple[str, ...]) -> str:
+    given = config.getoption(dest)
+    if given is None:
+        given = config.getini(ini)
+        if given not in allowed:
+            import difflib
+
+            close = difflib.get_close_matches(str(given), allowed, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise pytest.UsageError(f"ini option {ini}={given!r} cannot be used. Allowed: {', '.join(allowed)}.{hint}")
+    return str(given)
+
+
+class Settings:
+    """What one run's configuration says. Made at ``pytest_configure``; its expensive parts are made at first use."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        self.mode = _chosen(config, "sandbox_mode", "sandbox", MODES)
+        self.unavailable = _chosen(config, "sandbox_unavailable", "sandbox_unavailable", UNAVAILABLE)
+        self._base: SandboxSpec | None = None
+        self._specs: dict[tuple[int, ...], tuple[list[pytest.Mark], SandboxSpec]] = {}
+        self._marks: dict[pytest.Collector, tuple[pytest.Mark, ...]] = {}
+
+    def base(self) -> SandboxSpec:
+        """The spec of a marker without options: defaults, with the ini file and the command line laid over them.
+
+        :raises pytest.UsageError: for a value that cannot be used.
+        """
+        if self._base is None:
+            from pytest_sandbox.errors import SandboxUsageError
+            from pytest_sandbox.spec import SandboxSpec, parse_options
+
+            spec = SandboxSpec()
+            for option, shown, value in self._configured():
+                try:
+                    spec = spec.merged(parse_options({option: value}))
+                except SandboxUsageError as error:
+                    raise pytest.UsageError(f"{shown}: {error}") from None
+            self._base = spec
+        return self._base
+
+    def _configured(self) -> Iterable[tuple[str, str, object]]:
+        for name, _, _ in INI_OPTIONS:
+            value = self.config.getini(f"sandbox_{name}")
+            if value:
+                yield name, f"ini option sandbox_{name}", value
+        if image := self.config.getoption("sandbox_image"):
+            yield "image", "--sandbox-image", image
+        elif image := self.config.getini("sandbox_image"):
+            yield "image", "ini option sandbox_image", image
+
+    def forget_marks(self) -> None:
+        """Markers can be added to collectors until collection ends; what was read before then may be stale."""
+        self._marks.clear()
+
+    def marks(self, node: pytest.Item | pytest.Collector) -> tuple[pytest.Mark, ...]:
+        """The ``sandbox`` markers that apply to ``node``, the nearest first. Collectors' answers are kept."""
+        inherited: tuple[pytest.Mark, ...] = ()
+        parent = node.parent
+        if isinstance(parent, pytest.Collector):
+            known = self._marks.get(parent)
+            inherited = self._marks.setdefault(parent, self.marks(parent)) if known is None else known
+        own = node.own_markers
+        if own:
+            return (*[mark for mark in own if mark.name == "sandbox"], *inherited)
+        return inherited
+
+    def spec(self, node: pytest.Item) -> SandboxSpec | None:
+        """What ``node``'s markers and the configuration ask for, or None when it is not to be sandboxed.
+
+        :raises SandboxUsageError: for a marker that cannot be used.
+        """
+        marks = self.marks(node)
+        if not marks:
+            return self.base() if self.mode == "all" else None
+        key = tuple(map(id, marks))
+        known = self._specs.get(key)
+        if known is None:
+            known = self._specs[key] = (list(marks), self._read(marks))  # the marks stay alive: ids are not reused
+        return known[1]
+
+    def _read(self, marks: tuple[pytest.Mark, ...]) -> SandboxSpec:
+        from pytest_sandbox.errors import SandboxUsageError
+        from pytest_sandbox.spec import OPTIONS, parse_options
+
+        options: dict[str, object] = {}
+        for mark in reversed(marks):
+            if mark.args:
+                raise SandboxUsageError(
+                    f"the sandbox marker takes keyword options only, not {', '.join(map(repr, mark.args))}",
+                    option="", value=mark.args, allowed=", ".join(sorted(OPTIONS)), why=_meant(mark.args[0]))
+            options.update(parse_options(mark.kwargs))
+        return self.base().merged(options)
+
+
+def _meant(value: object) -> str | None:
+    """A positional argument is most often an image, or an option's name."""
+    from pytest_sandbox.spec import OPTIONS
+
+    if not isinstance(value, str):
+        return None
+    return f"did you mean {value}=...?" if value in OPTIONS else f"did you mean image={value!r}?"
+
+
+def usage_text(node: pytest.Item, error: SandboxUsageError) -> str:
+    """The message of a marker that cannot be used; names the test first."""
+    return f"{node.nodeid}: {error}"
+
+
+def drives_a_sandbox(item: pytest.Item, mode: str) -> bool:
+    """Whether ``item`` keeps its body on the host because it works a sandbox from outside.
+
+    Whoever requests ``sandbox``, itself or through its fixtures, does. ``sandbox_factory`` counts when the test itself
+    names it: a session's database may live in a sandbox and the test that uses it in another. With ``--sandbox=all``,
+    where nobody asked for this test to be moved, its fixtures' requests count too.
+    """
+    names = getattr(item, "fixturenames", ())
+    if "sandbox" in names:
+        return True
+    if "sandbox_factory" not in names:
+        return False
+    from .compat import requested_names
+
+    return (mode == "all" and item.get_closest_marker("sandbox") is None) or "sandbox_factory" in requested_names(item)

@@ -1,0 +1,261 @@
+"""Reports and warnings as data, both ways, and the report of a test whose process died.
+
+``guest`` turns them into data inside, ``item`` turns data into reports outside. Reports go through pytest's own
+``pytest_report_to_serializable`` and ``pytest_report_from_serializable``, so report types of other plugins travel too;
+what those hooks lose (pytest-xdist users know it) is put back here.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from pytest_sandbox.errors import SandboxProtocolError
+
+from . import wire
+
+#: Fields that pytest's serialisation delivers as JSON has them. All others may hold anything and are packed.
+_PLAIN_FIELDS = frozenset({
+    "nodeid", "location", "keywords", "outcome", "longrepr", "when", "sections", "duration", "start", "stop", "result",
+    "$report_type", "_report_type",
+})
+_SCALARS = (str, int, float, bool, type(None))
+
+
+class RenderedRepr:
+    """A failure representation of a kind that pytest sends as bare text (doctest's, a missing fixture's).
+
+    Has what pytest asks of a ``TerminalRepr``, and prints with the colours that the original printed.
+    """
+
+    def __init__(self, plain: str, coloured: str) -> None:
+        self.plain = plain
+        self.coloured = coloured
+
+    def __str__(self) -> str:
+        return self.plain.strip()
+
+    def toterminal(self, tw: Any) -> None:
+        tw.write(self.coloured if tw.hasmarkup else self.plain)
+
+
+def report_to_data(report: pytest.TestReport, config: pytest.Config,
+                   name_of: Callable[[object], str | None]) -> dict[str, Any]:
+    """``report`` as JSON holds it. Runs inside."""
+    data: dict[str, Any] = config.hook.pytest_report_to_serializable(config=config, report=report)
+    for key, value in data.items():
+        if key not in _PLAIN_FIELDS and not isinstance(value, _SCALARS):
+            data[key] = wire.pack(value, name_of)
+    longrepr = report.longrepr
+    if isinstance(data["longrepr"], str) and not isinstance(longrepr, str):
+        data["longrepr"] = _rendered(longrepr, config)
+    return data
+
+
+def _rendered(longrepr: Any, config: pytest.Config) -> Any:
+    from .compat import terminal_writer
+
+    texts = []
+    for markup in (False, True):
+        buffer = io.StringIO()
+        writer = terminal_writer(config, buffer)
+        writer.hasmarkup = markup
+        longrepr.toterminal(writer)
+        texts.append(buffer.getvalue())
+    return {"$rendered": texts}
+
+
+def report_from_data(data: Any, item: pytest.Item, named: Callable[[str], object]) -> pytest.TestReport:
+    """The report that ``data`` describes, checked: it is about ``item``, and it can be shown. Runs outside.
+
+    :raises SandboxProtocolError: when it is neither.
+    """
+    try:
+        return _report_from_data(data, item, named)
+    except SandboxProtocolError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the reading is pytest's and other plugins'; the data is anybody's
+        raise SandboxProtocolError("the sandboxed test sent a report that cannot be read",
+                                   why=f"{type(error).__name__}: {error}"[:500]) from None
+
+
+def _report_from_data(data: Any, item: pytest.Item, named: Callable[[str], object]) -> pytest.TestReport:
+    if not isinstance(data, dict) or data.get("nodeid") != item.nodeid:
+        raise SandboxProtocolError("the sandboxed test sent a report about something else",
+                                   why=f"{data.get('nodeid') if isinstance(data, dict) else data!r:.200}")
+    known = _methods()
+    for key, value in data.items():
+        if key not in _PLAIN_FIELDS and not isinstance(value, _SCALARS):
+            data[key] = wire.unpack(value, named)
+        if key in known or key.startswith("__"):
+            raise SandboxProtocolError(f"the sandboxed test sent a report with a field {key!r:.60}")
+    rendered = data["longrepr"]
+    if isinstance(rendered, dict) and "$rendered" in rendered:
+        plain, coloured = rendered["$rendered"]
+        data["longrepr"] = None
+        rendered = RenderedRepr(str(plain), str(coloured))
+    else:
+        rendered = None
+    context = data.get("_subtest.context")
+    report = item.config.hook.pytest_report_from_serializable(config=item.config, data=data)
+    if not isinstance(report, pytest.TestReport) or report.when not in wire.PHASES:
+        raise SandboxProtocolError("the sandboxed test sent something that is not a test's report")
+    if rendered is not None:
+        report.longrepr = rendered
+    elif isinstance(report.longrepr, list):
+        path, line, text = report.longrepr
+        report.longrepr = (str(path), int(line), str(text))
+    elif report.longrepr is not None:
+        report.longreprtext  # noqa: B018 - must be printable; better found here than in the terminal's code
+    report.location = item.location  # tuples again, and nobody can report another test's
+    report.sections = [(str(name), str(text)) for name, text in report.sections]
+    report.user_properties = [(str(name), value) for name, value in report.user_properties]
+    report.outcome = str(report.outcome)  # type: ignore[assignment]
+    for figure in (report.duration, report.start, report.stop):
+        if not isinstance(figure, (int, float)):
+            raise SandboxProtocolError("the sandboxed test sent a report with a time that is not a number")
+    if isinstance(context, dict):
+        _restore_subtest(report, context)
+    return report
+
+
+_known_methods: frozenset[str] = frozenset()
+
+
+def _methods() -> frozenset[str]:
+    """The names that a report's fields must not hide."""
+    global _known_methods
+    if not _known_methods:
+        _known_methods = frozenset(name for name in dir(pytest.TestReport)
+                                   if callable(getattr(pytest.TestReport, name)) and name not in _PLAIN_FIELDS)
+    return _known_methods
+
+
+def _restore_subtest(report: pytest.TestReport, sent: dict[str, Any]) -> None:
+    """pytest 9.1 and 9.2 quote a subtest's parameters once more each time a report is read (``i=1``, ``i='1'``)."""
+    context: Any = getattr(report, "context", None)
+    kwargs = sent.get("kwargs")
+    if context is not None and isinstance(kwargs, dict) and getattr(context, "kwargs", kwargs) != kwargs:
+        object.__setattr__(context, "kwargs", kwargs)
+
+
+# The report of a process that died.
+
+
+def crash_longrepr(item: pytest.Item, error: Exception, report: pytest.TestReport) -> Any:
+    """A failure representation that says what happened, at the test's own place, without frames of ours."""
+    data = item.config.hook.pytest_report_to_serializable(config=item.config, report=report)
+    path, line, _ = item.reportinfo()
+    name = type(error).__name__
+    text = f"{name}: {error}"
+    place = {"path": _relative(item, str(path)), "lineno": (line or 0) + 1, "message": name}
+    lines = [f"E   {one}" for one in text.splitlines()]
+    entry = {"type": "ReprEntry", "data": {"lines": lines, "reprfuncargs": None, "reprlocals": None,
+                                           "reprfileloc": place, "style": "long"}}
+    data["longrepr"] = {
+        "reprcrash": {**place, "message": text}, "sections": [], "chain": None,
+        "reprtraceback": {"reprentries": [entry], "extraline": None, "style": "long"},
+    }
+    return item.config.hook.pytest_report_from_serializable(config=item.config, data=data).longrepr
+
+
+def _relative(item: pytest.Item, path: str) -> str:
+    start = f"{item.config.invocation_params.dir}/"
+    return path.removeprefix(start)
+
+
+# Warnings.
+
+
+def warning_to_data(message: warnings.WarningMessage) -> dict[str, Any]:
+    """A recorded warning as JSON holds it; the source line goes along, since its file may exist inside only."""
+    line = message.line
+    if line is None:
+        import linecache
+
+        line = linecache.getline(message.filename, message.lineno) or None
+    category = message.category
+    return {"text": str(message.message), "category": category.__name__, "module": category.__module__,
+            "filename": message.filename, "lineno": message.lineno, "line": line,
+            "source": message.source is not None}
+
+
+def warning_from_data(data: Any) -> warnings.WarningMessage:
+    """The warning that ``data`` describes.
+
+    :raises SandboxProtocolError: when it describes none.
+    """
+    try:
+        category = _category(str(data["module"]), str(data["category"]))
+        text = str(data["text"])
+        line = None if data["line"] is None else str(data["line"])
+        return warnings.WarningMessage(
+            _instance(category, text), category, str(data["filename"]), int(data["lineno"]), None, line,
+            object() if data["source"] else None)
+    except (KeyError, TypeError, ValueError):
+        raise SandboxProtocolError("the sandboxed test sent a warning that cannot be read") from None
+
+
+def _category(module: str, name: str) -> type[Warning]:
+    """Looked up among what is imported already: a sandboxed test cannot make the parent import anything."""
+    found = getattr(sys.modules.get(module), name, None)
+    if isinstance(found, type) and issubclass(found, Warning):
+        return found
+    return type(name, (Warning,), {"__module__": module})
+
+
+def _instance(category: type[Warning], text: str) -> Warning:
+    message = category.__new__(category)
+    Warning.__init__(message, text)
+    return message if str(message) == text else UserWarning(text)
+
+
+# What travels beside the reports.
+
+#: Attributes of an item that are pytest's own affair, or travel by other means.
+KEPT_BACK = frozenset({
+    "funcargs", "own_markers", "keywords", "stash", "user_properties", "callspec", "fixturenames", "originalname",
+    "name", "parent", "session", "config", "path", "extra_keyword_matches", "obj", "instance", "dtest", "runner",
+    "_request", "_fixtureinfo", "_report_sections", "_instance", "_obj", "_nodeid", "_id", "_store", "_excinfo",
+})
+
+
+@dataclass(slots=True)
+class Changes:
+    """What one phase changed, inside, that others read outside."""
+
+    attributes: dict[str, Any] = field(default_factory=dict)
+    warnings: list[warnings.WarningMessage] = field(default_factory=list)
+    failed_subtests: int = 0
+    suite_properties: list[tuple[str, str]] = field(default_factory=list)
+    xml_attributes: dict[str, str] = field(default_factory=dict)
+    suspended: bool = False
+
+
+def changes_from_data(data: Any, item: pytest.Item, named: Callable[[str], object]) -> Changes:
+    """The changes that ``guest`` described.
+
+    :raises SandboxProtocolError: for anything else.
+    """
+    try:
+        attributes = {str(name): wire.unpack(value, named) for name, value in data.get("attributes", {}).items()}
+        for name in attributes:
+            if name in KEPT_BACK or name.startswith("__") or hasattr(type(item), name):
+                raise SandboxProtocolError(f"the sandboxed test tried to change {name!r} of its item")
+        return Changes(
+            attributes,
+            [warning_from_data(one) for one in data.get("warnings", ())],
+            int(data.get("failed_subtests", 0)),
+            [(str(name), str(value)) for name, value in data.get("suite_properties", ())],
+            {str(name): str(value) for name, value in data.get("xml_attributes", {}).items()},
+            data.get("suspended") is True,
+        )
+    except (AttributeError, TypeError, ValueError) as error:
+        raise SandboxProtocolError("the sandboxed test sent changes that cannot be read",
+                                   why=f"{type(error).__name__}: {error}"[:500]) from None
