@@ -1,0 +1,402 @@
+"""A sandbox's files, seen from outside: ``SandboxPath``, copying in and out, and ``changes()``.
+
+Everything goes through a descriptor of the sandbox's root and openat2(2) with ``RESOLVE_IN_ROOT``: whatever links,
+FIFOs or devices the code inside has made, nothing here is led out, blocked or made to read a device.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import PurePosixPath
+from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
+
+from .runtime import syscalls as sc
+
+if TYPE_CHECKING:
+    from .runtime.plan import Plan
+    from .sandbox import Sandbox
+
+_IN_ROOT = sc.RESOLVE_IN_ROOT | sc.RESOLVE_NO_MAGICLINKS
+_FLAGS = {"r": os.O_RDONLY, "w": os.O_WRONLY | os.O_CREAT | os.O_TRUNC, "a": os.O_WRONLY | os.O_CREAT | os.O_APPEND,
+          "x": os.O_WRONLY | os.O_CREAT | os.O_EXCL, "r+": os.O_RDWR}
+
+
+class SandboxPath:
+    """A path in a sandbox's own tree, with the methods of :class:`pathlib.Path` that make sense from outside.
+
+    Absolute; a relative one starts at ``/``. Made by ``Sandbox.path``, usable for as long as the sandbox runs.
+    """
+
+    __slots__ = ("_path", "_sandbox")
+
+    def __init__(self, sandbox: Sandbox, path: str | os.PathLike[str]) -> None:
+        self._sandbox = sandbox
+        self._path = PurePosixPath("/", os.fspath(path))
+
+    def _with(self, path: str | os.PathLike[str]) -> SandboxPath:
+        return SandboxPath(self._sandbox, path)
+
+    # What needs no look at the files.
+
+    def __truediv__(self, other: str | os.PathLike[str]) -> SandboxPath:
+        return self._with(self._path / other)
+
+    def __str__(self) -> str:
+        return str(self._path)
+
+    def __repr__(self) -> str:
+        return f"SandboxPath({str(self._path)!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SandboxPath) and (self._sandbox, self._path) == (other._sandbox, other._path)
+
+    def __hash__(self) -> int:
+        return hash(self._path)
+
+    def __lt__(self, other: SandboxPath) -> bool:
+        return self._path < other._path
+
+    @property
+    def name(self) -> str:
+        """The last component."""
+        return self._path.name
+
+    @property
+    def stem(self) -> str:
+        """The last component without its suffix."""
+        return self._path.stem
+
+    @property
+    def suffix(self) -> str:
+        """The last component's suffix."""
+        return self._path.suffix
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The components."""
+        return self._path.parts
+
+    @property
+    def parent(self) -> SandboxPath:
+        """The directory that holds it."""
+        return self._with(self._path.parent)
+
+    def joinpath(self, *others: str | os.PathLike[str]) -> SandboxPath:
+        """As ``/``, several at once."""
+        return self._with(self._path.joinpath(*others))
+
+    def with_name(self, name: str) -> SandboxPath:
+        """The same with another last component."""
+        return self._with(self._path.with_name(name))
+
+    # Looking.
+
+    def _open(self, flags: int, mode: int = 0) -> int:
+        try:
+            return sc.openat2(self._sandbox._root_fd, str(self._path), flags, mode, _IN_ROOT)
+        except OSError as error:
+            error.filename = str(self._path)
+            raise
+
+    @contextmanager
+    def _in_parent(self) -> Iterator[tuple[int, str]]:
+        """A descriptor of the parent directory, links resolved inside, and the name in it."""
+        name = self._path.name
+        if name in ("", ".."):
+            raise OSError(22, "not a name that can be made or removed", str(self._path))
+        fd = self.parent._open(os.O_PATH | os.O_DIRECTORY)
+        try:
+            yield fd, name
+        except OSError as error:
+            error.filename = str(self._path)
+            raise
+        finally:
+            os.close(fd)
+
+    def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
+        """stat(2)."""
+        fd = self._open(os.O_PATH | (0 if follow_symlinks else os.O_NOFOLLOW))
+        try:
+            return os.fstat(fd)
+        finally:
+            os.close(fd)
+
+    def lstat(self) -> os.stat_result:
+        """lstat(2)."""
+        return self.stat(follow_symlinks=False)
+
+    def _mode(self, follow: bool = True) -> int:
+        try:
+            return self.stat(follow_symlinks=follow).st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            return 0
+        except OSError as error:
+            if error.errno == 40:  # ELOOP
+                return 0
+            raise
+
+    def exists(self) -> bool:
+        """Whether it exists, links followed inside."""
+        return self._mode() != 0
+
+    def is_file(self) -> bool:
+        """Whether it is a regular file."""
+        return stat.S_ISREG(self._mode())
+
+    def is_dir(self) -> bool:
+        """Whether it is a directory."""
+        return stat.S_ISDIR(self._mode())
+
+    def is_symlink(self) -> bool:
+        """Whether it is a symbolic link."""
+        return stat.S_ISLNK(self._mode(follow=False))
+
+    def readlink(self) -> str:
+        """What a symbolic link says."""
+        with self._in_parent() as (fd, name):
+            return os.readlink(name, dir_fd=fd)
+
+    def iterdir(self) -> Iterator[SandboxPath]:
+        """The directory's entries, sorted."""
+        fd = self._open(os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            names = sorted(os.listdir(fd))
+        finally:
+            os.close(fd)
+        for name in names:
+            yield self / name
+
+    def rglob(self, pattern: str) -> Iterator[SandboxPath]:
+        """What lies below and matches, links not followed."""
+        for entry in self.iterdir():
+            if entry._path.match(pattern):
+                yield entry
+            if stat.S_ISDIR(entry._mode(follow=False)):
+                yield from entry.rglob(pattern)
+
+    def glob(self, pattern: str) -> Iterator[SandboxPath]:
+        """The directory's own entries whose names match."""
+        return (entry for entry in self.iterdir() if entry._path.match(pattern))
+
+    # Content.
+
+    def open(self, mode: str = "r", encoding: str | None = None, errors: str | None = None,
+             newline: str | None = None) -> IO[Any]:
+        """A file object, for regular files only.
+
+        :raises OSError: also when it is a device, a FIFO or a socket.
+        """
+        kind = mode.replace("b", "").replace("t", "")
+        if kind not in _FLAGS:
+            raise ValueError(f"mode {mode!r} cannot be used on a sandbox's file: use one of {', '.join(_FLAGS)}")
+        flags = _FLAGS[kind]
+        before = self._mode(follow=kind != "x")
+        fd = self._open(flags & ~os.O_TRUNC | os.O_NONBLOCK | os.O_NOCTTY, 0o644 if flags & os.O_CREAT else 0) \
+            if not before or stat.S_ISREG(before) or kind == "x" else -1
+        if fd < 0 or not stat.S_ISREG(os.fstat(fd).st_mode):
+            if fd >= 0:
+                os.close(fd)
+            code = 21 if stat.S_ISDIR(before) else 22
+            raise OSError(code, "not a regular file", str(self._path))
+        if flags & os.O_TRUNC:
+            os.ftruncate(fd, 0)
+        if not before:
+            self._own(fd)
+        os.set_blocking(fd, True)
+        if "b" in mode:
+            return open(fd, mode)
+        return open(fd, mode, encoding=encoding or "utf-8", errors=errors, newline=newline)
+
+    def _own(self, fd: int) -> None:
+        if os.getuid() == 0 and self._sandbox.ids != (0, 0):
+            os.chown(fd, *self._sandbox.ids)
+
+    def read_bytes(self) -> bytes:
+        """The whole content."""
+        with self.open("rb") as file:
+            return bytes(file.read())
+
+    def read_text(self, encoding: str | None = None, errors: str | None = None) -> str:
+        """The whole content as text (UTF-8 unless told otherwise)."""
+        with self.open("r", encoding, errors) as file:
+            return str(file.read())
+
+    def write_bytes(self, data: bytes) -> int:
+        """Replaces the content, or makes the file."""
+        with self.open("wb") as file:
+            return int(file.write(data))
+
+    def write_text(self, data: str, encoding: str | None = None, errors: str | None = None) -> int:
+        """Replaces the content, or makes the file."""
+        with self.open("w", encoding, errors) as file:
+            return int(file.write(data))
+
+    # Changing.
+
+    def mkdir(self, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
+        """Makes a directory."""
+        if parents and not self.parent.exists():
+            self.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with self._in_parent() as (fd, name):
+                os.mkdir(name, mode, dir_fd=fd)
+                made = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
+                try:
+                    self._own(made)
+                finally:
+                    os.close(made)
+        except FileExistsError:
+            if not exist_ok or not self.is_dir():
+                raise
+
+    def touch(self, exist_ok: bool = True) -> None:
+        """Makes an empty file."""
+        self.open("a" if exist_ok else "x").close()
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        """Removes a file or link."""
+        try:
+            with self._in_parent() as (fd, name):
+                os.unlink(name, dir_fd=fd)
+        except FileNotFoundError:
+            if not missing_ok:
+                raise
+
+    def rmdir(self) -> None:
+        """Removes an empty directory."""
+        with self._in_parent() as (fd, name):
+            os.rmdir(name, dir_fd=fd)
+
+    def chmod(self, mode: int) -> None:
+        """Changes the mode, of a link's target."""
+        fd = self._open(os.O_PATH)
+        try:
+            os.chmod(f"/proc/self/fd/{fd}", mode)
+        finally:
+            os.close(fd)
+
+    def symlink_to(self, target: str | os.PathLike[str]) -> None:
+        """Makes a symbolic link; it is resolved inside."""
+        with self._in_parent() as (fd, name):
+            os.symlink(os.fspath(target), name, dir_fd=fd)
+
+    def rename(self, target: str | os.PathLike[str] | SandboxPath) -> SandboxPath:
+        """Renames it; an existing file is replaced."""
+        to = target if isinstance(target, SandboxPath) else self._with(target)
+        with self._in_parent() as (fd, name), to._in_parent() as (other, new):
+            os.rename(name, new, src_dir_fd=fd, dst_dir_fd=other)
+        return to
+
+
+def copy_in(src: str, to: SandboxPath) -> None:
+    """See ``Sandbox.copy_in``."""
+    if to.is_dir():
+        to = to / os.path.basename(os.path.realpath(src))
+    _in(os.path.realpath(src), to)
+
+
+def _in(src: str, to: SandboxPath) -> None:
+    look = os.lstat(src)
+    if stat.S_ISLNK(look.st_mode):
+        to.unlink(missing_ok=True)
+        to.symlink_to(os.readlink(src))
+    elif stat.S_ISDIR(look.st_mode):
+        to.mkdir(exist_ok=True)
+        for name in sorted(os.listdir(src)):
+            _in(os.path.join(src, name), to / name)
+        to.chmod(stat.S_IMODE(look.st_mode))
+    elif stat.S_ISREG(look.st_mode):
+        _file_in(src, to)
+    else:
+        raise OSError(22, "neither a file nor a directory", src)
+
+
+def _file_in(src: str, there: SandboxPath) -> None:
+    with open(src, "rb") as origin, there.open("wb") as copy:
+        look = os.fstat(origin.fileno())
+        _pump(origin.fileno(), copy.fileno())
+        os.fchmod(copy.fileno(), stat.S_IMODE(look.st_mode))
+        os.utime(copy.fileno(), ns=(look.st_atime_ns, look.st_mtime_ns))
+
+
+def _pump(source: int, target: int) -> None:
+    while chunk := os.read(source, 1 << 20):
+        view = memoryview(chunk)
+        while view:
+            view = view[os.write(target, view):]
+
+
+def copy_out(src: SandboxPath, dst: str) -> None:
+    """See ``Sandbox.copy_out``."""
+    if os.path.isdir(dst):
+        dst = os.path.join(dst, src.name)
+    left_out: list[str] = []
+    fd = src._open(os.O_PATH)
+    try:
+        _out(fd, dst, str(src), left_out)
+    finally:
+        os.close(fd)
+    if left_out:
+        warnings.warn(f"not copied out of the sandbox, being neither files nor directories: {', '.join(left_out)}",
+                      stacklevel=3)
+
+
+def _out(fd: int, dst: str, name: str, left_out: list[str]) -> None:
+    """Copies what the O_PATH descriptor ``fd`` is. A link in the target's place on the host is not followed either."""
+    look = os.fstat(fd)
+    if stat.S_ISLNK(look.st_mode):
+        os.symlink(os.readlink("", dir_fd=fd), dst)
+    elif stat.S_ISREG(look.st_mode):
+        source = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            target = os.open(dst, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            try:
+                _pump(source, target)
+                os.fchmod(target, stat.S_IMODE(look.st_mode) & 0o777)  # never a set-id file on the host
+                os.utime(target, ns=(look.st_atime_ns, look.st_mtime_ns))
+            finally:
+                os.close(target)
+        finally:
+            os.close(source)
+    elif stat.S_ISDIR(look.st_mode):
+        with suppress(FileExistsError):
+            os.mkdir(dst, 0o700)
+        listing = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for entry in sorted(os.listdir(listing)):
+                inner = os.open(entry, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=listing)
+                try:
+                    _out(inner, os.path.join(dst, entry), f"{name}/{entry}", left_out)
+                finally:
+                    os.close(inner)
+        finally:
+            os.close(listing)
+        os.chmod(dst, stat.S_IMODE(look.st_mode) & 0o777)
+    else:
+        left_out.append(name)
+
+
+class Change(NamedTuple):
+    """One path that the writable layer changes; ``kind`` is added, modified, deleted, or metadata."""
+
+    path: str
+    kind: Literal["added", "modified", "deleted", "metadata"]
+
+
+def changes(plan: Plan, scratch: int, root: int, privileged: bool) -> list[Change]:
+    """See ``Sandbox.changes``. Reads the overlays' upper directories, through a descriptor of the writable layer."""
+    from .layerdiff import LayerDiff
+    found: list[Change] = []
+    for number, tree in enumerate(plan.trees):
+        upper = os.open(f"{number}/upper", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=scratch)
+        try:
+            diff = LayerDiff(tree, privileged, root)
+            found += [Change(path, kind) for path, kind in diff.walk(upper)]
+        finally:
+            os.close(upper)
+    ignored = plan.made
+    return sorted(change for change in found if change.path not in ignored)

@@ -1,0 +1,160 @@
+"""The ``host`` image: this machine's own tree as read-only lower layers, one for each real file system mounted.
+
+Called by ``sandbox``. Reads the mount table and, for an unprivileged caller, the directories that have mounts below
+them: the kernel refuses those as lower layers in a user namespace (EINVAL, since Linux 5.14), so they are made anew and
+their children are overlaid instead.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import select
+import stat
+from dataclasses import dataclass
+
+from ..rootfs import Entry, Root, Tree
+
+#: Never shown: each sandbox has these of its own.
+FRESH = ("/proc", "/sys", "/dev", "/run")
+
+#: File systems that hold no files of the machine's own.
+PSEUDO = frozenset({
+    "autofs", "binfmt_misc", "bpf", "cgroup", "cgroup2", "configfs", "debugfs", "devpts", "devtmpfs", "efivarfs",
+    "fusectl", "fuse.gvfsd-fuse", "fuse.lxcfs", "fuse.portal", "hugetlbfs", "mqueue", "nsfs", "proc", "pstore",
+    "resctrl", "rpc_pipefs", "securityfs", "selinuxfs", "sysfs", "tracefs",
+})
+
+_COPIED = 1 << 20  # a file in a directory that is made anew is copied up to this size
+_OCTAL = re.compile(r"\\([0-7]{3})")
+
+
+@dataclass(frozen=True, slots=True)
+class MountPoint:
+    """A line of ``/proc/self/mountinfo`` (proc_pid_mountinfo(5))."""
+
+    path: str
+    fstype: str
+    options: frozenset[str]
+
+
+def read_mounts(text: str) -> list[MountPoint]:
+    """The mounts that can be reached, in the order of the table; of several on one path the last."""
+    found: dict[str, MountPoint] = {}
+    for line in text.splitlines():
+        left, _, right = line.partition(" - ")
+        path = _OCTAL.sub(lambda match: chr(int(match[1], 8)), left.split()[4]).encode("latin-1")
+        where = os.fsdecode(path)
+        for below in [one for one in found if one.startswith(where.rstrip("/") + "/")]:
+            del found[below]  # a later mount on a parent covers it
+        found.pop(where, None)
+        found[where] = MountPoint(where, right.split()[0], frozenset(left.split()[5].split(",")))
+    return list(found.values())
+
+
+def _below(path: str, parents: tuple[str, ...]) -> bool:
+    return any(path == parent or path.startswith(parent + "/") for parent in parents)
+
+
+def read_host(hide: tuple[str, ...], cache: str, split: bool) -> Root:
+    """The host's tree as it is now.
+
+    :param hide: credential stores to hide: absolute, or relative to every home directory.
+    :param cache: the layer cache, hidden too.
+    :param split: whether directories with mounts below them must be made anew (an unprivileged caller).
+    """
+    with open("/proc/self/mountinfo", encoding="latin-1") as file:
+        mounts = read_mounts(file.read())
+    others = [one for one in mounts if one.path != "/" and not _below(one.path, FRESH)]
+    real = [one for one in others if one.fstype not in PSEUDO and os.path.isdir(one.path)]
+    noexec = {one.path: "noexec" in one.options for one in mounts}
+    hidden = _hidden(hide, cache)
+    trees: dict[str, tuple[Entry, ...] | None] = {"/": None}
+    for one in sorted(real, key=lambda one: one.path):
+        if not _below(one.path, hidden):
+            trees[one.path] = None
+    if split:
+        _split(trees, [one.path for one in mounts if one.path != "/"], hidden)
+    ordered = sorted(trees, key=lambda path: (path.count("/"), path) if path != "/" else (0, ""))
+    return Root(tuple(_tree(path, trees[path], ordered, hidden, noexec) for path in ordered), host=True)
+
+
+def _tree(path: str, entries: tuple[Entry, ...] | None, all_trees: list[str], hidden: tuple[str, ...],
+          noexec: dict[str, bool]) -> Tree:
+    mount = max((one for one in noexec if _below(path, (one,)) or one == "/"), key=len, default="/")
+    nearer = [one for one in all_trees if one != path and (path == "/" or one.startswith(path + "/"))]
+    ours = tuple(os.path.relpath(one, path) for one in hidden
+                 if one != path and (path == "/" or one.startswith(path + "/")) and not _below(one, tuple(nearer)))
+    return Tree(path, (path,), ours if entries is None else (), entries, noexec=noexec.get(mount, False))
+
+
+def _split(trees: dict[str, tuple[Entry, ...] | None], mounts: list[str],
+           hidden: tuple[str, ...]) -> None:
+    """Replaces every directory that has mounts below it by its children."""
+    pending = list(trees)
+    while pending:
+        path = pending.pop()
+        prefix = path.rstrip("/") + "/"
+        if not any(one.startswith(prefix) for one in mounts):
+            continue
+        entries = []
+        for name in sorted(_listed(path)):
+            child = prefix + name
+            if child in hidden:
+                continue
+            look = os.lstat(child)
+            if stat.S_ISLNK(look.st_mode):
+                entries.append(Entry(name, "link", os.readlink(child)))
+            elif stat.S_ISDIR(look.st_mode):
+                entries.append(Entry(name, "dir"))
+                if not _below(child, FRESH) and os.access(child, os.R_OK | os.X_OK) and child not in trees:
+                    trees[child] = None
+                    pending.append(child)
+            elif stat.S_ISREG(look.st_mode) and look.st_size <= _COPIED:
+                entries.append(Entry(name, "file"))
+        trees[path] = tuple(entries)
+
+
+def _listed(path: str) -> list[str]:
+    try:
+        return os.listdir(path)
+    except OSError:
+        return []
+
+
+def _hidden(hide: tuple[str, ...], cache: str) -> tuple[str, ...]:
+    """Absolute paths, without symbolic links in their parents, of all that exists and is to be hidden."""
+    homes = {os.path.expanduser("~")}
+    for user in pwd.getpwall():
+        if user.pw_uid in (0, os.getuid()) or user.pw_uid >= 1000:
+            homes.add(user.pw_dir)
+    homes.discard("/")
+    found = set()
+    for one in (*hide, cache):
+        for path in [one] if one.startswith("/") else [f"{home}/{one}" for home in homes]:
+            if os.path.lexists(path):
+                parent, name = os.path.split(os.path.normpath(path))
+                found.add(os.path.join(os.path.realpath(parent), name))
+                found.add(os.path.realpath(path))
+    found = {one for one in found if os.path.lexists(one) and not _below(one, FRESH) and one not in homes | {"/"}}
+    return tuple(sorted(one for one in found if not any(one.startswith(other + "/") for other in found)))
+
+
+class HostImage:
+    """The host's tree, read again only when the mount table has changed. One a process; lives as long as it."""
+
+    def __init__(self) -> None:
+        self._fd = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+        self._poll = select.poll()
+        self._poll.register(self._fd, select.POLLPRI)  # proc(5): readable as an exception when a mount came or went
+        self._roots: dict[tuple[tuple[str, ...], str, bool], Root] = {}
+
+    def root(self, hide: tuple[str, ...], cache: str, split: bool) -> Root:
+        """As :func:`read_host`."""
+        if self._poll.poll(0):
+            self._roots.clear()
+        key = (hide, cache, split)
+        if key not in self._roots:
+            self._roots[key] = read_host(*key)
+        return self._roots[key]

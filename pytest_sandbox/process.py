@@ -1,0 +1,208 @@
+"""A command that runs in a sandbox, seen from outside: the live :class:`Process` and the finished :class:`Result`."""
+
+from __future__ import annotations
+
+import io
+import os
+import select
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import IO, Any
+
+from .errors import SandboxClosedError, SandboxProtocolError
+from .runtime import protocol
+
+#: How much of each output stream ``run()`` keeps unless it is told otherwise, in bytes.
+OUTPUT_LIMIT = 16 << 20
+
+
+class Result(subprocess.CompletedProcess[Any]):
+    """What ``Sandbox.run`` returns: a :class:`subprocess.CompletedProcess` that also tells how the command ended.
+
+    ``timed_out``: it was ended because its time was up. ``signal``: the number of the signal that ended it, or None.
+    ``truncated``: it printed more than ``output_limit`` and was cut off there. ``oom_killed`` and ``usage``: None,
+    until limits and accounting are available.
+    """
+
+    def __init__(self, args: Sequence[str], returncode: int, stdout: Any = None, stderr: Any = None, *,
+                 timed_out: bool = False, truncated: bool = False) -> None:
+        super().__init__(args, returncode, stdout, stderr)
+        self.timed_out = timed_out
+        self.truncated = truncated
+        self.signal = -returncode if returncode < 0 else None
+        self.oom_killed: bool | None = None
+        self.usage: None = None
+
+
+class Process:
+    """A live command in a sandbox, as ``Sandbox.popen`` returns it: the useful part of :class:`subprocess.Popen`.
+
+    Lives until it is waited for; leaving a ``with`` block closes its streams and waits. ``pid`` is its number inside.
+    """
+
+    def __init__(self, args: Sequence[str], channel: socket.socket, streams: tuple[int, int, int], text: bool) -> None:
+        self.args = list(args)
+        self.returncode: int | None = None
+        self.pid = -1
+        self._channel = channel
+        self._lock = threading.Lock()
+        self._read = (bytearray(), bytearray())  # what communicate() has read so far
+        self._cut = False
+        self._started()
+        self.stdin = _stream(streams[0], "w", text)
+        self.stdout = _stream(streams[1], "r", text)
+        self.stderr = _stream(streams[2], "r", text)
+
+    def _started(self) -> None:
+        message = self._receive()
+        if "errno" in message:
+            code, path = message["errno"], message.get("path") or self.args[0]
+            self._channel.close()
+            raise OSError(code, f"{os.strerror(code)} (in the sandbox)", path)
+        self.pid = int(message["pid"])
+
+    def _receive(self) -> protocol.Message:
+        try:
+            got = protocol.receive(self._channel)
+        except (OSError, protocol.BadMessage) as error:
+            raise SandboxProtocolError("the sandbox's init sent what is not a message", why=str(error)) from error
+        if got is None:
+            raise SandboxClosedError("the sandbox ended while a command ran in it", why=f"it was {self.args!r}")
+        for fd in got[1]:
+            os.close(fd)
+        return got[0]
+
+    def fileno(self) -> int:
+        """A descriptor that can be read once the command has ended."""
+        return self._channel.fileno()
+
+    def poll(self) -> int | None:
+        """The exit status, the negative signal number, or None while it runs."""
+        with suppress(subprocess.TimeoutExpired):
+            return self.wait(0)
+        return None
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Waits for the end.
+
+        :raises subprocess.TimeoutExpired: after ``timeout`` seconds.
+        :raises SandboxClosedError: when the sandbox ended first.
+        """
+        with self._lock:
+            if self.returncode is None:
+                poll = select.poll()
+                poll.register(self._channel, select.POLLIN)
+                if not poll.poll(None if timeout is None else max(0.0, timeout) * 1000):
+                    raise subprocess.TimeoutExpired(self.args, timeout or 0)
+                message = self._receive()
+                self._channel.close()
+                self.returncode = os.waitstatus_to_exitcode(int(message["status"]))
+            return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Sends a signal, unless it has ended."""
+        self._signal(number, False)
+
+    def terminate(self) -> None:
+        """SIGTERM."""
+        self._signal(signal.SIGTERM, False)
+
+    def kill(self) -> None:
+        """SIGKILL to the command and to every process that stayed in its process group."""
+        self._signal(signal.SIGKILL, True)
+
+    def _signal(self, number: int, group: bool) -> None:
+        with self._lock, suppress(OSError):
+            if self.returncode is None:
+                protocol.send(self._channel, {"signal": int(number), "group": group})
+
+    def communicate(self, input: str | bytes | None = None, timeout: float | None = None,  # noqa: A002 - as Popen
+                    output_limit: int | None = None) -> tuple[Any, Any, bool]:
+        """Feeds ``input``, reads both outputs to their ends and waits; True as the third when an output was cut.
+
+        :raises subprocess.TimeoutExpired: after ``timeout`` seconds; the command goes on.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        data = input.encode() if isinstance(input, str) else input
+        _exchange(self, data, deadline, output_limit)
+        self.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        return self.output()
+
+    def output(self) -> tuple[Any, Any, bool]:
+        """What :meth:`communicate` has read so far."""
+        kept: list[Any] = []
+        for stream, data in zip((self.stdout, self.stderr), self._read, strict=True):
+            if stream is None:
+                kept.append(None)
+            elif isinstance(stream, io.TextIOBase):
+                kept.append(data.decode("utf-8", "replace").replace("\r\n", "\n"))
+            else:
+                kept.append(bytes(data))
+        return kept[0], kept[1], self._cut
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for stream in (self.stdin, self.stdout, self.stderr):
+            if stream is not None:
+                with suppress(BrokenPipeError):
+                    stream.close()
+        with suppress(SandboxClosedError):
+            self.wait()
+
+
+def _stream(fd: int, mode: str, text: bool) -> IO[Any] | None:
+    if fd < 0:
+        return None
+    if text:
+        return open(fd, mode, encoding="utf-8", errors="replace", newline=None)
+    return open(fd, mode + "b", buffering=-1 if mode == "r" else 0)
+
+
+def _exchange(process: Process, data: bytes | None, deadline: float | None, limit: int | None) -> None:
+    """Moves bytes until both outputs have ended. An output beyond ``limit`` is closed: its writer gets a SIGPIPE."""
+    poll = select.poll()
+    outputs = {}
+    for stream, buffer in zip((process.stdout, process.stderr), process._read, strict=True):
+        if stream is not None and not stream.closed:
+            outputs[stream.fileno()] = stream, buffer
+            poll.register(stream, select.POLLIN)
+    feed = memoryview(data or b"")
+    stdin = process.stdin
+    if stdin is not None and not stdin.closed:
+        if feed:
+            os.set_blocking(stdin.fileno(), False)
+            poll.register(stdin, select.POLLOUT)
+        else:
+            stdin.close()
+    while outputs or feed:
+        left = None if deadline is None else (deadline - time.monotonic()) * 1000
+        if left is not None and left <= 0:
+            raise subprocess.TimeoutExpired(process.args, 0)
+        for fd, _ in poll.poll(left):
+            if fd in outputs:
+                stream, buffer = outputs[fd]
+                chunk = os.read(fd, 1 << 16)
+                buffer += chunk
+                if limit is not None and len(buffer) > limit:
+                    del buffer[limit:]
+                    process._cut, chunk = True, b""
+                if not chunk:
+                    poll.unregister(fd)
+                    del outputs[fd]
+                    stream.close()
+            elif stdin is not None:
+                try:
+                    feed = feed[os.write(fd, feed[:1 << 16]):]
+                except BrokenPipeError:
+                    feed = feed[len(feed):]
+                if not feed:
+                    poll.unregister(fd)
+                    with suppress(BrokenPipeError):
+                        stdin.close()

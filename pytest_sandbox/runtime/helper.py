@@ -1,0 +1,167 @@
+"""The helper: a small process that makes sandboxes, so that the caller's heap is not copied for each.
+
+Started once per caller, by :mod:`.launch`, as ``python -I -S``. It moves into a pid namespace of its own as its first
+process, so that its end is the end of every sandbox, and, for an unprivileged caller, into a user namespace of its own,
+in which it is root. It ends when its socket closes or the caller ends.
+"""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found] # of the signal module, whose enums cost 5 ms
+import os
+import select
+import socket
+import sys
+from typing import Any
+
+from . import init, mounts, protocol
+from . import syscalls as sc
+
+
+def main() -> None:
+    """Entry of the new process. Arguments: the socket's descriptor, a pidfd of the caller, 1 if the caller is root."""
+    argv = sys.argv[1:]
+    sock = socket.socket(fileno=int(argv[0]))
+    lifeline = int(argv[1])
+    privileged = argv[2] == "1"
+    os.set_inheritable(sock.fileno(), False)
+    os.set_inheritable(lifeline, False)
+    try:
+        _isolate(privileged)
+        _new_root()
+    except OSError as error:
+        protocol.send(sock, {"failed": {"step": ["helper"], "errno": error.errno, "path": error.filename}})
+        os._exit(1)
+    pidfd = sc.pidfd_open(os.getpid())
+    protocol.send(sock, {"hello": True}, (pidfd,))
+    os.close(pidfd)
+    _Helper(sock, lifeline, privileged).serve()
+    os._exit(0)
+
+
+def _isolate(privileged: bool) -> None:
+    """Continues in a new process: the first of a pid namespace, with a mount namespace to build in."""
+    uid, gid = os.getuid(), os.getgid()
+    flags = sc.CLONE_NEWPID | sc.CLONE_NEWNS | (0 if privileged else sc.CLONE_NEWUSER)
+    # A sibling, not a child: the caller can wait for it, and the process in between is gone at once.
+    if sc.clone3(flags | sc.CLONE_PARENT, exit_signal=0):
+        os._exit(0)
+    if not privileged:
+        for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
+            with open(f"/proc/self/{name}", "w") as file:
+                file.write(text)
+
+
+def _new_root() -> None:
+    """A tmpfs as root, with the host's whole tree at /host: a place to build in that hides nothing of the host."""
+    sc.mount("none", "/", None, sc.MS_REC | sc.MS_PRIVATE)
+    host = sc.open_tree(sc.AT_FDCWD, "/", sc.OPEN_TREE_CLONE | sc.OPEN_TREE_CLOEXEC | sc.AT_RECURSIVE)
+    base = "/tmp"
+    sc.mount("pytest-sandbox", base, "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, "mode=0755")
+    os.chdir(base)
+    for name in ("host", "own", "scratch", "root", "proc"):
+        os.mkdir(name)
+    sc.move_mount(host, "", sc.AT_FDCWD, "host", sc.MOVE_MOUNT_F_EMPTY_PATH)
+    os.close(host)
+    sc.pivot_root(".", ".")
+    sc.umount2(".", sc.MNT_DETACH)
+    os.chdir("/")
+
+
+class _Helper:
+    """Serves one caller for as long as that lives."""
+
+    def __init__(self, sock: socket.socket, lifeline: int, privileged: bool) -> None:
+        self.sock, self.lifeline, self.privileged = sock, lifeline, privileged
+        self.plans: dict[str, dict[str, Any]] = {}
+        self.ready: set[str] = set()  # plans whose template is there
+        self.waiting: dict[int, tuple[socket.socket, int, dict[str, Any]]] = {}  # inits that wait for their id maps
+        self.wake, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        _signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        _signal.signal(_signal.SIGCHLD, lambda *_: None)
+        for number in (_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP, _signal.SIGPIPE, _signal.SIGTSTP):
+            _signal.signal(number, _signal.SIG_IGN)  # Ctrl-C is the caller's to handle; our end follows from its end
+        self.poll = select.poll()
+        for fd in (sock.fileno(), lifeline, self.wake):
+            self.poll.register(fd, select.POLLIN)
+        if privileged:
+            sc.mount("proc", "/proc", "proc", sc.MS_NOSUID | sc.MS_NODEV | sc.MS_NOEXEC)
+
+    def serve(self) -> None:
+        """Until the caller closes its end, or ends."""
+        while True:
+            for fd, _ in self.poll.poll():
+                if fd == self.lifeline:
+                    return
+                if fd == self.wake:
+                    self.reap()
+                elif fd in self.waiting:
+                    self.map_ids(fd)
+                elif fd == self.sock.fileno():
+                    got = protocol.receive(self.sock)
+                    if got is None:
+                        return
+                    self.obey(*got)
+
+    def reap(self) -> None:
+        try:
+            os.read(self.wake, 4096)
+        except BlockingIOError:
+            pass
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            pass
+
+    def obey(self, message: protocol.Message, fds: list[int]) -> None:
+        if "plan" in message:
+            self.plans[message["plan"]] = message["body"]
+        elif "make" in message:
+            control = socket.socket(fileno=fds[0])
+            try:
+                self.make(message["make"], control)
+            except mounts.StepFailed as failure:
+                self.tell(control, failure.step, failure.errno, failure.path)
+            except OSError as error:
+                self.tell(control, ["clone3"], error.errno, error.filename)
+            finally:
+                control.close()
+
+    def tell(self, control: socket.socket, step: list[Any], errno: int | None, path: str | None) -> None:
+        try:
+            protocol.send(control, {"failed": {"step": step, "errno": errno, "path": path}})
+        except OSError:
+            pass  # whoever asked has gone
+
+    def make(self, key: str, control: socket.socket) -> None:
+        body = self.plans[key]
+        if key not in self.ready:
+            mounts.carry_out(body["template"])
+            self.ready.add(key)
+        ours, theirs = socket.socketpair() if self.privileged else (None, None)
+        pid = sc.clone3(sc.CLONE_NEWPID | sc.CLONE_NEWNS)
+        if pid == 0:
+            self.sock.close()
+            if ours is not None:
+                ours.close()
+            for sync, _, _ in self.waiting.values():
+                sync.close()
+            init.main(control, theirs, self.lifeline, body)
+        if ours is not None and theirs is not None:
+            theirs.close()
+            self.waiting[ours.fileno()] = (ours, pid, body)
+            self.poll.register(ours, select.POLLIN)
+
+    def map_ids(self, fd: int) -> None:
+        sync, pid, body = self.waiting.pop(fd)
+        self.poll.unregister(fd)
+        with sync:
+            try:
+                if sync.recv(1):
+                    for name in ("uid_map", "gid_map"):
+                        with open(f"/proc/{pid}/{name}", "w") as file:
+                            file.write(body[name])
+                    sync.send(b"m")
+            except OSError:
+                pass  # init ended meanwhile, or finds its socket closed and says so

@@ -1,0 +1,309 @@
+"""The first process of a sandbox: sets it up, then starts commands, reaps, forwards signals and ends with its caller.
+
+Forked by the helper straight into new mount and pid namespaces. It is pid 1 inside: when it ends, the kernel ends
+everything else, and the mounts, the network and the writable layer vanish with their namespaces.
+"""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found] # of the signal module, whose enums cost 5 ms
+import fcntl
+import os
+import select
+import socket
+from typing import Any
+
+from . import protocol
+from . import syscalls as sc
+from .mounts import StepFailed, carry_out
+
+_FORWARDED = (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP, _signal.SIGQUIT, _signal.SIGUSR1, _signal.SIGUSR2)
+
+
+def main(control: socket.socket, sync: socket.socket | None, lifeline: int, body: dict[str, Any]) -> None:
+    """Runs in the new process until the sandbox ends; never returns.
+
+    :param control: this sandbox's socket; its other end is the caller's.
+    :param sync: to the helper, where the helper must write the id maps; None where this process may.
+    :param lifeline: a pidfd of the caller.
+    :param body: the encoded plan.
+    """
+    try:
+        scratch = _set_up(sync, body)
+        root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        pidfd = sc.pidfd_open(os.getpid())
+        protocol.send(control, {"ready": True}, (pidfd, root, scratch))
+        for fd in (pidfd, root, scratch):
+            os.close(fd)
+        _Init(control, lifeline).serve()
+    except StepFailed as failure:
+        _say(control, {"failed": {"step": failure.step, "errno": failure.errno, "path": failure.path}})
+    except OSError as error:
+        _say(control, {"failed": {"step": ["init"], "errno": error.errno, "path": error.filename}})
+    except BaseException as error:  # noqa: BLE001 - nothing above us could report it
+        _say(control, {"failed": {"step": ["init"], "errno": 0, "path": None, "error": repr(error)}})
+    finally:
+        os._exit(1)
+
+
+def _say(control: socket.socket, message: protocol.Message) -> None:
+    try:
+        protocol.send(control, message)
+    except OSError:
+        pass  # the caller has gone, and so shall we
+
+
+def _set_up(sync: socket.socket | None, body: dict[str, Any]) -> int:
+    """The sandbox's making, in the one order that works. Returns a descriptor of the writable layer."""
+    # Mounts first, while the host's tree may still be used as a lower layer: the kernel refuses an overlay of a
+    # directory with mounts below it once a user namespace has locked those.
+    carry_out(body["scratch"])
+    scratch = os.open("/scratch", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    carry_out(body["mounts"])
+    # The user namespace second: it owns the network, ipc and uts namespaces made with it, and the copy of the mount
+    # namespace, in which every mount made so far is locked.
+    sc.unshare(body["namespaces"])
+    if sync is not None:
+        sync.send(b"m")
+        if sync.recv(1) != b"m":
+            raise OSError(1, "the helper could not write the id maps")
+        sync.close()
+    else:
+        _write_maps(body["uid_map"], body["gid_map"])
+    carry_out(body["inside"])
+    # Privileges last: all of the above needs them. A set of uid 0 loses on exec what is not in the bounding set.
+    for number in body["drop"]:
+        sc.prctl(sc.PR_CAPBSET_DROP, number)
+    sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
+    return scratch
+
+
+def _write_maps(uid_map: str, gid_map: str) -> None:
+    for name, text in (("setgroups", "deny"), ("uid_map", uid_map), ("gid_map", gid_map)):
+        fd = os.open(f"/proc/self/{name}", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, text.encode())
+        finally:
+            os.close(fd)
+
+
+class _Init:
+    """Serves one sandbox: made when it is ready, lives as long as it."""
+
+    def __init__(self, control: socket.socket, lifeline: int) -> None:
+        self.control, self.lifeline = control, lifeline
+        self.channels: dict[int, socket.socket] = {}  # by pid, of every command that still runs
+        self.by_fd: dict[int, int] = {}
+        self.wake, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        _signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        for number in (_signal.SIGCHLD, *_FORWARDED):
+            _signal.signal(number, lambda *_: None)
+        _signal.signal(_signal.SIGPIPE, _signal.SIG_IGN)
+        self.poll = select.poll()
+        self.poll.register(control, select.POLLIN)
+        self.poll.register(lifeline, select.POLLIN)
+        self.poll.register(self.wake, select.POLLIN)
+
+    def serve(self) -> None:
+        """Until the caller lets go of the control socket, or ends."""
+        while True:
+            for fd, _ in self.poll.poll():
+                if fd == self.lifeline:
+                    return
+                if fd == self.wake:
+                    self.signalled()
+                elif fd == self.control.fileno():
+                    got = protocol.receive(self.control)
+                    if got is None:
+                        return
+                    self.obey(*got)
+                elif fd in self.by_fd:
+                    self.to_command(self.by_fd[fd])
+
+    def signalled(self) -> None:
+        try:
+            numbers = os.read(self.wake, 4096)
+        except BlockingIOError:
+            return
+        for number in set(numbers):
+            if number in _FORWARDED:
+                for pid in self.channels:
+                    self.signal(pid, number, True)
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if pid in self.channels:
+                channel = self.channels[pid]
+                _say(channel, {"status": status})
+                self.forget(pid)
+
+    def forget(self, pid: int) -> None:
+        channel = self.channels.pop(pid)
+        self.by_fd.pop(channel.fileno(), None)
+        try:
+            self.poll.unregister(channel)
+        except KeyError:
+            pass
+        channel.close()
+
+    def obey(self, message: protocol.Message, fds: list[int]) -> None:
+        try:
+            if "spawn" in message:
+                self.spawn(message["spawn"], fds)
+            elif "kill" in message:
+                try:
+                    os.kill(-1, message["kill"])
+                except ProcessLookupError:
+                    pass
+            elif "list" in message:
+                with socket.socket(fileno=os.dup(fds[0])) as channel:
+                    _say(channel, {"processes": processes()})
+            elif "ping" in message:
+                _say(self.control, {"pong": True})
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def spawn(self, what: dict[str, Any], fds: list[int]) -> None:
+        channel = socket.socket(fileno=os.dup(fds[3]))
+        try:
+            pid = start(what, fds[:3])
+        except OSError as error:
+            path = error.filename
+            _say(channel, {"errno": error.errno, "path": os.fsdecode(path) if path is not None else None})
+            channel.close()
+            return
+        self.channels[pid] = channel
+        self.by_fd[channel.fileno()] = pid
+        self.poll.register(channel, select.POLLIN)
+        _say(channel, {"pid": pid})
+
+    def to_command(self, pid: int) -> None:
+        channel = self.channels[pid]
+        got = protocol.receive(channel)
+        if got is None:  # the caller no longer listens; the command goes on
+            self.poll.unregister(channel)
+            self.by_fd.pop(channel.fileno(), None)
+            return
+        message, fds = got
+        for fd in fds:
+            os.close(fd)
+        if "signal" in message:
+            self.signal(pid, message["signal"], message.get("group", False))
+
+    def signal(self, pid: int, number: int, group: bool) -> None:
+        try:
+            os.kill(-pid if group else pid, number)
+        except ProcessLookupError:
+            pass
+
+
+def start(what: dict[str, Any], fds: list[int]) -> int:
+    """Starts a command. Without a change of user this is a vfork, which copies no page table.
+
+    :raises OSError: with the path, when there is no such command or directory.
+    """
+    os.chdir(what["cwd"])
+    try:
+        env = {os.fsencode(name): os.fsencode(text) for name, text in what["env"].items()}
+        argv = what["argv"]
+        file = _find(argv[0], what["env"].get("PATH", os.defpath))
+        if what.get("ids") is not None or what.get("umask") is not None:
+            return _fork(file, argv, env, fds, what)
+        actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(_above(fds))]
+        return os.posix_spawn(file, argv, env, file_actions=actions, setsid=True, setsigmask=(),
+                              setsigdef=_DEFAULTED)
+    finally:
+        os.chdir("/")
+
+
+_DEFAULTED = tuple(number for number in range(1, 32) if number not in (_signal.SIGKILL, _signal.SIGSTOP))
+
+
+def _above(fds: list[int]) -> list[int]:
+    """The descriptors, none of them among 0 to 2, so that placing one does not overwrite another."""
+    for position, fd in enumerate(fds):
+        if fd < 3:
+            fds[position] = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+            os.close(fd)
+    return fds
+
+
+def _find(name: str, path: str) -> str:
+    """What execvp(3) would run."""
+    if "/" in name:
+        return name
+    failure: OSError = FileNotFoundError(2, "No such file or directory", name)
+    for folder in path.split(":"):
+        file = os.path.join(folder or ".", name)
+        try:
+            if not os.path.isfile(file):
+                continue
+            if os.access(file, os.X_OK):
+                return file
+            failure = PermissionError(13, "Permission denied", file)
+        except OSError:
+            continue
+    raise failure
+
+
+def _fork(file: str, argv: list[str], env: dict[bytes, bytes], fds: list[int], what: dict[str, Any]) -> int:
+    """Starts a command as somebody else."""
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setsid()
+            for number, fd in enumerate(_above(fds)):
+                os.dup2(fd, number)
+            for number in _DEFAULTED:
+                _signal.signal(number, _signal.SIG_DFL)
+            if what.get("umask") is not None:
+                os.umask(what["umask"])
+            if what.get("ids") is not None:
+                become(*what["ids"])
+            os.execve(file, argv, env)
+        except OSError as error:
+            os.write(writing, f"{error.errno}".encode())
+        finally:
+            os._exit(127)
+    os.close(writing)
+    failed = os.read(reading, 16)
+    os.close(reading)
+    if failed:
+        os.waitpid(pid, 0)
+        raise OSError(int(failed), os.strerror(int(failed)), file)
+    return pid
+
+
+def become(uid: int, gid: int) -> None:
+    """Takes on another identity for good."""
+    try:
+        os.setgroups([gid])
+    except PermissionError:
+        pass  # a user namespace of a single id denies setgroups, and leaves nothing to give up
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+
+
+def processes() -> list[dict[str, Any]]:
+    """The processes inside but this one, from /proc: pid, parent, state, name and arguments."""
+    found = []
+    for name in os.listdir("/proc"):
+        if not name.isdigit() or name == "1":
+            continue
+        try:
+            with open(f"/proc/{name}/stat", errors="replace") as file:
+                head, tail = file.read().rsplit(")", 1)
+            with open(f"/proc/{name}/cmdline", errors="replace") as file:
+                arguments = file.read(65536).rstrip("\0").split("\0")
+        except OSError:
+            continue  # it ended meanwhile
+        state, parent = tail.split()[:2]
+        found.append({"pid": int(name), "ppid": int(parent), "state": state, "name": head.split("(", 1)[1],
+                      "args": arguments if arguments != [""] else []})
+    return found

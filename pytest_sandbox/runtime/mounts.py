@@ -1,0 +1,307 @@
+"""Carries out a plan's operations: one function each, named as in :mod:`.plan`, which says what each is for.
+
+Runs in the helper (the template, once) and in a sandbox's future init (the rest, each time), in a mount namespace whose
+root is the helper's own small tmpfs: ``/host`` there is the host's tree, ``/own`` the layers that we made ourselves,
+``/scratch`` the writable layer, ``/root`` the root filesystem that is being built. Operations get their arguments as
+plain JSON values. Imports stay few: this module is in the helper's heap, which is copied for every sandbox.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import stat
+import struct
+from collections.abc import Callable
+from typing import Any
+
+from . import syscalls as sc
+from .shadow import own_shadow
+
+ROOT = "/root"
+HOST = "/host"
+
+
+class StepFailed(Exception):
+    """An operation failed: which one, with what errno, about which path."""
+
+    def __init__(self, step: list[Any], errno: int, path: str | None) -> None:
+        self.step, self.errno, self.path = step, errno, path
+
+
+def carry_out(steps: list[list[Any]]) -> None:
+    """Performs the operations in their order.
+
+    :raises StepFailed: at the first one that fails.
+    """
+    for step in steps:
+        try:
+            OPERATIONS[step[0]](*step[1:])
+        except OSError as error:
+            path = error.filename
+            if isinstance(path, bytes):
+                path = os.fsdecode(path)
+            raise StepFailed(step, error.errno or 0, path if isinstance(path, str) else None) from error
+
+
+# Places in the new root: every name is resolved inside it, so a link in an image cannot lead a mount out of it.
+
+def _place(path: str, directory: bool = True) -> int:
+    """An O_PATH descriptor of ``path`` in the new root; what is missing of it is made. The caller closes it."""
+    at = sc.openat2(sc.AT_FDCWD, ROOT, os.O_PATH | os.O_DIRECTORY)
+    root = at
+    parts = [part for part in path.split("/") if part]
+    try:
+        for number, part in enumerate(parts):
+            so_far = "/".join(parts[:number + 1])
+            try:
+                following = sc.openat2(root, so_far, os.O_PATH, resolve=sc.RESOLVE_IN_ROOT | sc.RESOLVE_NO_MAGICLINKS)
+            except FileNotFoundError:
+                if number + 1 == len(parts) and not directory:
+                    os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o644, dir_fd=at))
+                else:
+                    os.mkdir(part, 0o755, dir_fd=at)
+                following = sc.openat2(at, part, os.O_PATH | os.O_NOFOLLOW)
+            if at != root:
+                os.close(at)
+            at = following
+        return at if at != root else os.dup(root)
+    finally:
+        os.close(root)
+
+
+def _enter(path: str) -> None:
+    """Makes ``path`` of the new root the working directory, so that a mount can name it as '.'."""
+    fd = _place(path)
+    os.fchdir(fd)
+    os.close(fd)
+
+
+# The template.
+
+def own_layer(layer: str, like: str) -> None:
+    """An empty directory at ``layer`` with the mode, owner and times of ``like``."""
+    parent = os.path.dirname(layer)
+    os.makedirs(parent, exist_ok=True)
+    os.mkdir(layer)
+    _copy_stat(layer, os.stat(like), True)
+
+
+def own_hide(layer: str, tree: str, path: str) -> None:
+    """A whiteout for ``path`` in ``layer``, below directories that look like those of the host's ``tree``."""
+    parts = path.split("/")
+    for number in range(1, len(parts)):
+        below = "/".join(parts[:number])
+        made = f"{layer}/{below}"
+        if not os.path.lexists(made):
+            os.mkdir(made)
+            _copy_stat(made, os.lstat(f"{tree}/{below}"), False)
+    os.mknod(f"{layer}/{path}", stat.S_IFCHR, 0)
+
+
+def own_link(layer: str, path: str, text: str) -> None:
+    """A symbolic link in ``layer``."""
+    os.symlink(text, f"{layer}/{path}")
+
+
+def own_file(layer: str, path: str, source: str) -> None:
+    """A copy of a host's file in ``layer``; one that cannot be read is left out, as it is for the caller."""
+    try:
+        fd = os.open(source, os.O_RDONLY | os.O_NONBLOCK)
+    except PermissionError:
+        return
+    with open(fd, "rb") as origin:
+        made = f"{layer}/{path}"
+        with open(made, "wb") as copy:
+            while chunk := origin.read(1 << 20):
+                copy.write(chunk)
+        _copy_stat(made, os.fstat(fd), False)
+
+
+def own_dir(layer: str, path: str, like: str, may_write: bool) -> None:
+    """A directory in ``layer`` that looks like the host's ``like``."""
+    os.mkdir(f"{layer}/{path}")
+    _copy_stat(f"{layer}/{path}", os.stat(like), may_write)
+
+
+def _copy_stat(path: str, like: os.stat_result, may_write: bool) -> None:
+    """Gives ``path`` the look of ``like`` as far as ids are mapped.
+
+    Where the owner cannot be kept our own id stands in its place. Unless ``may_write``, the owner's bits then become
+    those that the caller has outside, so that nobody can do more inside than outside by that.
+    """
+    mode = stat.S_IMODE(like.st_mode)
+    try:
+        os.chown(path, like.st_uid, like.st_gid)
+    except OSError:
+        if not may_write and like.st_uid != os.getuid():
+            ours = mode & 7 | (mode >> 3 & 7 if like.st_gid in os.getgroups() else 0)
+            mode = mode & 0o7077 | ours << 6
+    os.chmod(path, mode)
+    os.utime(path, ns=(like.st_atime_ns, like.st_mtime_ns))
+
+
+# The root filesystem.
+
+def scratch(options: str) -> None:
+    """The writable layer: a tmpfs that only this mount namespace holds."""
+    sc.mount("pytest-sandbox", "/scratch", "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, options)
+
+
+def overlay(number: int, target: str, lowers: list[str], like: str, flags: int, options: str,
+            may_write: bool) -> None:
+    """One overlay: read-only ``lowers`` (lowest first), the writable layer's directory ``number`` on top.
+
+    An overlay's root looks like the root of its uppermost layer, which therefore gets the look of ``like``.
+    """
+    upper, work = f"/scratch/{number}/upper", f"/scratch/{number}/work"
+    os.mkdir(f"/scratch/{number}")
+    os.mkdir(upper)
+    os.mkdir(work)
+    _copy_stat(upper, os.stat(like), may_write)
+    stack = ":".join(_escape(lower) for lower in reversed(lowers))
+    if target == "/":
+        where = ROOT
+    else:
+        _enter(target)
+        where = "."
+    sc.mount("overlay", where, "overlay", flags, f"lowerdir={stack},upperdir={upper},workdir={work},{options}")
+
+
+def _escape(path: str) -> str:
+    return path.replace("\\", "\\\\").replace(":", "\\:").replace(",", "\\,")
+
+
+def proc(masked: list[str], read_only: list[str]) -> None:
+    """A fresh /proc of the sandbox's own processes, without the entries that reach the whole machine."""
+    _enter("/proc")
+    sc.mount("proc", ".", "proc", sc.MS_NOSUID | sc.MS_NODEV | sc.MS_NOEXEC)
+    _enter("/proc")
+    _mask(masked)
+    flags = sc.MS_REMOUNT | sc.MS_BIND | sc.MS_RDONLY | sc.MS_NOSUID | sc.MS_NODEV | sc.MS_NOEXEC
+    for path in read_only:
+        sc.mount(path, path, None, sc.MS_BIND)
+        sc.mount(path, path, None, flags)
+
+
+def _mask(paths: list[str]) -> None:
+    for path in paths:
+        if os.path.isdir(path):
+            sc.mount("masked", path, "tmpfs", sc.MS_RDONLY | sc.MS_NOSUID | sc.MS_NODEV | sc.MS_NOEXEC, "size=4k")
+        else:
+            sc.mount(f"{HOST}/dev/null", path, None, sc.MS_BIND)
+
+
+def sys(masked: list[str]) -> None:
+    """The host's /sys, read-only. A fresh one is laid over it later, where the kernel allows that."""
+    tree = sc.open_tree(sc.AT_FDCWD, f"{HOST}/sys", sc.OPEN_TREE_CLONE | sc.OPEN_TREE_CLOEXEC | sc.AT_RECURSIVE)
+    flags = sc.MOUNT_ATTR_RDONLY | sc.MOUNT_ATTR_NOSUID | sc.MOUNT_ATTR_NODEV | sc.MOUNT_ATTR_NOEXEC
+    sc.mount_setattr(tree, "", sc.AT_EMPTY_PATH | sc.AT_RECURSIVE, flags)
+    _attach(tree, "/sys")
+    _enter("/sys")
+    _mask(masked)
+
+
+def _attach(tree: int, target: str, directory: bool = True) -> None:
+    place = _place(target, directory)
+    sc.move_mount(tree, "", place, "", sc.MOVE_MOUNT_F_EMPTY_PATH | 0x40)  # 0x40: MOVE_MOUNT_T_EMPTY_PATH
+    os.close(place)
+    os.close(tree)
+
+
+def dev(nodes: list[str]) -> None:
+    """A minimal /dev: the harmless nodes of the host, terminals and shared memory of the sandbox's own."""
+    _enter("/dev")
+    sc.mount("dev", ".", "tmpfs", sc.MS_NOSUID, "mode=0755,size=64k")
+    _enter("/dev")
+    for node in nodes:
+        os.close(os.open(node, os.O_CREAT | os.O_WRONLY, 0o666))
+        sc.mount(f"{HOST}/dev/{node}", node, None, sc.MS_BIND)
+    for name, text in (("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"),
+                       ("stderr", "/proc/self/fd/2"), ("ptmx", "pts/ptmx")):
+        os.symlink(text, name)
+    for name in ("pts", "shm", "mqueue"):
+        os.mkdir(name)
+    sc.mount("devpts", "pts", "devpts", sc.MS_NOSUID | sc.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620")
+
+
+def tmpfs(target: str, flags: int, options: str) -> None:
+    """An empty tmpfs."""
+    _enter(target)
+    sc.mount("tmpfs", ".", "tmpfs", flags, options)
+
+
+def directory(target: str, mode: int, uid: int = -1, gid: int = -1) -> None:
+    """A directory, with an owner where one is given."""
+    _enter(target)
+    os.chmod(".", mode)
+    if uid != -1:
+        os.chown(".", uid, gid)
+
+
+def write(target: str, text: str) -> None:
+    """A small file with this content."""
+    _enter(os.path.dirname(target))
+    with open(os.open(os.path.basename(target), os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW, 0o644),
+              "w") as file:
+        file.write(text)
+
+
+def bind(source: str, target: str, read_only: bool) -> None:
+    """A host path that shows through."""
+    tree = sc.open_tree(sc.AT_FDCWD, HOST + source, sc.OPEN_TREE_CLONE | sc.OPEN_TREE_CLOEXEC | sc.AT_RECURSIVE)
+    flags = sc.MOUNT_ATTR_NOSUID | sc.MOUNT_ATTR_NODEV | (sc.MOUNT_ATTR_RDONLY if read_only else 0)
+    sc.mount_setattr(tree, "", sc.AT_EMPTY_PATH | sc.AT_RECURSIVE, flags)
+    _attach(tree, target, stat.S_ISDIR(os.fstat(tree).st_mode))
+
+
+def pivot() -> None:
+    """Makes the new root the root and lets go of everything else."""
+    os.chdir(ROOT)
+    sc.pivot_root(".", ".")
+    sc.umount2(".", sc.MNT_DETACH)
+    os.chdir("/")
+
+
+# What only the sandbox's own namespaces can give, done after they exist.
+
+def fresh_sys(masked: list[str]) -> None:
+    """A /sys of the sandbox's own network namespace. Where the kernel refuses it, the host's read-only one remains."""
+    flags = sc.MS_RDONLY | sc.MS_NOSUID | sc.MS_NODEV | sc.MS_NOEXEC
+    try:
+        sc.mount("sysfs", "/sys", "sysfs", flags)
+    except PermissionError:
+        pass
+    # Masked only now: the kernel gives a fresh /sys to whoever sees the whole of another.
+    os.chdir("/sys")
+    for path in masked:
+        sc.mount("masked", path, "tmpfs", flags, "size=4k")
+    os.chdir("/")
+
+
+def mqueue() -> None:
+    """POSIX message queues of the sandbox's own ipc namespace, where the kernel has them."""
+    try:
+        sc.mount("mqueue", "/dev/mqueue", "mqueue", sc.MS_NOSUID | sc.MS_NODEV | sc.MS_NOEXEC)
+    except OSError as error:
+        if error.errno not in (19, 1):  # ENODEV: no such file system; EPERM: not here
+            raise
+
+
+def hostname(name: str) -> None:
+    """The name of the machine as seen inside."""
+    socket.sethostname(name)
+
+
+def loopback() -> None:
+    """Brings the sandbox's own loopback up; the kernel gives it 127.0.0.1 and ::1."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        fcntl.ioctl(sock, 0x8914, struct.pack("16sh14x", b"lo", 0x1 | 0x40))  # SIOCSIFFLAGS, IFF_UP | IFF_RUNNING
+
+
+OPERATIONS: dict[str, Callable[..., None]] = {
+    one.__name__: one for one in (
+        own_layer, own_hide, own_link, own_file, own_dir, own_shadow, scratch, overlay, proc, sys, dev, tmpfs, directory,
+        write, bind, pivot, fresh_sys, mqueue, hostname, loopback)
+}

@@ -1,0 +1,107 @@
+"""The closed set of messages between the caller, the helper and a sandbox's init, and how they travel.
+
+Every message is one JSON object on a ``SOCK_SEQPACKET`` socket, with descriptors beside it where they are needed. One
+that is too large for a packet travels in a memfd, which then is the last descriptor.
+
+helper -> caller        ``{"hello": true}`` + [pidfd], or ``{"failed": ...}`` as below
+caller -> helper        ``{"plan": KEY, "body": {...}}``    a plan, told once
+                        ``{"make": KEY}`` + [control]       make a sandbox by it; init answers on ``control``
+init -> caller          ``{"ready": true}`` + [pidfd, root, scratch]
+                        ``{"failed": {"step", "errno", "path"}}``
+caller -> init          ``{"spawn": {...}}`` + [stdin, stdout, stderr, channel]
+                        ``{"kill": SIGNAL}``                every process but init
+                        ``{"list": true}`` + [channel]      answered by ``{"processes": [...]}``
+                        ``{"ping": true}``                  answered by ``{"pong": true}``
+init -> channel         ``{"pid": N}`` or ``{"errno": N, "path": P}``, then ``{"status": WAITSTATUS}``
+caller -> channel       ``{"signal": N, "group": bool}``
+
+When the caller's end of ``control`` closes, or the caller ends, init ends, and with it everything inside.
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+import socket
+from typing import Any
+
+#: The largest message that travels in a packet of its own.
+INLINE = 64 << 10
+#: The largest message at all.
+LARGEST = 16 << 20
+_MAX_FDS = 8
+
+Message = dict[str, Any]
+
+
+class BadMessage(Exception):
+    """What arrived is not a message."""
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """Two connected ends that keep message boundaries; both close on exec."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def send(sock: socket.socket, message: Message, fds: tuple[int, ...] = ()) -> None:
+    """Sends one message. The descriptors are copied; the caller keeps its own."""
+    body = json.dumps(message, separators=(",", ":")).encode()
+    if len(body) > INLINE:
+        memfd = os.memfd_create("message", os.MFD_CLOEXEC)
+        try:
+            with open(memfd, "wb", closefd=False) as file:
+                file.write(body)
+            send(sock, {"memfd": len(body)}, (*fds, memfd))
+        finally:
+            os.close(memfd)
+        return
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    sock.sendmsg([body], ancillary, socket.MSG_NOSIGNAL)
+
+
+def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:
+    """The next message and its descriptors (close-on-exec, the receiver's to close), or None at the end.
+
+    :raises BadMessage: when it is cut, not JSON, or not an object; its descriptors are closed.
+    """
+    body, ancillary, flags, _ = sock.recvmsg(INLINE + 1, socket.CMSG_SPACE(_MAX_FDS * 4), socket.MSG_CMSG_CLOEXEC)
+    fds: list[int] = []
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            got = array.array("i")
+            got.frombytes(data[:len(data) - len(data) % 4])
+            fds.extend(got)
+    if not body:
+        _close(fds)
+        return None
+    try:
+        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            raise BadMessage("a message was cut")
+        message = _decode(body)
+        if "memfd" in message:
+            if not fds:
+                raise BadMessage("a large message without its content")
+            memfd = fds.pop()
+            with open(memfd, "rb") as file:
+                file.seek(0)
+                message = _decode(file.read(LARGEST))
+    except BadMessage:
+        _close(fds)
+        raise
+    return message, fds
+
+
+def _decode(body: bytes) -> Message:
+    try:
+        message = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise BadMessage(f"not JSON: {error}") from None
+    if not isinstance(message, dict):
+        raise BadMessage("not an object")
+    return message
+
+
+def _close(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)

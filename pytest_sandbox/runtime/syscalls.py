@@ -1,0 +1,202 @@
+"""System calls that Python does not offer: one function a call, named after it; a failure is an OSError with the path.
+
+Used by everything in ``runtime`` and by nothing above it. The helper process imports this before it forks, so the
+module stays small and imports nothing heavier than ctypes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+_libc = ctypes.PyDLL(None, use_errno=True)  # PyDLL keeps the interpreter lock: a clone must not let it go
+_libc.syscall.restype = ctypes.c_long
+
+# sched.h
+CLONE_NEWNS = 0x00020000
+CLONE_NEWCGROUP = 0x02000000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+CLONE_PARENT = 0x00008000
+
+# sys/mount.h
+MS_RDONLY = 1
+MS_NOSUID = 2
+MS_NODEV = 4
+MS_NOEXEC = 8
+MS_REMOUNT = 32
+MS_BIND = 4096
+MS_REC = 16384
+MS_PRIVATE = 1 << 18
+MS_SLAVE = 1 << 19
+MNT_DETACH = 2
+
+# linux/mount.h, fcntl.h
+AT_FDCWD = -100
+AT_EMPTY_PATH = 0x1000
+AT_RECURSIVE = 0x8000
+OPEN_TREE_CLONE = 1
+OPEN_TREE_CLOEXEC = os.O_CLOEXEC
+MOVE_MOUNT_F_EMPTY_PATH = 4
+MOUNT_ATTR_RDONLY = 1
+MOUNT_ATTR_NOSUID = 2
+MOUNT_ATTR_NODEV = 4
+MOUNT_ATTR_NOEXEC = 8
+
+# linux/openat2.h
+RESOLVE_NO_XDEV = 1
+RESOLVE_NO_MAGICLINKS = 2
+RESOLVE_NO_SYMLINKS = 4
+RESOLVE_BENEATH = 8
+RESOLVE_IN_ROOT = 16
+
+# linux/prctl.h
+PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
+PR_CAPBSET_DROP = 24
+PR_SET_NO_NEW_PRIVS = 38
+PR_CAP_AMBIENT = 47
+PR_CAP_AMBIENT_CLEAR_ALL = 4
+
+# The numbers of calls that glibc does not wrap everywhere. Calls of Linux 5.0 and later have one number on every
+# architecture (asm-generic/unistd.h); pivot_root and capset are older and are reached through glibc instead.
+_SYS_OPEN_TREE = 428
+_SYS_MOVE_MOUNT = 429
+_SYS_PIDFD_SEND_SIGNAL = 424
+_SYS_PIDFD_OPEN = 434
+_SYS_CLONE3 = 435
+_SYS_OPENAT2 = 437
+_SYS_MOUNT_SETATTR = 442
+
+
+def _check(result: int, path: str | bytes | None = None, path2: str | bytes | None = None) -> int:
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), path, None, path2)
+    return result
+
+
+def unshare(flags: int) -> None:
+    """unshare(2): leaves the namespaces that ``flags`` name for new ones."""
+    _check(_libc.unshare(flags))
+
+
+def setns(fd: int, flags: int) -> None:
+    """setns(2): joins the namespace that ``fd`` is, or those named by ``flags`` of the process that a pidfd is."""
+    _check(_libc.setns(fd, flags))
+
+
+class _CloneArgs(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_uint64) for name in (
+        "flags", "pidfd", "child_tid", "parent_tid", "exit_signal", "stack", "stack_size", "tls", "set_tid",
+        "set_tid_size", "cgroup")]
+
+
+def clone3(flags: int, exit_signal: int = 17) -> int:
+    """clone3(2) without a new stack: a fork into new namespaces. Returns 0 in the child.
+
+    Only for a process with one thread: the C library does not hear of it, and its ``fork`` handlers do not run.
+    With ``CLONE_PARENT`` the kernel demands ``exit_signal=0``.
+    """
+    args = _CloneArgs(flags=flags, exit_signal=exit_signal)
+    ctypes.pythonapi.PyOS_BeforeFork()
+    pid: int = _libc.syscall(_SYS_CLONE3, ctypes.byref(args), ctypes.sizeof(args))
+    if pid == 0:
+        ctypes.pythonapi.PyOS_AfterFork_Child()
+        return 0
+    code = ctypes.get_errno()
+    ctypes.pythonapi.PyOS_AfterFork_Parent()
+    if pid < 0:
+        raise OSError(code, os.strerror(code))
+    return pid
+
+
+def mount(source: str, target: str, fstype: str | None, flags: int = 0, data: str | None = None) -> None:
+    """mount(2)."""
+    _check(_libc.mount(os.fsencode(source), os.fsencode(target), None if fstype is None else fstype.encode(),
+                       ctypes.c_ulong(flags), None if data is None else os.fsencode(data)), source, target)
+
+
+def umount2(target: str, flags: int = 0) -> None:
+    """umount2(2)."""
+    _check(_libc.umount2(os.fsencode(target), flags), target)
+
+
+def pivot_root(new_root: str, put_old: str) -> None:
+    """pivot_root(2)."""
+    _check(_libc.pivot_root(os.fsencode(new_root), os.fsencode(put_old)), new_root, put_old)
+
+
+def open_tree(dirfd: int, path: str, flags: int) -> int:
+    """open_tree(2): a descriptor of the mount at ``path``, or with ``OPEN_TREE_CLONE`` of a detached copy of it."""
+    return _check(_libc.syscall(_SYS_OPEN_TREE, dirfd, os.fsencode(path), flags), path)
+
+
+def move_mount(from_fd: int, from_path: str, to_fd: int, to_path: str, flags: int) -> None:
+    """move_mount(2)."""
+    _check(_libc.syscall(_SYS_MOVE_MOUNT, from_fd, os.fsencode(from_path), to_fd, os.fsencode(to_path), flags), to_path)
+
+
+class _MountAttr(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_uint64) for name in (
+        "attr_set", "attr_clr", "propagation", "userns_fd")]
+
+
+def mount_setattr(dirfd: int, path: str, flags: int, attr_set: int) -> None:
+    """mount_setattr(2): sets attributes of a mount, with ``AT_RECURSIVE`` of all below it (Linux 5.12)."""
+    attr = _MountAttr(attr_set=attr_set)
+    _check(_libc.syscall(_SYS_MOUNT_SETATTR, dirfd, os.fsencode(path), flags, ctypes.byref(attr),
+                         ctypes.sizeof(attr)), path)
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_uint64) for name in ("flags", "mode", "resolve")]
+
+
+def openat2(dirfd: int, path: str | bytes, flags: int, mode: int = 0, resolve: int = 0) -> int:
+    """openat2(2): opens ``path`` below ``dirfd`` under the ``RESOLVE_*`` rules (Linux 5.6)."""
+    how = _OpenHow(flags=flags | os.O_CLOEXEC, mode=mode, resolve=resolve)
+    return _check(_libc.syscall(_SYS_OPENAT2, dirfd, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how)), path)
+
+
+def pidfd_open(pid: int) -> int:
+    """pidfd_open(2), close-on-exec."""
+    return _check(_libc.syscall(_SYS_PIDFD_OPEN, pid, 0))
+
+
+def pidfd_send_signal(pidfd: int, signal: int) -> None:
+    """pidfd_send_signal(2)."""
+    _check(_libc.syscall(_SYS_PIDFD_SEND_SIGNAL, pidfd, signal, None, 0))
+
+
+def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 0) -> int:
+    """prctl(2)."""
+    return _check(_libc.prctl(option, ctypes.c_ulong(arg2), ctypes.c_ulong(arg3), ctypes.c_ulong(arg4),
+                              ctypes.c_ulong(arg5)))
+
+
+class _CapHeader(ctypes.Structure):
+    _fields_ = [("version", ctypes.c_uint32), ("pid", ctypes.c_int)]
+
+
+_CAPABILITY_VERSION_3 = 0x20080522
+
+
+def capget() -> tuple[int, int, int]:
+    """capget(2) of the calling thread: effective, permitted, inheritable as bit sets."""
+    header = _CapHeader(_CAPABILITY_VERSION_3, 0)
+    data = (ctypes.c_uint32 * 6)()
+    _check(_libc.capget(ctypes.byref(header), ctypes.byref(data)))
+    return data[0] | data[3] << 32, data[1] | data[4] << 32, data[2] | data[5] << 32
+
+
+def capset(effective: int, permitted: int, inheritable: int) -> None:
+    """capset(2) of the calling thread."""
+    header = _CapHeader(_CAPABILITY_VERSION_3, 0)
+    low = 0xFFFFFFFF
+    data = (ctypes.c_uint32 * 6)(effective & low, permitted & low, inheritable & low,
+                                 effective >> 32, permitted >> 32, inheritable >> 32)
+    _check(_libc.capset(ctypes.byref(header), ctypes.byref(data)))
