@@ -122,7 +122,8 @@ class Supervisor:
         """Lets a sandbox go without waiting for its end; at most a few are on their way out at a time."""
         running.let_go()
         self.ending.append(running)
-        while len(self.ending) > 4 or (self.ending and wait_readable(self.ending[0].pidfd, 0)):
+        self.ending = [one for one in self.ending if not one.gone()]
+        while len(self.ending) > 4:
             self.ending.pop(0).wait_gone()
 
     def close(self) -> None:
@@ -195,6 +196,7 @@ class Running:
         self.control, self.plan, self.host = control, plan, host
         self.pidfd = self.root = self.scratch = -1
         self.lock = threading.Lock()
+        self.children: list[ForkedChild] = []
 
     def wait_ready(self) -> None:
         """Waits until it is set up.
@@ -260,7 +262,10 @@ class Running:
             return self._fork(ids)
 
     def _fork(self, ids: tuple[int, int]) -> ForkedChild | None:
-        return self._fork_as_root(ids) if self.host.privileged else self._fork_twice(ids)
+        child = self._fork_as_root(ids) if self.host.privileged else self._fork_twice(ids)
+        if child is not None:
+            self.children.append(child)
+        return child
 
     def _fork_as_root(self, ids: tuple[int, int]) -> ForkedChild | None:
         # Root may point its children to come at the sandbox's pid namespace, which saves a second fork.
@@ -341,8 +346,17 @@ class Running:
                     self.pidfd, self.root, self.scratch = got[1]
         self.control.close()
 
+    def gone(self) -> bool:
+        """As :meth:`wait_gone`, if that need not wait; False if it would have to."""
+        if not all(child.ended() for child in self.children) or self.pidfd < 0 or not wait_readable(self.pidfd, 0):
+            return False
+        self.forget()
+        return True
+
     def wait_gone(self) -> None:
         """Waits until nothing runs inside any more, and lets go of the writable layer."""
+        for child in self.children:
+            child.wait()  # init cannot end before all inside are reaped, and these are ours to reap
         if self.pidfd >= 0:
             wait_readable(self.pidfd)
         self.forget()
@@ -369,6 +383,12 @@ class ForkedChild:
     def fileno(self) -> int:
         """A descriptor that can be read once the child has ended."""
         return self._pidfd
+
+    def ended(self) -> bool:
+        """Whether it has ended; if so it is reaped."""
+        if self._returncode is None and wait_readable(self._pidfd, 0):
+            self.wait()
+        return self._returncode is not None
 
     def wait(self) -> int:
         """Waits for the end; returns the exit status, or the negative number of the signal."""
