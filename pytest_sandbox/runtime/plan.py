@@ -134,6 +134,7 @@ def make_plan(spec: SandboxSpec, root: Root, host: Host) -> Plan:
         inside += [["loopback"], ["fresh_sys", masked_sys]]
     keep = DEFAULT_CAPABILITIES if spec.capabilities is None else spec.capabilities
     body = {
+        "layers": name,
         "template": template,
         "scratch": [["scratch", f"mode=0700,{size}"]],
         "mounts": [
