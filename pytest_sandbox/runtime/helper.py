@@ -32,12 +32,14 @@ def main() -> None:
     try:
         _isolate(privileged)
         _new_root()
+        message: protocol.Message = {"hello": True}
     except OSError as error:
-        protocol.send(sock, {"failed": {"step": ["helper"], "errno": error.errno, "path": error.filename}})
-        os._exit(1)
+        message = {"failed": {"step": ["helper"], "errno": error.errno, "path": error.filename}}
     pidfd = sc.pidfd_open(os.getpid())
-    protocol.send(sock, {"hello": True}, (pidfd,))
+    protocol.send(sock, message, (pidfd,))
     os.close(pidfd)
+    if "failed" in message:
+        os._exit(1)
     _Helper(sock, lifeline, privileged).serve()
     os._exit(0)
 
