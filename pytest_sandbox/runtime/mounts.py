@@ -84,7 +84,7 @@ def _enter(path: str) -> None:
 # The template.
 
 def own_nothing(layers: str) -> None:
-    """Removes what there is of the layers of one root filesystem. Not a step of a plan: the helper clears up with it."""
+    """Removes what there is of the layers of one root filesystem. Not a step of a plan: the helper clears up so."""
     for folder, directories, files in os.walk(layers, topdown=False):
         for name in files:
             os.unlink(f"{folder}/{name}")
