@@ -140,7 +140,7 @@ class Attempt:
         assert parent is not None
         patch.setup(parent)
         stack = patch.stack
-        stack[item] = ([item.teardown], None)  # pytest 9.2 asks whether the requesting node is being set up
+        stack[item] = ([], None)  # pytest 9.2 asks whether the requesting node is being set up
         try:
             for name in compat.higher_fixtures(item):
                 compat.set_up_fixture(item, name)
