@@ -5,10 +5,10 @@ The public names. Each is imported when it is first used, so that having the plu
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # as typing's, whose import costs more than the rest of this module
 if TYPE_CHECKING:
+    from typing import Any
+
     from .errors import (
         ImageError,
         ImageNotFound,
@@ -47,6 +47,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
     value = getattr(import_module(f".{_HOME[name]}", __name__), name)
     globals()[name] = value
     return value

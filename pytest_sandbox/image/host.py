@@ -76,6 +76,9 @@ def read_host(hide: tuple[str, ...], cache: str, split: bool) -> Root:
             trees[one.path] = None
     if split:
         _split(trees, [one.path for one in mounts if one.path != "/"], hidden)
+        for one in others:
+            if one not in real:
+                trees.pop(one.path, None)  # a /proc or the like, elsewhere: an empty directory
     ordered = sorted(trees, key=lambda path: (path.count("/"), path) if path != "/" else (0, ""))
     return Root(tuple(_tree(path, trees[path], ordered, hidden, noexec) for path in ordered), host=True)
 

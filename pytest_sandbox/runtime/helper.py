@@ -12,10 +12,13 @@ import os
 import select
 import socket
 import sys
-from typing import Any
 
 from . import init, mounts, protocol
 from . import syscalls as sc
+
+TYPE_CHECKING = False  # as typing's, whose import the helper's heap can do without
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def main() -> None:

@@ -11,11 +11,14 @@ import fcntl
 import os
 import select
 import socket
-from typing import Any
 
 from . import protocol
 from . import syscalls as sc
 from .mounts import StepFailed, carry_out
+
+TYPE_CHECKING = False  # as typing's, whose import the helper's heap can do without
+if TYPE_CHECKING:
+    from typing import Any
 
 _FORWARDED = (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP, _signal.SIGQUIT, _signal.SIGUSR1, _signal.SIGUSR2)
 

@@ -13,11 +13,14 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import Callable
-from typing import Any
 
 from . import syscalls as sc
 from .shadow import own_shadow
+
+TYPE_CHECKING = False  # as typing's, whose import the helper's heap can do without
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 ROOT = "/root"
 HOST = "/host"
@@ -166,7 +169,16 @@ def overlay(number: int, target: str, lowers: list[str], like: str, flags: int, 
     else:
         _enter(target)
         where = "."
-    sc.mount("overlay", where, "overlay", flags, f"lowerdir={stack},upperdir={upper},workdir={work},{options}")
+    try:
+        sc.mount("overlay", where, "overlay", flags, f"lowerdir={stack},upperdir={upper},workdir={work},{options}")
+    except OSError:
+        if number == 0:
+            raise
+        # Some file systems cannot lie below an overlay (vfat, some of FUSE): of those the host's files are shown as
+        # they are, read-only.
+        sc.mount(lowers[0], where, None, sc.MS_BIND)
+        _enter(target)
+        sc.mount_setattr(sc.AT_FDCWD, ".", 0, sc.MOUNT_ATTR_RDONLY | sc.MOUNT_ATTR_NOSUID | sc.MOUNT_ATTR_NODEV)
 
 
 def _escape(path: str) -> str:
@@ -232,20 +244,20 @@ def tmpfs(target: str, flags: int, options: str) -> None:
     sc.mount("tmpfs", ".", "tmpfs", flags, options)
 
 
-def directory(target: str, mode: int, uid: int = -1, gid: int = -1) -> None:
-    """A directory, with an owner where one is given."""
-    _enter(target)
-    os.chmod(".", mode)
-    if uid != -1:
-        os.chown(".", uid, gid)
-
-
-def write(target: str, text: str) -> None:
-    """A small file with this content."""
-    _enter(os.path.dirname(target))
-    with open(os.open(os.path.basename(target), os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW, 0o644),
-              "w") as file:
-        file.write(text)
+def run(directories: list[list[Any]], files: dict[str, str]) -> None:
+    """A fresh /run with ``directories`` (path, mode, owner, group) and small ``files``."""
+    tmpfs("/run", sc.MS_NOSUID | sc.MS_NODEV, "mode=0755,size=64m")
+    _enter("/run")
+    for path, mode, uid, gid in directories:
+        os.mkdir(path)
+        os.chmod(path, mode)
+        if uid != -1:
+            os.chown(path, uid, gid)
+    for path, text in files.items():
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        fd = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644)
+        os.write(fd, text.encode())
+        os.close(fd)
 
 
 def bind(source: str, target: str, read_only: bool) -> None:
@@ -303,5 +315,5 @@ def loopback() -> None:
 OPERATIONS: dict[str, Callable[..., None]] = {
     one.__name__: one for one in (
         own_layer, own_hide, own_link, own_file, own_dir, own_shadow, scratch, overlay, proc, sys, dev, tmpfs,
-        directory, write, bind, pivot, fresh_sys, mqueue, hostname, loopback)
+        run, bind, pivot, fresh_sys, mqueue, hostname, loopback)
 }

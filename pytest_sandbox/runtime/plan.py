@@ -33,8 +33,7 @@ _READS = {
     "sys": "mount /sys read-only",
     "dev": "make a minimal /dev with {0}",
     "tmpfs": "mount an empty tmpfs on {0} ({2})",
-    "directory": "make the directory {0}",
-    "write": "write {0}",
+    "run": "make a fresh /run",
     "bind": "let {0} show through at {1}",
     "pivot": "make it the root",
     "fresh_sys": "mount a /sys of the sandbox's own network namespace, if the kernel allows it",
@@ -144,7 +143,7 @@ def make_plan(spec: SandboxSpec, root: Root, host: Host) -> Plan:
             ["sys", [] if spec.network == "none" else masked_sys],
             ["dev", [one for one in _NODES if os.path.exists(f"/dev/{one}")]],
             ["tmpfs", "/dev/shm", sc.MS_NOSUID | sc.MS_NODEV, "mode=1777"],
-            *_run(uid, gid, spec, host),
+            _run(uid, gid, spec, host),
             *_binds(spec),
             ["pivot"],
         ],
@@ -198,23 +197,18 @@ def _own_layer(layer: str, tree: Tree, owns: bool) -> list[list[Any]]:
     return [["own_layer", layer, top], *steps] if steps else []
 
 
-def _run(uid: int, gid: int, spec: SandboxSpec, host: Host) -> list[list[Any]]:
-    owner = [uid, gid] if host.privileged else []  # unprivileged, all that init makes is the caller's already
-    steps: list[list[Any]] = [
-        ["tmpfs", "/run", sc.MS_NOSUID | sc.MS_NODEV, "mode=0755,size=64m"],
-        ["directory", "/run/lock", 0o1777],
-        ["directory", f"/run/user/{uid}", 0o700, *owner],
-        ["write", "/run/pytest-sandbox", "1\n"],
-    ]
+def _run(uid: int, gid: int, spec: SandboxSpec, host: Host) -> list[Any]:
+    files = {"pytest-sandbox": "1\n"}
     resolver = os.path.realpath("/etc/resolv.conf")
     if spec.network == "host" and resolver.startswith("/run/"):
         try:
             with open(resolver) as file:
-                text = file.read(65536)
+                files[os.path.relpath(resolver, "/run")] = file.read(65536)
         except OSError:
-            return steps
-        steps += [["directory", os.path.dirname(resolver), 0o755], ["write", resolver, text]]
-    return steps
+            pass  # unreadable for the caller outside as well
+    # Unprivileged, all that init makes is the caller's already.
+    owner = [uid, gid] if host.privileged else [-1, -1]
+    return ["run", [["lock", 0o1777, -1, -1], ["user", 0o755, -1, -1], [f"user/{uid}", 0o700, *owner]], files]
 
 
 def _binds(spec: SandboxSpec) -> list[list[Any]]:

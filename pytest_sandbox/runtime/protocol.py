@@ -24,7 +24,12 @@ import array
 import json
 import os
 import socket
-from typing import Any
+
+TYPE_CHECKING = False  # as typing's, whose import the helper's heap can do without
+if TYPE_CHECKING:
+    from typing import Any
+
+    Message = dict[str, Any]
 
 #: The largest message that travels in a packet of its own.
 INLINE = 64 << 10
@@ -32,7 +37,6 @@ INLINE = 64 << 10
 LARGEST = 16 << 20
 _MAX_FDS = 8
 
-Message = dict[str, Any]
 
 
 class BadMessage(Exception):

@@ -1,0 +1,46 @@
+"""Measures what pytest-sandbox costs, its peers beside it in the same run. Run by ``tox run -e bench``.
+
+Writes results.json and results.md and prints the latter. States figures; asserts nothing about them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import installed
+import measure
+import noop
+import start
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="bench", description=__doc__)
+    parser.add_argument("--only", choices=("noop", "start", "installed"), action="append")
+    parser.add_argument("--tests", type=int, default=300, help="tests in the suite of no-op tests (%(default)s)")
+    parser.add_argument("--runs", type=int, default=5, help="runs of that suite for each variant (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=200, help="sandboxes for each variant (%(default)s)")
+    parser.add_argument("--starts", type=int, default=20, help="pytest starts for each environment (%(default)s)")
+    parser.add_argument("--output", type=Path, default=Path("benchmark-results"), help="folder (%(default)s)")
+    options = parser.parse_args()
+    chosen = options.only or ("noop", "start", "installed")
+    output = options.output.resolve()
+    facts = measure.machine()
+    tables = []
+    with tempfile.TemporaryDirectory(prefix="sandbox-bench-") as name:
+        for part in ("noop", "installed"):
+            (Path(name) / part).mkdir()
+        if "noop" in chosen:
+            tables.append(noop.run(Path(name) / "noop", options.tests, options.runs))
+        if "start" in chosen:
+            tables.append(start.run(options.rounds))
+        if "installed" in chosen:
+            tables += installed.run(Path(name) / "installed", options.starts)
+    print(measure.save(output, facts, tables))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
