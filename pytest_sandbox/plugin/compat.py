@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -192,6 +193,9 @@ def higher_fixtures(item: pytest.Item) -> list[str]:
             if not in_class:
                 continue  # pytest lets such a fixture live as long as the item
         names.append(name)
+    doctests = sys.modules.get("_pytest.doctest")
+    if doctests is not None and isinstance(item, doctests.DoctestItem):
+        names.append("doctest_namespace")  # of the session; a doctest's set-up asks for it by name
     return names
 
 
@@ -225,10 +229,10 @@ def capturing(item: pytest.Item, when: str) -> Iterator[None]:
     plugins = item.config.pluginmanager
     capture: Any = plugins.get_plugin("capturemanager")
     logs: Any = plugins.get_plugin("logging-plugin")
-    outer: AbstractContextManager[None] = capture.item_capture(when, item) if capture is not None else nullcontext()
-    inner: AbstractContextManager[None] = nullcontext()
+    outer: AbstractContextManager[None] = nullcontext()
     if logs is not None and hasattr(logs, "_runtest_for"):
-        inner = logs._runtest_for(item, when)
+        outer = logs._runtest_for(item, when)
+    inner: AbstractContextManager[None] = capture.item_capture(when, item) if capture is not None else nullcontext()
     with outer, inner:
         yield
 

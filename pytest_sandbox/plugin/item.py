@@ -10,8 +10,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -140,7 +138,7 @@ class Attempt:
         assert parent is not None
         patch.setup(parent)
         stack = patch.stack
-        stack[item] = ([item.teardown], None)  # pytest 9.2 asks whether the requesting node is being set up
+        stack[item] = ([], None)  # pytest 9.2 asks whether the requesting node is being set up
         try:
             for name in compat.higher_fixtures(item):
                 compat.set_up_fixture(item, name)
@@ -164,7 +162,6 @@ class Attempt:
             pytest.fail(f"{type(error).__name__}: {error}", pytrace=False)
         if child is None:
             guest = conductor.guest = Guest(conductor, item, before, writing)
-            apply_environment(self.run.spec)
             guest.overhead = time.perf_counter() - began
             patch.setup(item)
             return
@@ -204,8 +201,7 @@ class Attempt:
                 stream.flush()  # the child has a copy of every buffer
             except (AttributeError, OSError, ValueError):
                 pass
-        with _no_fork_warning():
-            return sandbox.fork()
+        return sandbox.fork()
 
     def _listen(self, child: ForkedChild, reading: int) -> None:
         """Waits for the child's end. Whatever goes wrong meanwhile becomes the ending of the phase it was in."""
@@ -349,31 +345,9 @@ class Attempt:
         """The attempt is over. Its processes are gone, at the latest, when the next sandbox starts."""
         if self._sandbox is not None:
             self._sandbox.discard()
-            self._sandbox = None
+            self._sandbox = self._child = None
         if self.forked:
             os.environ.pop("PYTEST_CURRENT_TEST", None)
-
-
-def apply_environment(spec: SandboxSpec) -> None:
-    """The marker's ``env``, inside."""
-    for name, value in spec.env:
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
-
-
-@contextmanager
-def _no_fork_warning() -> Iterator[None]:
-    """Python 3.12 and later warn about any fork of a process with threads. This one is ours, not the test's."""
-    if sys.version_info < (3, 12):
-        yield
-        return
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"This process .* is multi-threaded", DeprecationWarning)
-        yield
 
 
 def _sections(when: str, texts: dict[str, str]) -> list[tuple[str, str]]:
