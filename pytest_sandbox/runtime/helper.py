@@ -78,6 +78,7 @@ class _Helper:
         self.sock, self.lifeline, self.privileged = sock, lifeline, privileged
         self.plans: dict[str, dict[str, Any]] = {}
         self.ready: set[str] = set()  # plans whose template is there
+        self.layers: set[str] = set()  # templates that were carried out
         self.waiting: dict[int, tuple[socket.socket, int, dict[str, Any]]] = {}  # inits that wait for their id maps
         self.wake, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         _signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
@@ -140,7 +141,10 @@ class _Helper:
     def make(self, key: str, control: socket.socket) -> None:
         body = self.plans[key]
         if key not in self.ready:
-            mounts.carry_out(body["template"])
+            layers = repr(body["template"])
+            if layers not in self.layers:  # plans that differ in other things share their layers
+                mounts.carry_out(body["template"])
+                self.layers.add(layers)
             self.ready.add(key)
         ours, theirs = socket.socketpair() if self.privileged else (None, None)
         pid = sc.clone3(sc.CLONE_NEWPID | sc.CLONE_NEWNS)
