@@ -10,7 +10,7 @@ import os
 import stat
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -295,7 +295,7 @@ class SandboxPath:
 def copy_in(src: str, to: SandboxPath) -> None:
     """See ``Sandbox.copy_in``."""
     if to.is_dir():
-        to = to / os.path.basename(os.path.realpath(src))
+        to = to / os.path.basename(os.path.abspath(src))
     _in(os.path.realpath(src), to)
 
 
@@ -363,8 +363,11 @@ def _out(fd: int, dst: str, name: str, left_out: list[str]) -> None:
         finally:
             os.close(source)
     elif stat.S_ISDIR(look.st_mode):
-        with suppress(FileExistsError):
+        try:
             os.mkdir(dst, 0o700)
+        except FileExistsError:
+            if os.path.islink(dst):  # copied out earlier, perhaps: it was the sandbox that said where it leads
+                raise OSError(20, "a symbolic link stands where a directory is to be made", dst) from None
         listing = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             for entry in sorted(os.listdir(listing)):

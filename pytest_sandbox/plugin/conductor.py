@@ -18,7 +18,6 @@ from .item import RUN, ItemRun
 from .options import Settings
 
 if TYPE_CHECKING:
-    from pytest_sandbox.sandbox import ForkedChild, Sandbox
     from pytest_sandbox.spec import SandboxSpec
 
     from .guest import Guest
@@ -34,7 +33,6 @@ class Conductor:
         self.guest: Guest | None = None
         self.fault_descriptor: int | None = None
         self._warm = False
-        self._left: tuple[Sandbox, ForkedChild | None] | None = None
         self.patch = compat.SetupPatch(session, self._setup, self._teardown_exact)
         self._runner = compat.RunnerPatch(self._call_and_report, self._shows)
 
@@ -44,7 +42,6 @@ class Conductor:
 
     def undo(self) -> None:
         """The session is over: the runner is pytest's again."""
-        self.close_left()
         self._runner.undo()
         self.patch.undo()
         if self.fault_descriptor is not None:
@@ -105,19 +102,6 @@ class Conductor:
             self.guest.logged(report)
 
     # What an attempt needs.
-
-    def leave(self, sandbox: Sandbox, child: ForkedChild | None) -> None:
-        """Takes a sandbox whose test has said goodbye: it ends while other things are done out here."""
-        self.close_left()
-        self._left = (sandbox, child)
-
-    def close_left(self) -> None:
-        """Waits until nothing of the sandbox that was left last is there any more."""
-        if self._left is not None:
-            (sandbox, child), self._left = self._left, None
-            if child is not None:
-                child.wait()  # first: the sandbox has not ended before each of its processes was waited for
-            sandbox.close()
 
     def prepare_for(self, nextitem: pytest.Item | None) -> None:
         """Says that ``nextitem``'s sandbox is wanted soon; it is made while the current test runs."""

@@ -103,8 +103,6 @@ class ItemRun:
     def close(self) -> None:
         """The item's protocol is over, however it ended."""
         self.end_attempt()
-        if self.nextitem is None or RUN not in self.nextitem.stash:
-            self.conductor.close_left()
         replay, self.warnings = self.warnings, []
         for message in replay:
             self.item.ihook.pytest_warning_recorded.call_historic(kwargs={
@@ -179,7 +177,6 @@ class Attempt:
     def _start(self) -> Sandbox | None:
         """The started sandbox; None to go on without.  Errors become the outcome of the test's set-up."""
         __tracebackhide__ = True
-        self.conductor.close_left()
         try:
             sandbox = make_sandbox(self.run.spec)
             sandbox.start()
@@ -347,7 +344,7 @@ class Attempt:
     def close(self) -> None:
         """The attempt is over. Its processes are gone, at the latest, when the next sandbox starts."""
         if self._sandbox is not None:
-            self.conductor.leave(self._sandbox, self._child)
+            self._sandbox.discard()
             self._sandbox = self._child = None
         if self.forked:
             os.environ.pop("PYTEST_CURRENT_TEST", None)

@@ -32,12 +32,14 @@ def main() -> None:
     try:
         _isolate(privileged)
         _new_root()
+        message: protocol.Message = {"hello": True}
     except OSError as error:
-        protocol.send(sock, {"failed": {"step": ["helper"], "errno": error.errno, "path": error.filename}})
-        os._exit(1)
+        message = {"failed": {"step": ["helper"], "errno": error.errno, "path": error.filename}}
     pidfd = sc.pidfd_open(os.getpid())
-    protocol.send(sock, {"hello": True}, (pidfd,))
+    protocol.send(sock, message, (pidfd,))
     os.close(pidfd)
+    if "failed" in message:
+        os._exit(1)
     _Helper(sock, lifeline, privileged).serve()
     os._exit(0)
 
@@ -77,7 +79,7 @@ class _Helper:
     def __init__(self, sock: socket.socket, lifeline: int, privileged: bool) -> None:
         self.sock, self.lifeline, self.privileged = sock, lifeline, privileged
         self.plans: dict[str, dict[str, Any]] = {}
-        self.ready: set[str] = set()  # plans whose template is there
+        self.ready: set[str] = set()  # our own layers that are there; plans of the same root share them
         self.waiting: dict[int, tuple[socket.socket, int, dict[str, Any]]] = {}  # inits that wait for their id maps
         self.wake, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         _signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
@@ -139,9 +141,10 @@ class _Helper:
 
     def make(self, key: str, control: socket.socket) -> None:
         body = self.plans[key]
-        if key not in self.ready:
+        if body["layers"] not in self.ready:
+            mounts.own_nothing(body["layers"])  # a first attempt may have failed halfway
             mounts.carry_out(body["template"])
-            self.ready.add(key)
+            self.ready.add(body["layers"])
         ours, theirs = socket.socketpair() if self.privileged else (None, None)
         pid = sc.clone3(sc.CLONE_NEWPID | sc.CLONE_NEWNS)
         if pid == 0:

@@ -83,6 +83,18 @@ def _enter(path: str) -> None:
 
 # The template.
 
+def own_nothing(layers: str) -> None:
+    """Removes what there is of the layers of one root filesystem. Not a step of a plan: the helper clears up so."""
+    for folder, directories, files in os.walk(layers, topdown=False):
+        for name in files:
+            os.unlink(f"{folder}/{name}")
+        for name in directories:
+            if os.path.islink(f"{folder}/{name}"):
+                os.unlink(f"{folder}/{name}")
+            else:
+                os.rmdir(f"{folder}/{name}")
+
+
 def own_layer(layer: str, like: str) -> None:
     """An empty directory at ``layer`` with the mode, owner and times of ``like``."""
     parent = os.path.dirname(layer)

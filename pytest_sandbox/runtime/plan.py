@@ -110,11 +110,11 @@ def make_plan(spec: SandboxSpec, root: Root, host: Host) -> Plan:
     uid, gid = user_ids(spec, host)
     owns = not host.privileged and uid == 0 and root.host  # root of a tree whose owners are not mapped
     template, overlays = [], []
-    name = _layers_name(root, owns, host)
+    layers = f"/own/{_layers_name(root, owns, host)}"
     for number, tree in enumerate(root.trees):
         lowers = [f"/host{lower}".rstrip("/") for lower in tree.lowers]
         like = lowers[-1]
-        layer = f"/own/{name}/{number}"
+        layer = f"{layers}/{number}"
         made = _own_layer(layer, tree, owns)
         if made:
             template += made
@@ -134,6 +134,7 @@ def make_plan(spec: SandboxSpec, root: Root, host: Host) -> Plan:
         inside += [["loopback"], ["fresh_sys", masked_sys]]
     keep = DEFAULT_CAPABILITIES if spec.capabilities is None else spec.capabilities
     body = {
+        "layers": layers,
         "template": template,
         "scratch": [["scratch", f"mode=0700,{size}"]],
         "mounts": [
