@@ -88,7 +88,7 @@ def report_from_data(data: Any, item: pytest.Item, named: Callable[[str], object
 def _report_from_data(data: Any, item: pytest.Item, named: Callable[[str], object]) -> pytest.TestReport:
     if not isinstance(data, dict) or data.get("nodeid") != item.nodeid:
         raise SandboxProtocolError("the sandboxed test sent a report about something else",
-                                   why=f"{data.get('nodeid') if isinstance(data, dict) else data!r:.200}")
+                                   why=f"{data.get('nodeid') if isinstance(data, dict) else data!r}"[:200])
     known = _methods()
     for key, value in data.items():
         if key not in _PLAIN_FIELDS and not isinstance(value, _SCALARS):

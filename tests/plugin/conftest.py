@@ -33,8 +33,9 @@ def normal(line: str) -> str:
 
 
 @pytest.fixture
-def both(pytester: pytest.Pytester) -> Callable[..., Both]:
+def both(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Both]:
     """Runs pytest in the current pytester directory without and with ``--sandbox=all``."""
+    monkeypatch.setenv("PYTHONHASHSEED", "0")  # pytest's coloured log levels depend on it
 
     def run(*args: str) -> Both:
         plain = pytester.runpytest_subprocess("-p", "no:cacheprovider", "--sandbox=off", *args)

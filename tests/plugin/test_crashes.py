@@ -139,7 +139,7 @@ NONSENSE = {
     "unknown": (b"\0\0\0\x09[\"hello\"]", "unknown message 'hello'"),
     "done-early": (b"\0\0\0\x08[\"done\"]", "said that it was done during its call"),
     "other-test": (framed(b'["report","call",{"nodeid":"test_x.py::other"},{},true]'),
-                   "a report about something else: test_x.py::other"),
+                   "a report about something else: 'test_x.py::other'"),
     "other-phase": (framed(b'["report","teardown",{},{},true]'), "reported its teardown during its call"),
     "no-phase": (framed(b'["report","never",{},{},true]'), "a message of phase 'never'"),
     "wrong-change": (framed(b'["report","call",NODEID,{"attributes":{"runtest":1}},true]'),
