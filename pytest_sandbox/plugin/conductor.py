@@ -55,7 +55,7 @@ class Conductor:
         run = item.stash.get(RUN, None)
         if run is None:
             return self._runner.call_and_report(item, when, log, **kwds)
-        return run.call_and_report(when, log, kwds)
+        return run.call_and_report(self._runner.call_and_report, when, log, kwds)
 
     def _shows(self, item: pytest.Item) -> bool:
         """Whether ``--setup-show`` should show the item here: not if its inside did."""
@@ -96,6 +96,16 @@ class Conductor:
             if self.guest is not None:
                 self.guest.broke()  # nothing of the child gets out of here
             run.close()
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_makereport(self, call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport,
+                                                                                  pytest.TestReport]:
+        if self.guest is None:
+            return (yield)
+        self.guest.leave_out_overhead(call)
+        report = yield
+        self.guest.made = report
+        return report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if self.guest is not None:
