@@ -241,6 +241,11 @@ class Running:
         if self.pidfd < 0 and self.control.fileno() >= 0:
             with suppress(SandboxError):
                 self.wait_ready()  # which brings its pidfd, by which we shall know that it has gone
+        # First our hold on its file systems, so that unmounting them is init's work and not the caller's.
+        for fd in (self.root, self.scratch):
+            if fd >= 0:
+                os.close(fd)
+        self.root = self.scratch = -1
         with suppress(OSError):
             self.control.shutdown(socket.SHUT_RDWR)  # to close it is not enough while a fork of ours has a copy
         self.control.close()
