@@ -97,7 +97,7 @@ def test_rerunfailures(pytester: pytest.Pytester, both: Callable[..., Both], tmp
     """)
     result = both("--reruns=2", "-rAR", "-v")
     result.assert_equal()
-    assert "4 rerun" in result.boxed.outlines[-1]
+    assert "5 rerun" in result.boxed.outlines[-1]
 
 
 def test_rerunfailures_after_a_crash(pytester: pytest.Pytester, boxed: Callable[..., pytest.RunResult],

@@ -132,8 +132,9 @@ class TestClass:
         print("teardown_method")
 
     @pytest.fixture(scope="class", autouse=True)
-    def of_class(self, request):
-        request.cls.other = 5
+    @classmethod
+    def of_class(cls):
+        cls.other = 5
         yield
         print("of_class down")
 
