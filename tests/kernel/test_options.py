@@ -77,7 +77,8 @@ def test_mounts_show_through(tmp_path: Path) -> None:
     mounts = [f"{tmp_path}/rw:/data/rw", Mount(f"{tmp_path}/ro", "/data/ro", read_only=True),
               f"{tmp_path}/file:/etc/one.conf", f"{tmp_path}/file:/etc/two.conf:ro"]
     with Sandbox(mounts=mounts, user="root") as sandbox:
-        assert sandbox.run(["cat", "/data/rw/there", "/data/ro/there", "/etc/one.conf"]).stdout == "host'shost'sone file"
+        shown = sandbox.run(["cat", "/data/rw/there", "/data/ro/there", "/etc/one.conf"]).stdout
+        assert shown == "host'shost'sone file"
         sandbox.run(["sh", "-c", "echo -n new >/data/rw/made; echo -n changed >/etc/one.conf; rm /data/rw/there"],
                     check=True)
         for command in ("touch /data/ro/x", "rm /data/ro/there", "echo x >/etc/two.conf"):
