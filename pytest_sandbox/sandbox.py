@@ -180,6 +180,8 @@ class Sandbox:
         """
         running = self._ready()
         running.request({"kill": int(signal.SIGKILL)})
+        for child in list(running.children):
+            child.kill()
         running.ask({"ping": True})
 
     def __enter__(self) -> Sandbox:

@@ -337,6 +337,9 @@ class ForkedChild:
             return self._returncode
 
     def kill(self) -> None:
-        """Kills it, and everything else inside but init."""
+        """Kills it, and everything else inside but init; it has ended when this returns."""
         with suppress(SandboxClosedError):
-            self._running.request({"kill": int(signal.SIGKILL)})
+            while self._pidfd >= 0:
+                self._running.request({"kill": int(signal.SIGKILL)})
+                if wait_readable(self._pidfd, 0.01):  # else it may have been on its way in, and was not seen
+                    break
