@@ -168,7 +168,9 @@ class Sandbox:
             running.wait_gone()
 
     def discard(self) -> None:
-        """As :meth:`close`, without waiting for the end."""
+        """As :meth:`close`, without waiting for the end, unless what runs inside could still be met outside."""
+        if self.spec.network == "host" or any(not one.read_only for one in self.spec.mounts):
+            self.close()
         self._closed = True
         running = self._part()
         if running is not None:

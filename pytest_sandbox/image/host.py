@@ -169,6 +169,8 @@ class HostImage:
         key = (hide, cache, split)
         known, look = self._roots.get(key), self._look(hide, cache)
         if known is None or known[0] != look:
+            self._parents.clear()
+            look = self._look(hide, cache)
             root = read_host(*key)
             if known is not None and known[1] == root:
                 root = known[1]  # the same object: what was made for it is still right
@@ -182,8 +184,15 @@ class HostImage:
         if key not in self._parents:
             paths = [one if one.startswith("/") else f"{place}/{one}" for one in (*hide, cache)
                      for place in ([""] if one.startswith("/") else _homes())]
-            self._parents[key] = sorted({os.path.dirname(one) for one in paths})
+            self._parents[key] = sorted({_existing(os.path.dirname(one)) for one in paths})
         return home, [_changed(one) for one in self._parents[key]]
+
+
+def _existing(path: str) -> str:
+    """``path``, or the nearest directory above it that exists: what changes when something appears at ``path``."""
+    while not os.path.isdir(path):
+        path = os.path.dirname(path)
+    return path
 
 
 def _changed(path: str) -> int | None:

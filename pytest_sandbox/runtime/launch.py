@@ -137,7 +137,8 @@ class Supervisor:
         one.let_go()
         with self.lock:
             self.ending.append(one)
-            while len(self.ending) > 4 or (self.ending[:1] and not self.ending[0].alive):
+            self.ending = [each for each in self.ending if not each.gone()]
+            while len(self.ending) > 4:
                 self.ending.pop(0).wait_gone()
 
     def close(self) -> None:

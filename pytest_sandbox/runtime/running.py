@@ -247,9 +247,24 @@ class Running:
         if self.pidfd < 0 and self.control.fileno() >= 0:
             with suppress(SandboxError):
                 self.wait_ready()  # which brings its pidfd, by which we shall know that it has gone
+        # First our hold on its file systems, so that unmounting them is init's work and not the caller's.
+        for fd in (self.root, self.scratch):
+            if fd >= 0:
+                os.close(fd)
+        self.root = self.scratch = -1
         with suppress(OSError):
             self.control.shutdown(socket.SHUT_RDWR)  # to close it is not enough while a fork of ours has a copy
         self.control.close()
+
+    def gone(self) -> bool:
+        """After :meth:`let_go`: as :meth:`wait_gone` if that need not wait, else False."""
+        if self.owner == os.getpid():
+            if not all(child.ended() for child in list(self.children)):
+                return False
+            if self.pidfd >= 0 and self.alive:
+                return False
+        self.forget()
+        return True
 
     def wait_gone(self) -> None:
         """After :meth:`let_go`: waits until nothing runs inside any more, and lets go of the writable layer."""
@@ -302,6 +317,12 @@ class ForkedChild:
     def fileno(self) -> int:
         """A descriptor that can be read once the child has ended."""
         return self._pidfd
+
+    def ended(self) -> bool:
+        """Whether it has ended; if so it is reaped."""
+        if self._returncode is None and self._pidfd >= 0 and wait_readable(self._pidfd, 0):
+            self.wait()
+        return self._returncode is not None
 
     def wait(self) -> int:
         """Waits for the end; returns the exit status, or the negative number of the signal."""
