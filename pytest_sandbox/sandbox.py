@@ -23,7 +23,7 @@ from .errors import (
 from .runtime import launch
 from .runtime import syscalls as sc
 from .runtime.launch import shutdown
-from .runtime.plan import Plan, make_plan, user_ids
+from .runtime.plan import Host, Plan, make_plan, user_ids
 from .runtime.running import ForkedChild, Running, give_up, inside
 from .spec import SandboxSpec, parse_options
 
@@ -66,19 +66,33 @@ def plan_for(spec: SandboxSpec) -> Plan:
     :raises ImageNotFound: when there is no such image.
     :raises SandboxStartError: when a mount's source does not exist.
     """
-    global _host_image
     host = launch.supervisor().host
     if spec.image != "host":
         raise _no_such_image(spec.image)
-    if _host_image is None:
-        from .image.host import HostImage
-        _host_image = HostImage()
-    root = _host_image.root(spec.hide, cache_directory(), not host.privileged)
+    root = _host_root(spec, host)
     key = (spec.network, spec.user, spec.mounts, spec.hostname, spec.disk, spec.capabilities, spec.hide, host)
     made = _plans.get(key)
     if made is None or made[0] is not root or spec.mounts:  # the source of a mount may have gone since
         made = _plans[key] = root, make_plan(spec, root, host)
     return made[1]
+
+
+def _host_root(spec: SandboxSpec, host: Host) -> Root:
+    global _host_image
+    with _planning:
+        if _host_image is None:
+            from .image.host import HostImage
+            _host_image = HostImage()
+        return _host_image.root(spec.hide, cache_directory(), not host.privileged)
+
+
+def _in_fork() -> None:
+    global _planning
+    _planning = threading.Lock()  # another thread of the parent may have held it, and does not exist here
+
+
+_planning = threading.Lock()
+os.register_at_fork(after_in_child=_in_fork)
 
 
 def _no_such_image(reference: Any) -> ImageError:

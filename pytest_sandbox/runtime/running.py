@@ -106,7 +106,9 @@ class Running:
             with self.lock:
                 protocol.send(self.control, message, fds)
         except OSError as error:
-            if error.errno in GONE or self.control.fileno() < 0:
+            if self.control.fileno() < 0:  # let go by us
+                raise SandboxClosedError("the sandbox has ended") from None
+            if error.errno in GONE:
                 raise SandboxClosedError("the sandbox has ended", why=error.strerror) from error
             raise
 
@@ -186,6 +188,8 @@ class Running:
             sc.setns(self.pidfd, sc.CLONE_NEWUSER | sc.CLONE_NEWPID | self._namespaces())
             inner = os.fork()
             if inner:
+                os.closerange(0, writing)  # copies that would keep open what the caller and the child inside have closed
+                os.closerange(writing + 1, os.sysconf("SC_OPEN_MAX"))
                 _, status = os.waitpid(inner, 0)
                 os.write(writing, struct.pack("i", status))
                 os._exit(0)
@@ -197,7 +201,9 @@ class Running:
         return None
 
     def _still_there(self, error: OSError | None) -> None:
-        if not self.alive:
+        # What cannot be entered any more, or not be forked into, takes a moment to be gone.
+        ending = error is not None and error.errno in (errno.ESRCH, errno.ENOMEM)
+        if wait_readable(self.pidfd, 1 if ending else 0) if self.pidfd >= 0 else True:
             raise SandboxClosedError("the sandbox has ended", why=error.strerror if error else None) from error
 
     def _namespaces(self) -> int:
