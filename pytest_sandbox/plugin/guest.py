@@ -186,7 +186,7 @@ class Guest:
         found = {}
         before = self._before.attributes
         for name, value in self.item.__dict__.items():
-            if (name in before and before[name] is value) or name in reporting.KEPT_BACK or name.startswith("__"):
+            if (name in before and before[name] is value) or not reporting.may_travel(self.item, name):
                 continue
             try:
                 packed = wire.pack(value, self._name_of, opaque=False)

@@ -159,7 +159,7 @@ class Attempt:
         except SandboxError as error:
             os.close(reading)
             os.close(writing)
-            pytest.fail(f"{type(error).__name__}: {error}", pytrace=False)
+            raise _failure(error) from None
         if child is None:
             guest = conductor.guest = Guest(conductor, item, before, writing)
             guest.overhead = time.perf_counter() - began
@@ -187,9 +187,9 @@ class Attempt:
             if unavailable == "run":
                 self.item.warn(PytestSandboxWarning(f"this test ran without its sandbox: {error}"))
                 return None
-            pytest.fail(f"{type(error).__name__}: {error}", pytrace=False)
+            raise _failure(error) from None
         except SandboxError as error:
-            pytest.fail(f"{type(error).__name__}: {error}", pytrace=False)
+            raise _failure(error) from None
         return sandbox
 
     def _fork(self, sandbox: Sandbox) -> ForkedChild | None:
@@ -348,6 +348,11 @@ class Attempt:
             self._sandbox = self._child = None
         if self.forked:
             os.environ.pop("PYTEST_CURRENT_TEST", None)
+
+
+def _failure(error: SandboxError) -> BaseException:
+    """Fails the test with the error's own words; a traceback through this plugin would tell nobody anything."""
+    return pytest.fail.Exception(f"{type(error).__name__}: {error}", pytrace=False)
 
 
 def _sections(when: str, texts: dict[str, str]) -> list[tuple[str, str]]:

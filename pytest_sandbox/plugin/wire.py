@@ -173,6 +173,8 @@ def unpack(value: Any, named: Callable[[str], object]) -> Any:
         if tag.startswith("$"):
             try:
                 return _UNPACK[tag](content, named)
+            except SandboxProtocolError:
+                raise
             except (KeyError, TypeError, ValueError) as error:
                 raise SandboxProtocolError(f"the sandboxed test sent a value of unknown form {tag[:40]!r}",
                                            why=type(error).__name__) from None
