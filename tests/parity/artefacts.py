@@ -47,7 +47,8 @@ def of_text(text: str, ordered: bool = True, figures: bool = True) -> Lines:
         lines = [re.sub(r"[\d.,]+", "N", re.sub(r"[ =-]{2,}", "  ", one)) for one in lines]
     if not ordered:
         lines = sorted(re.sub(r"\[gw\d\]( \[ *\d+%\])? ?|\bgw\d\b", "[gw] ", one) for one in lines)
-        lines = [one for one in lines if not re.fullmatch(r"(\[gw\]|[.FEsxX ]|\[ *\d+%\]|ready|\[\d+ items?\]|/)*", one)]
+        noise = re.compile(r"(\[gw\]|[.FEsxX ]|\[ *\d+%\]|ready|\[\d+ items?\]|/)*")
+        lines = [one for one in lines if not noise.fullmatch(one)]
     return lines
 
 
@@ -117,7 +118,8 @@ def html_report(path: Path) -> Lines:
     data["environment"] = {key: value for key, value in data.get("environment", {}).items() if key != "Plugins"}
     lines += _flat("data", data)
     rest = normal(page.replace(found[1], ""))
-    summary = re.findall(r'<span class="(?:passed|failed|error|skipped|x\w+|rerun)">[^<]*|<p class="run-count">[^<]*', rest)
+    counts = r'<span class="(?:passed|failed|error|skipped|x\w+|rerun)">[^<]*|<p class="run-count">[^<]*'
+    summary = re.findall(counts, rest)
     return lines + [re.sub(r"took .*", "took N", one) for one in summary]
 
 

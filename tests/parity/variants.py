@@ -113,7 +113,8 @@ VARIANTS: tuple[Variant, ...] = (
     _one("no-faulthandler", "-p no:faulthandler", ("basics",)),
     _one("debug-config", "--trace-config -q -k nothing", ("basics",)),
     # Ends.
-    *(_one(path[5:-3].replace("test_", "").replace("_", "-"), "-v", (path,), short=path == _EXITS[0]) for path in _EXITS),
+    *(_one(path[5:-3].replace("test_", "").replace("_", "-"), "-v", (path,), short=path == _EXITS[0])
+      for path in _EXITS),
     _one("interrupt", "-v", ("ends/test_interrupt.py",)),
     _one("interrupt-full", "--full-trace", ("ends/test_interrupt.py",)),
     _one("interrupt-signal", "-v", ("ends/test_interrupt_signal.py",)),
