@@ -9,8 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from pytest_sandbox.errors import StoreError
-
+from ..errors import StoreError
 from .resolve import entry_path, remove_tree
 
 #: Set-up of overlayfs marks: root's and everybody's.

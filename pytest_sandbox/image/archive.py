@@ -15,8 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, NoReturn, Protocol, cast
 
-from pytest_sandbox.errors import ImageCorrupt, ImageError, ImageNotFound
-
+from ..errors import ImageCorrupt, ImageError, ImageNotFound
 from .compression import Limits, decompressed, is_compressed
 from .manifest import (
     MAX_DOCUMENT,

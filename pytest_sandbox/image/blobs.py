@@ -9,8 +9,7 @@ import threading
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from pytest_sandbox.errors import ImageCorrupt
-
+from ..errors import ImageCorrupt
 from .compression import Cancelled
 from .layout import Layout, sync_directory, write_all
 from .locks import lock

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from pytest_sandbox.errors import ImageCorrupt, ImageError, LayerRejected
+from ..errors import ImageCorrupt, ImageError, LayerRejected
 
 _CHUNK = 1 << 18  # large enough to be cheap for each call, small enough to stay in the processor's cache
 _AHEAD = 8  # chunks that may wait for the reader

@@ -19,8 +19,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from pytest_sandbox.errors import ImageCorrupt
-
+from ..errors import ImageCorrupt
 from .abilities import Abilities, probe_abilities
 from .blobs import CheckedReader, fetch_blob
 from .compression import Cancelled, LayerStream, Limits

@@ -25,8 +25,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from pytest_sandbox.errors import StoreError
-
+from ..errors import StoreError
 from .locks import lock
 from .resolve import remove_tree
 

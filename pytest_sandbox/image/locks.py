@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
-from pytest_sandbox.errors import StoreError
+from ..errors import StoreError
 
 
 class FileLock:

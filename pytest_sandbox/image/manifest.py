@@ -13,8 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pytest_sandbox.errors import ImageCorrupt, ImageError, ImageNotFound
-
+from ..errors import ImageCorrupt, ImageError, ImageNotFound
 from .reference import check_digest
 
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"

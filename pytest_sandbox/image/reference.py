@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from pytest_sandbox.errors import ImageError
+from ..errors import ImageError
 
 #: Digest algorithms that we can check, with the length of their hexadecimal form.
 ALGORITHMS = {"sha256": 64, "sha512": 128}

@@ -10,7 +10,7 @@ import errno
 import os
 import stat
 
-from pytest_sandbox.errors import SandboxUnavailable
+from ..errors import SandboxUnavailable
 
 _SYS_OPENAT2 = 437  # the same number on every architecture: new system calls share one table since Linux 5.1
 

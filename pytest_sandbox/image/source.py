@@ -7,8 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
-from pytest_sandbox.errors import ImageCorrupt
-
+from ..errors import ImageCorrupt
 from .manifest import ConfigDocument, Descriptor
 
 

@@ -17,8 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pytest_sandbox.errors import ImageCorrupt, ImageError, ImageNotFound, StoreError
-
+from ..errors import ImageCorrupt, ImageError, ImageNotFound, StoreError
 from .archive import open_archive
 from .compression import Limits
 from .ingest import Ingest, Layer, hold_layer

@@ -13,8 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from pytest_sandbox.errors import ImageCorrupt, LayerRejected
-
+from ..errors import ImageCorrupt, LayerRejected
 from .compression import Limits
 
 _BLOCK = 512

@@ -15,8 +15,7 @@ import hashlib
 import os
 import stat
 
-from pytest_sandbox.errors import ImageCorrupt, LayerRejected
-
+from ..errors import ImageCorrupt, LayerRejected
 from .abilities import Abilities
 from .compression import LayerStream, Limits
 from .inside import WHITEOUT_PREFIX, Applied, LayerRoot, NeedsLower, copy_xattrs, is_opaque, mark_opaque
