@@ -1,4 +1,4 @@
-"""A registry for tests, on loopback, that does what it is told: also what no real one would do. One thread a request."""
+"""A registry for tests, on loopback, that does what it is told, also what no real one would do. A thread a request."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import re
 import threading
 import time
-
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -68,7 +67,7 @@ class FakeRegistry:
             owner = registry
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
+        self._server.daemon_threads = False  # server_close waits for them: the client has to let go of its connections
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
 
     def __enter__(self) -> FakeRegistry:
@@ -107,8 +106,10 @@ class FakeRegistry:
 class _Handler(BaseHTTPRequestHandler):
     owner: FakeRegistry
     protocol_version = "HTTP/1.1"
+    timeout = 20
+    disable_nagle_algorithm = True  # headers and body are written apart
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, *args: object) -> None:
         pass
 
     def do_POST(self) -> None:
@@ -148,11 +149,11 @@ class _Handler(BaseHTTPRequestHandler):
         if self.owner.auth == "basic" and given != "Basic " + base64.b64encode(b"user:secret").decode():
             self._send(401, b"{}", {"WWW-Authenticate": 'Basic realm="here"'})
             return False
-        if self.owner.auth == "token":
-            if self.owner.tokens.get(given.removeprefix("Bearer "), 0) < time.monotonic():
-                self._send(401, b"{}", {"WWW-Authenticate": f'Bearer realm="http://{self.owner.host}/token",'
-                                                            f'service="here",scope="repository:any:pull"'})
-                return False
+        alive = self.owner.tokens.get(given.removeprefix("Bearer "), 0) >= time.monotonic()
+        if self.owner.auth == "token" and not alive:
+            self._send(401, b"{}", {"WWW-Authenticate": f'Bearer realm="http://{self.owner.host}/token",'
+                                                        f'service="here",scope="repository:any:pull"'})
+            return False
         return True
 
     def _token_get(self) -> None:

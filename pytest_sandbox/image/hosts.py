@@ -12,6 +12,7 @@ import ssl
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -146,13 +147,17 @@ def tls_context(host: str) -> ssl.SSLContext:
 
     :raises ImageError: when a certificate there cannot be read.
     """
-    context = ssl.create_default_context()
+    bundles = tuple(os.environ.get(name) or "" for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"))
+    return _context(host, bundles)
+
+
+@lru_cache(maxsize=16)  # reading the system's authorities takes some 70 ms
+def _context(host: str, bundles: tuple[str, ...]) -> ssl.SSLContext:
+    context = ssl.create_default_context()  # honours SSL_CERT_FILE itself
     try:
-        for variable in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
-            bundle = os.environ.get(variable)
-            if bundle:
-                context.load_verify_locations(**{"capath" if os.path.isdir(bundle) else "cafile": bundle})
-                break
+        bundle = bundles[0] or bundles[1]
+        if bundle:
+            context.load_verify_locations(**{"capath" if os.path.isdir(bundle) else "cafile": bundle})
         for base in (_config_home() / "containers", Path("/etc/containers"), Path("/etc/docker")):
             directory = base / "certs.d" / host
             if directory.is_dir():

@@ -54,8 +54,14 @@ class Transport:
         self._mutex = threading.RLock()
 
     def close(self) -> None:
-        for pool in self._pools.values():
-            pool.clear()
+        """Ends all connections. ``PoolManager.clear`` alone leaves them to the garbage collector (urllib3 2.8)."""
+        for manager in self._pools.values():
+            for key in manager.pools.keys():  # noqa: SIM118 - no mapping: iterating it raises
+                pool = manager.pools.get(key)
+                if pool is not None:
+                    pool.close()
+            manager.clear()
+        self._pools.clear()
 
     def get(self, path: str, headers: Mapping[str, str]) -> Answer:
         """GET below ``/v2/<repository>/``. Answers 200, 206, 404 and 416 come back, all else is an error.

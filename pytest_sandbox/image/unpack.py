@@ -28,6 +28,7 @@ _OVERLAY = (b"trusted.overlay.", b"user.overlay.")
 _NEW = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MOST_NOTES = 100
+_NOBODY = 0xFFFFFFFF  # (uid_t)-1, which chown takes for "leave it"
 
 
 def apply_layer(stream: LayerStream, root: str, *, abilities: Abilities, limits: Limits, reference: str,
@@ -67,6 +68,8 @@ class _Applier:
     def put(self, entry: Entry) -> None:
         """Lays one entry down."""
         parts = self._names.parts(entry.name)
+        if not (0 <= entry.uid < _NOBODY and 0 <= entry.gid < _NOBODY):
+            raise self._reader.reject("header", f"its owner {entry.uid}:{entry.gid} is no user")
         self.applied.entries += 1
         try:
             if not parts:
@@ -129,7 +132,7 @@ class _Applier:
             digest = self._sparse(fd, entry) if entry.pieces is not None else self._content(fd, entry.stored)
             self.applied.hashes[os.fstat(fd).st_ino] = digest
             if self._abilities.owners:
-                os.fchown(fd, *self._owner(entry))
+                os.fchown(fd, entry.uid, entry.gid)
             os.fchmod(fd, entry.mode)  # after the owner: chown takes set-id bits away
             if entry.xattrs:
                 self._set_xattrs(fd, entry)
@@ -156,11 +159,6 @@ class _Applier:
         os.ftruncate(fd, entry.size)
         return b""
 
-    def _owner(self, entry: Entry) -> tuple[int, int]:
-        if not (0 <= entry.uid < 0xFFFFFFFF and 0 <= entry.gid < 0xFFFFFFFF):
-            raise self._reader.reject("header", f"its owner {entry.uid}:{entry.gid} is no user")
-        return entry.uid, entry.gid
-
     def _directory(self, parent: int, leaf: bytes, entry: Entry) -> None:
         opaque = False
         try:
@@ -180,8 +178,7 @@ class _Applier:
 
     def _finish_directory(self, fd: int, entry: Entry, opaque: bool = False) -> None:
         try:
-            uid, gid = self._owner(entry)
-            self.applied.late[os.fstat(fd).st_ino] = (entry.mode, uid, gid, entry.mtime)
+            self.applied.late[os.fstat(fd).st_ino] = (entry.mode, entry.uid, entry.gid, entry.mtime)
             if entry.xattrs:
                 self._set_xattrs(fd, entry)
             if opaque:
@@ -202,7 +199,7 @@ class _Applier:
     def _finish_named(self, parent: int, leaf: bytes, entry: Entry, *, mode: bool = False) -> None:
         """Attributes of what cannot be opened."""
         if self._abilities.owners:
-            os.chown(leaf, *self._owner(entry), dir_fd=parent, follow_symlinks=False)
+            os.chown(leaf, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
         if mode:
             os.chmod(leaf, entry.mode, dir_fd=parent)  # just made by O_EXCL-like calls: no link can stand there
         if entry.xattrs:
