@@ -12,7 +12,7 @@ import json
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO, NoReturn, Protocol, cast
 
 from ..errors import ImageCorrupt, ImageError, ImageNotFound
@@ -148,7 +148,15 @@ class _Window(io.RawIOBase):
     """A part of an open file, read by position: several threads may read one archive."""
 
     def __init__(self, fd: int, start: int, size: int) -> None:
-        self._fd, self._at, self._end = os.dup(fd), start, start + size
+        self._fd, self._start, self._at, self._end = os.dup(fd), start, start, start + size
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: self._start, os.SEEK_CUR: self._at, os.SEEK_END: self._end}[whence]
+        self._at = min(max(base + offset, self._start), self._end)
+        return self._at - self._start
 
     def readable(self) -> bool:
         return True
@@ -216,9 +224,10 @@ class OciSource(_ArchiveSource):
 
     def names(self) -> list[str]:
         """The names under which the layout has images."""
-        return sorted({name for one in self._index().manifests for name in _names(one)})
+        return sorted({name for one in self.index().manifests for name in _names(one)})
 
-    def _index(self) -> Index:
+    def index(self) -> Index:
+        """What the layout lists."""
         index = parse_manifest(self._read("index.json"), reference=self._reference, media_type=OCI_INDEX)
         if not isinstance(index, Index):
             self._refuse("its index.json is no index")
@@ -241,7 +250,7 @@ class OciSource(_ArchiveSource):
         :raises ImageNotFound: when the tag, or the platform, is not there.
         :raises ImageCorrupt: when a document is not what its digest says.
         """
-        chosen = self._choose(self._index())
+        chosen = self._choose(self.index())
         for _ in range(4):  # an index may hold an index, but not for ever
             data = self._document(chosen)
             manifest = parse_manifest(data, reference=self._reference, media_type=chosen.media_type)
@@ -304,6 +313,10 @@ class DockerSource(_ArchiveSource):
 
     def _where(self, layer: Descriptor) -> str:
         return self._names[layer.digest]
+
+    def rename(self, old: Sequence[Descriptor], new: Sequence[Descriptor]) -> None:
+        """Lets layers be asked for by other descriptors than those that :meth:`image` gave."""
+        self._names = {there.digest: self._names[here.digest] for here, there in zip(old, new, strict=True)}
 
     def image(self) -> SourceImage:
         """The chosen image.

@@ -89,7 +89,8 @@ def compare_tree(root: str, record: bytes) -> list[TreeDifference]:
             path, _, facts = line.partition(" ")
             recorded[path] = facts
     differences: list[TreeDifference] = []
-    for raw, fd, name, status in _walk(root):
+    closed: list[bytes] = []
+    for raw, fd, name, status in _walk(root, closed):
         path = _vis(raw)
         if path not in recorded:
             differences.append(TreeDifference(path, "extra"))
@@ -100,7 +101,8 @@ def compare_tree(root: str, record: bytes) -> list[TreeDifference]:
         if changed:
             shown = ", ".join(f"{key} was {old.get(key, 'absent')}, is {new.get(key, 'absent')}" for key in changed[:4])
             differences.append(TreeDifference(path, "changed", shown))
-    differences.extend(TreeDifference(path, "missing") for path in recorded)
+    hidden = tuple(f"{_vis(path)}/" for path in closed)  # not for this user to see, so not missing either
+    differences.extend(TreeDifference(path, "missing") for path in recorded if not path.startswith(hidden))
     return differences
 
 
@@ -156,11 +158,13 @@ def _xattrs(fd: int, name: bytes) -> str:
     return "".join(parts)
 
 
-def _walk(root: str) -> Iterator[tuple[bytes, int, bytes, os.stat_result]]:
+def _walk(root: str, closed: list[bytes] | None = None) -> Iterator[tuple[bytes, int, bytes, os.stat_result]]:
     """Everything below ``root`` and itself, children before parents: path, descriptor, name from there, attributes.
 
     For a directory the descriptor is its own and the name ``.``, for all else it is the parent's. One descriptor at a
     time: a layer may be deeper than we may have files open.
+
+    :param closed: takes the directories that the caller may not enter, which are then like files; None lets it fail.
     """
     fd = os.open(root, _DIR)
     path: list[bytes] = [b"."]
@@ -180,7 +184,14 @@ def _walk(root: str) -> Iterator[tuple[bytes, int, bytes, os.stat_result]]:
                 pending.append(below[::-1])
             if pending[-1]:
                 name = pending[-1].pop()
-                inner = os.open(name, _DIR, dir_fd=fd)
+                try:
+                    inner = os.open(name, _DIR, dir_fd=fd)
+                except PermissionError:
+                    if closed is None:
+                        raise
+                    closed.append(b"/".join([*path, name]))
+                    yield closed[-1], fd, name, os.lstat(name, dir_fd=fd)
+                    continue
                 os.close(fd)
                 fd = inner
                 path.append(name)
