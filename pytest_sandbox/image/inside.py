@@ -19,6 +19,10 @@ _MOST_LINKS = 40  # as the kernel
 _OPEN_PARENTS = 32
 
 
+class NothingThere(Exception):
+    """A whiteout's directory is in no layer: there is nothing to remove, and nothing to make."""
+
+
 class NeedsLower(Exception):
     """This layer is bound, and was tried without the layers below it."""
 
@@ -30,6 +34,8 @@ class Applied:
     Numbers are used again after a removal; every new directory and file puts its own facts over what was there.
 
     :param late: mode, owner and time (ns) of directories, set when nothing is put into them any more.
+    :param implicit: directories that were made only since something lies in them.
+    :param copied: what was brought up from lower layers, as inode number of the directory and name.
     :param hashes: SHA-256 of regular files' content; empty for sparse ones.
     :param opaque_root: the layer hides all that is below it.
     :param notes: what could not be kept, in words, bounded.
@@ -37,6 +43,8 @@ class Applied:
 
     late: dict[int, tuple[int, int, int, int]] = field(default_factory=dict)
     hashes: dict[int, bytes] = field(default_factory=dict)
+    implicit: set[int] = field(default_factory=set)
+    copied: set[tuple[int, bytes]] = field(default_factory=set)
     bound: bool = False
     opaque_root: bool = False
     root_given: bool = False
@@ -56,6 +64,9 @@ class LayerRoot:
         self._reader, self._abilities, self._lower, self._applied = reader, abilities, lower, applied
         self.fd = os.open(root, _DIR)
         self._parents: OrderedDict[bytes, int] = OrderedDict()
+        # A lower layer's link was followed: the layer may yet put something of its own in the place of that link, and
+        # then a remembered name would lead to where it led before.
+        self._led_below = False
 
     def close(self) -> None:
         self.forget_parents()
@@ -81,9 +92,15 @@ class LayerRoot:
                 raise self._reader.reject("whiteout", "a whiteout cannot be a directory")
         return parts
 
-    def parent(self, parts: list[bytes]) -> int:
-        """A descriptor of a directory inside the root, which stays the cache's."""
+    def parent(self, parts: list[bytes], *, to_remove: bool = False) -> int:
+        """A descriptor of a directory inside the root, which stays the cache's.
+
+        :param to_remove: only to remove something in it.
+        :raises NothingThere: when it would be made for that alone.
+        """
         path = b"/".join(parts)
+        if self._led_below:
+            self.forget_parents()
         fd = self._parents.get(path)
         if fd is not None:
             self._parents.move_to_end(path)
@@ -93,7 +110,7 @@ class LayerRoot:
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENOTDIR):
                 raise
-            fd = self._make_parents(parts)
+            fd = self._make_parents(parts, to_remove)
         if len(self._parents) >= _OPEN_PARENTS:
             os.close(self._parents.popitem(last=False)[1])
         self._parents[path] = fd
@@ -105,7 +122,7 @@ class LayerRoot:
             os.close(fd)
         self._parents.clear()
 
-    def _make_parents(self, parts: list[bytes]) -> int:
+    def _make_parents(self, parts: list[bytes], to_remove: bool) -> int:
         """Walks ``parts`` from the root, following links inside it; makes what is missing like the lower layers'."""
         todo, links = list(reversed(parts)), 0
         done: list[bytes] = []
@@ -117,7 +134,7 @@ class LayerRoot:
                 continue
             here = open_directory(self.fd, b"/".join(done))
             try:
-                target = self._step(here, name, done)
+                target = self._step(here, name, done, to_remove)
             finally:
                 os.close(here)
             if target is None:
@@ -131,16 +148,18 @@ class LayerRoot:
             todo.extend(reversed(target.split(b"/")))
         return open_directory(self.fd, b"/".join(done))
 
-    def _step(self, here: int, name: bytes, above: list[bytes]) -> bytes | None:
+    def _step(self, here: int, name: bytes, above: list[bytes], to_remove: bool) -> bytes | None:
         """Makes sure that ``name`` is a directory; or, if it is a link, its target."""
         try:
             status = os.lstat(name, dir_fd=here)
         except FileNotFoundError:
-            return self._implicit(here, name, above)
+            return self._implicit(here, name, above, to_remove)
         if stat.S_ISDIR(status.st_mode):
             return None
         if stat.S_ISLNK(status.st_mode):
             return os.readlink(name, dir_fd=here)
+        if to_remove:
+            raise NothingThere
         if is_whiteout(here, name, status):
             os.unlink(name, dir_fd=here)
             self._make_directory(here, name, None)
@@ -148,12 +167,17 @@ class LayerRoot:
             return None
         raise self._reader.reject("name", f"{show(name)!r} in its name is not a directory")
 
-    def _implicit(self, here: int, name: bytes, above: list[bytes]) -> bytes | None:
+    def _implicit(self, here: int, name: bytes, above: list[bytes], to_remove: bool) -> bytes | None:
         """A directory that the layer uses without having it."""
         found = self.below([*above, name])
         if found is not None and stat.S_ISLNK(found.status.st_mode):
+            self._led_below = True
             return found.link
-        self._make_directory(here, name, found if found is not None and stat.S_ISDIR(found.status.st_mode) else None)
+        if to_remove and (found is None or not stat.S_ISDIR(found.status.st_mode)):
+            raise NothingThere
+        if found is not None and not stat.S_ISDIR(found.status.st_mode):
+            raise self._reader.reject("name", f"{show(name)!r} in its name is not a directory in the layers below")
+        self._make_directory(here, name, found)
         return None
 
     def below(self, parts: list[bytes]) -> Found | None:
@@ -173,6 +197,7 @@ class LayerRoot:
         os.mkdir(name, 0o700, dir_fd=here)
         fd = os.open(name, _DIR, dir_fd=here)
         try:
+            self._applied.implicit.add(os.fstat(fd).st_ino)
             if like is None:
                 self._applied.late[os.fstat(fd).st_ino] = (0o755, 0, 0, 0)
             else:
@@ -208,3 +233,29 @@ def copy_xattrs(found: Found, fd: int) -> None:
         except OSError as error:
             if error.errno not in (errno.EPERM, errno.EACCES, errno.EOPNOTSUPP):
                 raise
+
+
+def is_from_below(applied: Applied, parent: int, name: bytes, status: os.stat_result) -> bool:
+    """Whether what stands at a name is no entry of this layer, but only copies, and ways to whiteouts."""
+    if not stat.S_ISDIR(status.st_mode):
+        return (os.fstat(parent).st_ino, name) in applied.copied
+    todo = [os.open(name, _DIR, dir_fd=parent)]
+    try:
+        while todo:
+            fd = todo.pop()
+            try:
+                here = os.fstat(fd).st_ino
+                if here not in applied.implicit:
+                    return False
+                for one in map(os.fsencode, os.listdir(fd)):
+                    found = os.lstat(one, dir_fd=fd)
+                    if stat.S_ISDIR(found.st_mode):
+                        todo.append(os.open(one, _DIR, dir_fd=fd))
+                    elif not is_whiteout(fd, one, found) and (here, one) not in applied.copied:
+                        return False
+            finally:
+                os.close(fd)
+        return True
+    finally:
+        for fd in todo:
+            os.close(fd)

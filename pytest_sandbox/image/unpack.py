@@ -18,7 +18,17 @@ import stat
 from ..errors import ImageCorrupt, LayerRejected
 from .abilities import Abilities
 from .compression import LayerStream, Limits
-from .inside import WHITEOUT_PREFIX, Applied, LayerRoot, NeedsLower, copy_xattrs, is_opaque, mark_opaque
+from .inside import (
+    WHITEOUT_PREFIX,
+    Applied,
+    LayerRoot,
+    NeedsLower,
+    NothingThere,
+    copy_xattrs,
+    is_from_below,
+    is_opaque,
+    mark_opaque,
+)
 from .lower import Found, LowerView, is_whiteout
 from .resolve import entry_path, remove_tree
 from .tar import Entry, TarReader, show
@@ -79,12 +89,14 @@ class _Applier:
                 self.applied.root_given = True
                 return
             leaf = parts[-1]
-            parent = self._names.parent(parts[:-1])
             if leaf.startswith(WHITEOUT_PREFIX):
                 self._stream.skip(entry.stored)
-                self._whiteout(parent, leaf, parts)
+                try:
+                    self._whiteout(self._names.parent(parts[:-1], to_remove=True), leaf)
+                except NothingThere:
+                    pass
             else:
-                self._put[entry.kind](parent, leaf, entry)
+                self._put[entry.kind](self._names.parent(parts[:-1]), leaf, entry)
         except OSError as error:
             if isinstance(error, LayerRejected | ImageCorrupt):
                 raise
@@ -102,6 +114,7 @@ class _Applier:
     def _clear(self, parent: int, leaf: bytes) -> bool:
         """Removes what stands at ``leaf``. Whether it hid what the lower layers have there."""
         status = os.lstat(leaf, dir_fd=parent)
+        self.applied.copied.discard((os.fstat(parent).st_ino, leaf))
         again = os.dup(parent)
         try:
             self._names.forget_parents()
@@ -179,6 +192,7 @@ class _Applier:
     def _finish_directory(self, fd: int, entry: Entry, opaque: bool = False) -> None:
         try:
             self.applied.late[os.fstat(fd).st_ino] = (entry.mode, entry.uid, entry.gid, entry.mtime)
+            self.applied.implicit.discard(os.fstat(fd).st_ino)
             if entry.xattrs:
                 self._set_xattrs(fd, entry)
             if opaque:
@@ -237,7 +251,10 @@ class _Applier:
             if os.path.samestat(os.lstat(leaf, dir_fd=parent), status):
                 return  # the same file already; removing it first could remove the target's last name
             self._clear(parent, leaf)
-            os.link(name, leaf, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
+            try:
+                os.link(name, leaf, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
+            except FileNotFoundError:
+                raise self._reader.reject("link", "it would replace the directory that its target is in") from None
 
     def _copy_up(self, source: int, target: list[bytes]) -> os.stat_result:
         """Brings a lower layer's file into this one, so that a link to it can be made."""
@@ -256,7 +273,12 @@ class _Applier:
                 os.chown(name, status.st_uid, status.st_gid, dir_fd=source, follow_symlinks=False)
             os.utime(name, ns=(status.st_mtime_ns, status.st_mtime_ns), dir_fd=source, follow_symlinks=False)
         elif not stat.S_ISDIR(status.st_mode):
-            raise self._reader.reject("link", f"it is a hard link to {show(b'/'.join(target))!r}, which is no file")
+            os.mknod(name, stat.S_IFMT(status.st_mode) | 0o600, status.st_rdev, dir_fd=source)
+            if self._abilities.owners:
+                os.chown(name, status.st_uid, status.st_gid, dir_fd=source)
+            os.chmod(name, stat.S_IMODE(status.st_mode), dir_fd=source)
+            os.utime(name, ns=(status.st_mtime_ns, status.st_mtime_ns), dir_fd=source)
+        self.applied.copied.add((os.fstat(source).st_ino, name))
         return status if stat.S_ISDIR(status.st_mode) else os.lstat(name, dir_fd=source)
 
     def _copy_file(self, found: Found, parent: int, name: bytes) -> None:
@@ -306,12 +328,14 @@ class _Applier:
 
     # Whiteouts.
 
-    def _whiteout(self, parent: int, leaf: bytes, parts: list[bytes]) -> None:
+    def _whiteout(self, parent: int, leaf: bytes) -> None:
         if leaf == _OPAQUE:
             if os.path.sameopenfile(parent, self._names.fd):
                 self.applied.opaque_root = True
             else:
                 mark_opaque(self._abilities, b"/proc/self/fd/%d" % parent)
+            if self.applied.copied:
+                self._drop_copies(parent, b".")
             return
         if leaf.startswith(b".wh..wh."):
             self._note(f"{show(leaf)} was left out: a mark of aufs that means nothing here")
@@ -324,10 +348,30 @@ class _Applier:
         except FileNotFoundError:
             self._make_whiteout(parent, name)
             return
+        if is_from_below(self.applied, parent, name, status):
+            parent = self._fresh(parent, name)
+            try:
+                self._make_whiteout(parent, name)
+            finally:
+                os.close(parent)
+            return
         # "Whiteout files MUST only apply to resources in lower layers" (OCI image spec, layer.md): what this layer
         # has itself stays. A file hides what is below it anyway; a directory must say so.
         if stat.S_ISDIR(status.st_mode):
             mark_opaque(self._abilities, entry_path(parent, name))
+            if self.applied.copied:
+                self._drop_copies(parent, name)
+
+    def _drop_copies(self, parent: int, leaf: bytes) -> None:
+        """Takes out of a directory that now hides the lower layers what had been brought up from them."""
+        here = os.open(leaf, _DIR, dir_fd=parent)
+        try:
+            for name in map(os.fsencode, os.listdir(here)):
+                status = os.lstat(name, dir_fd=here)
+                if not is_whiteout(here, name, status) and is_from_below(self.applied, here, name, status):
+                    self._clear(here, name)
+        finally:
+            os.close(here)
 
     def _make_whiteout(self, parent: int, name: bytes) -> None:
         if self._abilities.whiteouts == "device":

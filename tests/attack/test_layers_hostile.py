@@ -99,6 +99,7 @@ NAMES = {
     "a link target of 5000 bytes": one(symlink("l", "n/" * 2500), refused="limit"),
     "a file as a directory": one(file("a", "x"), file("a/b", "x"), refused="name"),
     "a fifo as a directory": one(Item("a", "6"), file("a/b", "x"), refused="name"),
+    "a lower file as a directory": stack([file("a", "x")], [file("a/b", "x")], refused="name"),
     "backslashes": one(file("..\\..\\x", "x"), tree="..\\..\\x"),
 }
 
@@ -139,6 +140,7 @@ HARD_LINKS = {
     "to nothing": one(hardlink("h", "nothing"), refused="link"),
     "made twice": one(file("a", "x"), hardlink("h", "a"), hardlink("h", "a"), tree="a h"),
     "back again": one(file("a", "x"), hardlink("h", "a"), hardlink("a", "h"), tree="a h"),
+    "over the directory of its target": one(directory("d"), file("d/x"), hardlink("d", "d/x"), refused="link"),
     "with a size": one(file("a", "x"), hardlink("h", "a", size=5), file("b", "y"), tree="a h b"),
     "to a lower file, then written": stack(
         [directory("d"), file("d/low", "low")], [directory("d"), hardlink("d/h", "d/low"), file("d/h", "new")],
@@ -159,7 +161,7 @@ WHITEOUTS = {
     "of the directory itself": one(directory("d"), file("d/.wh.."), refused="whiteout"),
     "of the parent": one(directory("d"), file("d/.wh..."), refused="whiteout"),
     "upwards": one(file(UP + ".wh.CANARYNAME")),
-    "through a link": one(symlink("l", "CANARY"), file("l/.wh.file"), tree="l CANARY"),
+    "through a link": one(symlink("l", "CANARY"), file("l/.wh.file"), tree="l"),
     "as a directory": one(directory(".wh.d"), file(".wh.d/x", "x"), refused="whiteout"),
     "with content": stack([file("a", "x")], [file(".wh.a", "y" * 3000), file("b", "z")], tree="b"),
     "of what the layer brings": stack([file("a", "x")], [file("a", "y"), file(".wh.a")], tree="a"),
@@ -169,6 +171,8 @@ WHITEOUTS = {
                                     tree="d d/new"),
     "and then a name below": stack([directory("d"), file("d/low")], [file(".wh.d"), file("d/new")], tree="d d/new"),
     "that is a link": stack([file("a", "x")], [symlink(".wh.a", "CANARY/file")]),
+    "below what is not there": stack([file("a", "x")], [file("b/c/.wh.d"), file("a/.wh.d"), file("b/.wh..wh..opq")],
+                                     tree="a"),
     "twice": stack([file("a", "x")], [file(".wh.a"), file(".wh.a")]),
     "of everything": stack([file("a", "x")], [file(".wh..wh..opq"), file("b")], tree="b"),
     "of everything, through a link": stack([file("a", "x")], [symlink("l", "/"), file("l/.wh..wh..opq")], tree="l"),
