@@ -66,7 +66,7 @@ class FakeRegistry:
         class Handler(_Handler):
             owner = registry
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = _Server(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = False  # server_close waits for them: the client has to let go of its connections
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
 
@@ -101,6 +101,11 @@ class FakeRegistry:
 
     def paths(self, part: str = "") -> list[str]:
         return [one.path for one in self.seen if part in one.path]
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, *args: object) -> None:
+        pass  # clients may be killed
 
 
 class _Handler(BaseHTTPRequestHandler):

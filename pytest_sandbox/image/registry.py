@@ -184,26 +184,28 @@ class RegistrySource:
             answer = transport.get(f"blobs/{blob.digest}", {"Range": f"bytes={at}-"} if at else {})
             skip = self._begin(transport, answer, blob, at)
             before = at
+            why = ""
+            pieces = answer.response.stream(_CHUNK, decode_content=False)
             try:
-                for data in answer.response.stream(_CHUNK, decode_content=False):
-                    if skip:
-                        part = min(skip, len(data))
-                        skip -= part
-                        data = data[part:]
-                    if data:
+                while not why:
+                    try:  # only this is the network's: an error of write() is about the disk, or about the bytes
+                        data = next(pieces, b"")
+                    except (HTTPError, OSError) as error:
+                        why = str(error)
+                        break
+                    if not data:
+                        why = f"it ends after {at} of {blob.size} bytes"
+                    elif skip >= len(data):
+                        skip -= len(data)
+                    else:
+                        data = data[skip:]
+                        skip = 0
                         write(data)
                         at += len(data)
-                answer.response.release_conn()
-                why = f"it ends after {at} of {blob.size} bytes"
-            except (HTTPError, OSError) as error:
-                if isinstance(error, ImageError):
-                    answer.response.close()
-                    raise
-                answer.response.close()
-                why = str(error)
             except BaseException:
                 answer.response.close()
                 raise
+            answer.response.close() if at < blob.size else answer.response.release_conn()
             if at >= blob.size:
                 return
             stalls = 0 if at > before else stalls + 1

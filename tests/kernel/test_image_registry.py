@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import os
 import stat
@@ -14,8 +15,8 @@ from fakeregistry import FakeRegistry
 from imagemaker import directory, file, image, index, layer, member
 from treelook import merge
 
-from pytest_sandbox import ImageCorrupt, ImageError, ImageNotFound, RegistryAuthError, RegistryError
-from pytest_sandbox.image import transport
+from pytest_sandbox import ImageCorrupt, ImageError, ImageNotFound, RegistryAuthError, RegistryError, StoreError
+from pytest_sandbox.image import blobs, transport
 from pytest_sandbox.image.manifest import LayerStack, Platform
 from pytest_sandbox.image.store import ImageStore
 
@@ -452,3 +453,17 @@ def test_refresh_follows_a_moved_tag_and_an_ordinary_run_does_not(registry: Fake
 def test_padding_behind_the_archive_is_part_of_the_layer(registry: FakeRegistry, cache: Path) -> None:
     plain = member(file("x", "y")) + bytes(10240)
     assert pull(registry.put("a", "1", image([plain])), cache)
+
+
+def test_a_full_disk_is_not_taken_for_a_broken_connection(registry: FakeRegistry, cache: Path,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    reference = registry.put("a", "1", image([BIG]))
+
+    def full(fd: int, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch, pytest.raises(StoreError, match="pytest-sandbox prune"):
+        patch.setattr(blobs, "write_all", full)
+        pull(reference, cache)
+    assert len(registry.paths("blobs")) == 2, "the configuration, and the layer once"
+    assert pull(reference, cache)

@@ -148,8 +148,8 @@ def test_disk_full_at_any_moment(registry: FakeRegistry, tmp_path: Path) -> None
     cache.mkdir()
     outcomes = []
     for size in chance.sample(range(400, 17_000), 40):
-        done = subprocess.run(["unshare", "-m", "--propagation", "private", sys.executable, "-c", FULL, cache, str(size),
-                               big, small], capture_output=True, text=True, check=False)
+        command = ["unshare", "-m", "--propagation", "private", sys.executable, "-c", FULL]
+        done = subprocess.run([*command, cache, str(size), big, small], capture_output=True, text=True, check=False)
         assert done.returncode == 0, (size, done.stderr)
         outcome = json.loads(done.stdout)
         outcomes.append(outcome["pull"])
