@@ -10,8 +10,12 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .errors import (
+        ImageCorrupt,
         ImageError,
         ImageNotFound,
+        LayerRejected,
+        RegistryAuthError,
+        RegistryError,
         SandboxCallError,
         SandboxClosedError,
         SandboxCommandError,
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
         SandboxTimeout,
         SandboxUnavailable,
         SandboxUsageError,
+        StoreError,
     )
     from .sandbox import Change, Process, Result, Sandbox, SandboxPath, inside
     from .spec import Mount, SandboxSpec
@@ -30,17 +35,18 @@ _HOME = {
     **dict.fromkeys(("Change", "Process", "Result", "Sandbox", "SandboxPath", "inside"), "sandbox"),
     **dict.fromkeys(("Mount", "SandboxSpec"), "spec"),
     **dict.fromkeys((
-        "ImageError", "ImageNotFound", "SandboxCallError", "SandboxClosedError", "SandboxCommandError",
-        "SandboxCrashed", "SandboxError", "SandboxProtocolError", "SandboxStartError", "SandboxTimeout",
-        "SandboxUnavailable", "SandboxUsageError",
+        "ImageCorrupt", "ImageError", "ImageNotFound", "LayerRejected", "RegistryAuthError", "RegistryError",
+        "SandboxCallError", "SandboxClosedError", "SandboxCommandError", "SandboxCrashed", "SandboxError",
+        "SandboxProtocolError", "SandboxStartError", "SandboxTimeout", "SandboxUnavailable", "SandboxUsageError",
+        "StoreError",
     ), "errors"),
 }
 
 __all__ = [
-    "Change", "ImageError", "ImageNotFound", "Mount", "Process", "Result", "Sandbox", "SandboxCallError",
-    "SandboxClosedError", "SandboxCommandError", "SandboxCrashed", "SandboxError", "SandboxPath",
-    "SandboxProtocolError", "SandboxSpec", "SandboxStartError", "SandboxTimeout", "SandboxUnavailable",
-    "SandboxUsageError", "inside",
+    "Change", "ImageCorrupt", "ImageError", "ImageNotFound", "LayerRejected", "Mount", "Process", "RegistryAuthError",
+    "RegistryError", "Result", "Sandbox", "SandboxCallError", "SandboxClosedError", "SandboxCommandError",
+    "SandboxCrashed", "SandboxError", "SandboxPath", "SandboxProtocolError", "SandboxSpec", "SandboxStartError",
+    "SandboxTimeout", "SandboxUnavailable", "SandboxUsageError", "StoreError", "inside",
 ]
 
 

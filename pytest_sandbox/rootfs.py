@@ -41,9 +41,19 @@ class Root:
 
     :param trees: the overlays, parents before children.
     :param host: whether these are the host's own directories, whose owners may be unmapped inside.
+    :param look: mode, owner and group of the root directory itself; None to take them from its lowest layer.
     :param env: the image's variables; None for the host's root, where the caller's own hold.
+    :param user: the uid, gid and home directory that the image wants to be run as.
+    :param workdir: where its commands start.
+    :param command: what it runs when nothing else is said.
+    :param stop_signal: the number of the signal that asks its command to end.
     """
 
     trees: tuple[Tree, ...]
     host: bool = False
+    look: tuple[int, int, int] | None = None
     env: tuple[tuple[str, str], ...] | None = None
+    user: tuple[int, int, str] = (0, 0, "/root")
+    workdir: str = "/"
+    command: tuple[str, ...] = ()
+    stop_signal: int = 15

@@ -28,6 +28,11 @@ EXAMPLES = {
     "SandboxCommandError": errors.SandboxCommandError(3, ["false"], output="out", stderr="it\nbroke"),
     "ImageError": errors.ImageError("unreadable", reference="oci:/nowhere"),
     "ImageNotFound": errors.ImageNotFound("no such image", reference="nobody/nothing:0"),
+    "ImageCorrupt": errors.ImageCorrupt("not the promised bytes", reference="debian:12", why="another digest"),
+    "LayerRejected": errors.LayerRejected("bad layer", reference="debian:12", entry="../x", rule="name"),
+    "RegistryError": errors.RegistryError("no answer", reference="debian:12", url="https://r.example/v2/", status=502),
+    "RegistryAuthError": errors.RegistryAuthError("refused", reference="r.example/x:1", status=401),
+    "StoreError": errors.StoreError("disk full", path="/cache", errno=28, remedy="Prune."),
 }
 
 

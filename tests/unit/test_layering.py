@@ -38,12 +38,17 @@ DOORS = {
     "coverage": ("plugin",),
     "exceptiongroup": ("plugin",),
     "filelock": ("image.store",),
+    "urllib3": ("image.registry", "image.transport"),
+    "isal": ("image.compression",),
+    "backports": ("image.compression",),
+    "compression": ("image.compression",),
+    "tomli": ("image.hosts",),
     "pyroute2": ("runtime.netdev",),
     "ctypes": ("runtime.syscalls", "image.resolve"),
 }
 
 #: Dear to import or not a dependency: only inside a function, by whoever has the door.
-LAZY = {"pyroute2", "coverage", "exceptiongroup"}
+LAZY = {"pyroute2", "coverage", "exceptiongroup", "isal", "backports", "compression", "tomli"}
 
 
 @dataclass(frozen=True)
