@@ -31,7 +31,7 @@ class Change(NamedTuple):
 def changes(plan: Plan, scratch: int, root: int, privileged: bool) -> list[Change]:
     """See ``Sandbox.changes``. Reads the overlays' upper directories, through a descriptor of the writable layer."""
     found: list[Change] = []
-    for number, tree in enumerate(plan.trees):
+    for number, tree in enumerate(plan.root.trees):
         upper = os.open(f"{number}/upper", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=scratch)
         try:
             diff = LayerDiff(tree, privileged, root)

@@ -47,8 +47,10 @@ class Process:
     Lives until it is waited for; leaving a ``with`` block closes its streams and waits. ``pid`` is its number inside.
     """
 
-    def __init__(self, args: Sequence[str], channel: socket.socket, streams: tuple[int, int, int], text: bool) -> None:
+    def __init__(self, args: Sequence[str], channel: socket.socket, streams: tuple[int, int, int], text: bool,
+                 stop_signal: int = signal.SIGTERM) -> None:
         self.args = list(args)
+        self._stop_signal = stop_signal
         self.returncode: int | None = None
         self.pid = -1
         self._channel = channel
@@ -124,8 +126,8 @@ class Process:
         self._signal(number, False)
 
     def terminate(self) -> None:
-        """SIGTERM."""
-        self._signal(signal.SIGTERM, False)
+        """Asks it to end: SIGTERM, or the signal that its image names for that."""
+        self._signal(self._stop_signal, False)
 
     def kill(self) -> None:
         """SIGKILL to the command and to every process that stayed in its process group."""
@@ -196,7 +198,7 @@ def start(running: Running, what: dict[str, Any], given: tuple[Any, Any, Any], t
                 running.request({"spawn": what}, (*theirs, other.fileno()))
             finally:
                 protocol.close(keep)
-        return Process(what["argv"], channel, (ours[0], ours[1], ours[2]), text)
+        return Process(what["argv"], channel, (ours[0], ours[1], ours[2]), text, running.plan.root.stop_signal)
     except BaseException:
         protocol.close([fd for fd in ours if fd >= 0])
         channel.close()

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parses the command line and runs the subcommand. Returns the exit status."""
-    from pytest_sandbox.cli import doctor
+    from pytest_sandbox.cli import doctor, images
     parser = argparse.ArgumentParser(
         prog="pytest-sandbox", description="Sandboxes for tests: what this host can do, and what to do about the rest.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     doctor.register(commands)
+    images.register(commands)
     given = parser.parse_args(arguments)
     from pytest_sandbox.errors import SandboxError
     try:

@@ -15,7 +15,7 @@ import stat
 import struct
 
 from . import syscalls as sc
-from .own import copy_stat, own_dir, own_file, own_hide, own_layer, own_link, own_ways
+from .own import copy_stat, own_dir, own_file, own_files, own_hide, own_layer, own_link, own_names, own_ways
 from .shadow import own_shadow
 
 TYPE_CHECKING = False  # as typing's, whose import the helper's heap can do without
@@ -89,18 +89,31 @@ def scratch(options: str) -> None:
     sc.mount("pytest-sandbox", "/scratch", "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, options)
 
 
-def overlay(number: int, target: str, lowers: list[str], like: str, flags: int, options: str,
-            may_write: bool) -> None:
+def overlay(number: int, target: str, lowers: list[str], short: str | None, like: str | list[int], flags: int,
+            options: str, may_write: bool) -> None:
     """One overlay: read-only ``lowers`` (lowest first), the writable layer's directory ``number`` on top.
 
-    An overlay's root looks like the root of its uppermost layer, which therefore gets the look of ``like``.
+    An overlay's root looks like the root of its uppermost layer, which therefore gets the look of ``like``: a
+    directory, or mode, owner and group. ``short`` is a directory with short names for the layers: mount(2) takes no
+    more than 4,095 bytes of options, which 500 short names fit into.
     """
     upper, work = f"/scratch/{number}/upper", f"/scratch/{number}/work"
     os.mkdir(f"/scratch/{number}")
     os.mkdir(upper)
     os.mkdir(work)
-    copy_stat(upper, os.stat(like), may_write)
-    stack = ":".join(_escape(lower) for lower in reversed(lowers))
+    if isinstance(like, str):
+        copy_stat(upper, os.stat(like), may_write)
+    else:
+        os.chmod(upper, like[0])
+        try:
+            os.chown(upper, like[1], like[2])
+        except OSError:
+            pass  # not mapped: it stays ours
+    if short is None:
+        stack = ":".join(_escape(lower) for lower in reversed(lowers))
+    else:
+        stack = ":".join(str(one) for one in reversed(range(len(lowers))))
+        os.chdir(short)
     if target == "/":
         where = ROOT
     else:
@@ -251,6 +264,7 @@ def loopback() -> None:
 
 OPERATIONS: dict[str, Callable[..., None]] = {
     one.__name__: one for one in (
-        own_layer, own_hide, own_link, own_file, own_dir, own_ways, own_shadow, scratch, overlay, proc, sys, dev,
+        own_layer, own_hide, own_link, own_file, own_dir, own_files, own_names,
+        own_ways, own_shadow, scratch, overlay, proc, sys, dev,
         tmpfs, run, bind, pivot, fresh_sys, mqueue, hostname, loopback)
 }
