@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import os
+import pwd
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -127,7 +128,7 @@ def make_plan(spec: SandboxSpec, root: Root, host: Host) -> Plan:
         if root.host:
             made = _own_layer(layer, tree, owns, () if host.privileged else _written(spec))
         else:
-            made = _image_layer(layer, lowers, spec, (uid, gid))
+            made = _image_layer(layer, lowers, spec, (uid, gid), root.user[2])
         if made:
             template += made
             if tree.entries is not None:
@@ -206,7 +207,8 @@ def _written(spec: SandboxSpec) -> tuple[str, ...]:
 _MOUNTED = frozenset({"/proc", "/sys", "/dev", "/run"})
 
 
-def _image_layer(layer: str, lowers: list[str], spec: SandboxSpec, ids: tuple[int, int]) -> list[list[Any]]:
+def _image_layer(layer: str, lowers: list[str], spec: SandboxSpec, ids: tuple[int, int],
+                 home: str) -> list[list[Any]]:
     """The files of /etc that must fit this sandbox and not the machine that the image was made on."""
     files = {
         "etc/hostname": f"{spec.hostname}\n",
@@ -221,7 +223,17 @@ def _image_layer(layer: str, lowers: list[str], spec: SandboxSpec, ids: tuple[in
             pass  # no resolver on the host, none in here
     else:
         files["etc/resolv.conf"] = ""
-    return [["own_files", layer, lowers, files, f"sandbox:x:{ids[0]}:{ids[1]}::/:/bin/sh\n"]]
+    return [["own_files", layer, lowers, files, f"{_name(ids[0])}:x:{ids[0]}:{ids[1]}::{home}:/bin/sh\n"]]
+
+
+def _name(uid: int) -> str:
+    """What a uid is called in an image that does not know it."""
+    if uid == 0:
+        return "root"
+    try:
+        return pwd.getpwuid(uid).pw_name if uid == os.getuid() else "sandbox"
+    except KeyError:
+        return "sandbox"
 
 
 #: Where an unprivileged root can edit the host's files in place.
