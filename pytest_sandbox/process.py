@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import reprlib
 import select
 import signal
 import socket
@@ -16,6 +17,7 @@ from typing import IO, Any
 
 from .errors import SandboxClosedError, SandboxProtocolError
 from .runtime import protocol
+from .runtime.running import Running, forking
 
 #: How much of each output stream ``run()`` keeps unless it is told otherwise, in bytes.
 OUTPUT_LIMIT = 16 << 20
@@ -50,7 +52,8 @@ class Process:
         self.returncode: int | None = None
         self.pid = -1
         self._channel = channel
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of the channel's sending side, and of its closing
+        self._waiting = threading.Lock()  # of its receiving side
         self._read = (bytearray(), bytearray())  # what communicate() has read so far
         self._cut = False
         self._started()
@@ -62,7 +65,6 @@ class Process:
         message = self._receive()
         if "errno" in message:
             code, path = message["errno"], message.get("path") or self.args[0]
-            self._channel.close()
             raise OSError(code, f"{os.strerror(code)} (in the sandbox)", path)
         self.pid = int(message["pid"])
 
@@ -72,10 +74,15 @@ class Process:
         except (OSError, protocol.BadMessage) as error:
             raise SandboxProtocolError("the sandbox's init sent what is not a message", why=str(error)) from error
         if got is None:
-            raise SandboxClosedError("the sandbox ended while a command ran in it", why=f"it was {self.args!r}")
-        for fd in got[1]:
-            os.close(fd)
+            self._close()
+            raise SandboxClosedError("the sandbox ended while a command ran in it",
+                                     why=f"it was {reprlib.repr(self.args)}")
+        protocol.close(got[1])
         return got[0]
+
+    def _close(self) -> None:
+        with self._lock:
+            self._channel.close()
 
     def fileno(self) -> int:
         """A descriptor that can be read once the command has ended."""
@@ -93,16 +100,24 @@ class Process:
         :raises subprocess.TimeoutExpired: after ``timeout`` seconds.
         :raises SandboxClosedError: when the sandbox ended first.
         """
-        with self._lock:
+        deadline = None if timeout is None else time.monotonic() + max(0.0, timeout)
+        if not self._waiting.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
+            raise subprocess.TimeoutExpired(self.args, timeout or 0)
+        try:
             if self.returncode is None:
+                if self._channel.fileno() < 0:
+                    raise SandboxClosedError("the sandbox ended while a command ran in it",
+                                             why=f"it was {reprlib.repr(self.args)}")
                 poll = select.poll()
                 poll.register(self._channel, select.POLLIN)
-                if not poll.poll(None if timeout is None else max(0.0, timeout) * 1000):
+                if not poll.poll(None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000):
                     raise subprocess.TimeoutExpired(self.args, timeout or 0)
-                message = self._receive()
-                self._channel.close()
-                self.returncode = os.waitstatus_to_exitcode(int(message["status"]))
+                status = int(self._receive()["status"])
+                self._close()
+                self.returncode = os.waitstatus_to_exitcode(status)
             return self.returncode
+        finally:
+            self._waiting.release()
 
     def send_signal(self, number: int) -> None:
         """Sends a signal, unless it has ended."""
@@ -140,7 +155,7 @@ class Process:
             if stream is None:
                 kept.append(None)
             elif isinstance(stream, io.TextIOBase):
-                kept.append(data.decode("utf-8", "replace").replace("\r\n", "\n"))
+                kept.append(data.decode("utf-8", "replace").replace("\r\n", "\n").replace("\r", "\n"))
             else:
                 kept.append(bytes(data))
         return kept[0], kept[1], self._cut
@@ -155,6 +170,37 @@ class Process:
                     stream.close()
         with suppress(SandboxClosedError):
             self.wait()
+
+
+def start(running: Running, what: dict[str, Any], given: tuple[Any, Any, Any], text: bool) -> Process:
+    """Starts a command by a ``spawn`` message. ``given``: its three streams, as ``Sandbox.popen`` has them."""
+    ours, theirs, keep = [-1, -1, -1], [-1, -1, -1], []
+    channel, other = protocol.pair()
+    try:
+        with other, forking:  # a fork that had the command's ends of its pipes would keep them open
+            try:
+                for number, one in enumerate(given):
+                    if one == subprocess.PIPE:
+                        reading, writing = os.pipe()
+                        ours[number], theirs[number] = (writing, reading) if number == 0 else (reading, writing)
+                        keep.append(theirs[number])
+                    elif one == subprocess.STDOUT and number == 2:
+                        theirs[2] = theirs[1]
+                    elif one == subprocess.DEVNULL or (one is None and number == 0):
+                        theirs[number] = os.open(os.devnull, os.O_RDWR)
+                        keep.append(theirs[number])
+                    elif one is None:
+                        theirs[number] = number
+                    else:
+                        theirs[number] = one if isinstance(one, int) else one.fileno()
+                running.request({"spawn": what}, (*theirs, other.fileno()))
+            finally:
+                protocol.close(keep)
+        return Process(what["argv"], channel, (ours[0], ours[1], ours[2]), text)
+    except BaseException:
+        protocol.close([fd for fd in ours if fd >= 0])
+        channel.close()
+        raise
 
 
 def _stream(fd: int, mode: str, text: bool) -> IO[Any] | None:

@@ -2,35 +2,39 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
+import threading
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from .errors import (
     ImageError,
     ImageNotFound,
-    SandboxCallError,
+    SandboxClosedError,
     SandboxCommandError,
-    SandboxProtocolError,
     SandboxStartError,
     SandboxTimeout,
     SandboxUsageError,
 )
-from .runtime import launch, protocol
-from .runtime.launch import ForkedChild, inside, shutdown
-from .runtime.plan import Plan, make_plan, user_ids
+from .runtime import launch
+from .runtime import syscalls as sc
+from .runtime.launch import shutdown
+from .runtime.plan import Host, Plan, make_plan, user_ids
+from .runtime.running import ForkedChild, Running, give_up, inside
 from .spec import SandboxSpec, parse_options
 
 if TYPE_CHECKING:
-    from .files import Change, SandboxPath
+    from .files import SandboxPath
     from .image.host import HostImage
+    from .layerdiff import Change
     from .process import Process, Result
+    from .rootfs import Root
+
+    StrPath = str | os.PathLike[str] | bytes
 
 __all__ = ["Change", "ForkedChild", "Process", "Result", "Sandbox", "SandboxPath", "inside", "shutdown"]
 
@@ -38,7 +42,9 @@ __all__ = ["Change", "ForkedChild", "Process", "Result", "Sandbox", "SandboxPath
 def __getattr__(name: str) -> Any:
     if name in ("Process", "Result"):
         from . import process as module
-    elif name in ("Change", "SandboxPath"):
+    elif name == "Change":
+        from . import layerdiff as module  # type: ignore[no-redef]
+    elif name == "SandboxPath":
         from . import files as module  # type: ignore[no-redef]
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -46,7 +52,7 @@ def __getattr__(name: str) -> Any:
 
 
 _host_image: HostImage | None = None
-_plans: dict[Any, Plan] = {}
+_plans: dict[Any, tuple[Root, Plan]] = {}
 
 
 def cache_directory() -> str:
@@ -63,19 +69,33 @@ def plan_for(spec: SandboxSpec) -> Plan:
     :raises ImageNotFound: when there is no such image.
     :raises SandboxStartError: when a mount's source does not exist.
     """
-    global _host_image
     host = launch.supervisor().host
     if spec.image != "host":
         raise _no_such_image(spec.image)
-    if _host_image is None:
-        from .image.host import HostImage
-        _host_image = HostImage()
-    root = _host_image.root(spec.hide, cache_directory(), not host.privileged)
-    key = (spec.network, spec.user, spec.mounts, spec.hostname, spec.disk, spec.capabilities, id(root), os.getpid())
-    plan = _plans.get(key)
-    if plan is None or spec.mounts:  # the source of a mount may have gone since
-        plan = _plans[key] = make_plan(spec, root, host)
-    return plan
+    root = _host_root(spec, host)
+    key = (spec.network, spec.user, spec.mounts, spec.hostname, spec.disk, spec.capabilities, spec.hide, host)
+    made = _plans.get(key)
+    if made is None or made[0] is not root or spec.mounts:  # the source of a mount may have gone since
+        made = _plans[key] = root, make_plan(spec, root, host)
+    return made[1]
+
+
+def _host_root(spec: SandboxSpec, host: Host) -> Root:
+    global _host_image
+    with _planning:
+        if _host_image is None:
+            from .image.host import HostImage
+            _host_image = HostImage()
+        return _host_image.root(spec.hide, cache_directory(), not host.privileged)
+
+
+def _in_fork() -> None:
+    global _planning
+    _planning = threading.Lock()  # another thread of the parent may have held it, and does not exist here
+
+
+_planning = threading.Lock()
+os.register_at_fork(after_in_child=_in_fork)
 
 
 def _no_such_image(reference: Any) -> ImageError:
@@ -95,12 +115,17 @@ class Sandbox:
 
     def __init__(self, spec: SandboxSpec | None = None, **options: Any) -> None:
         self.spec = (spec or SandboxSpec()).merged(parse_options(options))
-        self._running: launch.Running | None = None
+        self._running: Running | None = None
         self._closed = False
+        self._lock = threading.RLock()
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "not started" if self._running is None else "running"
         return f"<Sandbox image={self.spec.image!r} user={self.spec.user or 'me'!r} {state}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"{self!r} cannot be pickled: it belongs to the process that made it. "
+                        "Pickle its spec, and make another with Sandbox(spec).")
 
     # Lifetime.
 
@@ -119,45 +144,62 @@ class Sandbox:
         self._ready()
         return self
 
-    def _ready(self) -> launch.Running:
-        if self._closed:
-            from .errors import SandboxClosedError
-            raise SandboxClosedError("this sandbox is closed", remedy="Make a new Sandbox, or use reset() instead.")
-        if self._running is None:
-            try:
-                self._running = launch.supervisor().take(plan_for(self.spec))
-            except SandboxStartError as error:
-                from .runtime.probe import explain
-                raise explain(error) from error
-        return self._running
+    def _ready(self) -> Running:
+        with self._lock:
+            if self._closed:
+                raise SandboxClosedError("this sandbox is closed", remedy="Make a new Sandbox; to start afresh, use "
+                                                                          "reset() instead of close().")
+            if self._running is None:
+                try:
+                    self._running = launch.take(plan_for(self.spec))
+                except SandboxStartError as error:
+                    from .runtime.probe import explain
+                    raise explain(error) from error
+            return self._running
+
+    def _part(self) -> Running | None:
+        with self._lock:
+            running, self._running = self._running, None
+            return running
 
     def close(self) -> None:
         """Ends everything inside and forgets the writable layer. Does nothing when it is closed already."""
         self._closed = True
-        if self._running is not None:
-            running, self._running = self._running, None
+        running = self._part()
+        if running is not None:
             running.let_go()
             running.wait_gone()
 
     def discard(self) -> None:
-        """As :meth:`close`, without waiting for the end."""
+        """As :meth:`close`, without waiting for the end, unless what runs inside could still be met outside."""
+        if self.spec.network == "host" or any(not one.read_only for one in self.spec.mounts):
+            self.close()
         self._closed = True
-        if self._running is not None:
-            running, self._running = self._running, None
+        running = self._part()
+        if running is not None:
             launch.supervisor().end(running)
 
     def reset(self) -> None:
-        """Throws the writable layer and all processes away and starts afresh."""
-        self.close()
-        self._closed = False
+        """Throws the writable layer and all processes away and starts afresh, also when the old ones have ended.
+
+        :raises SandboxClosedError: after :meth:`close`.
+        """
+        running = None if self._closed else self._part()
+        if running is not None:
+            running.let_go()
+            running.wait_gone()
         self._ready()
 
     def kill(self) -> None:
-        """Kills every process inside, also those that left their session or ignore signals. The files remain."""
+        """Kills every process inside, also those that left their session or ignore signals. The files remain.
+
+        They are gone when it returns, except that a fork of the caller's still has to be waited for.
+        """
         running = self._ready()
         running.request({"kill": int(signal.SIGKILL)})
-        running.request({"ping": True})
-        running.answer()
+        for child in list(running.children):
+            child.kill()
+        running.ask({"ping": True})
 
     def __enter__(self) -> Sandbox:
         return self.start()
@@ -177,12 +219,21 @@ class Sandbox:
 
         Returns None in the child, which sees the sandbox's root and namespaces and stands in the spec's working
         directory, else in the caller's; in the parent a :class:`ForkedChild`.
+
+        :raises FileNotFoundError: when there is no such directory inside.
+        :raises SandboxClosedError: when the sandbox has ended.
         """
         where = self.spec.workdir or os.getcwd()
-        child = self._ready().fork(self.ids)
+        running = self._ready()
+        if running.alive:  # else the fork will say what is wrong
+            os.close(sc.openat2(running.root, where, os.O_PATH | os.O_DIRECTORY, resolve=sc.RESOLVE_IN_ROOT))
+        child = running.fork(self.ids)
         if child is None:
             self._closed, self._running = True, None  # it belongs to the parent
-            os.chdir(where)
+            try:
+                os.chdir(where)
+            except OSError as error:
+                give_up(error)
             for name, value in self.spec.env:
                 if value is None:
                     os.environ.pop(name, None)
@@ -190,55 +241,26 @@ class Sandbox:
                     os.environ[name] = value
         return child
 
-    def popen(self, args: Sequence[str], *, stdin: int | None = None, stdout: int | None = subprocess.PIPE,
-              stderr: int | None = subprocess.PIPE, env: Mapping[str, str | None] | None = None,
+    def popen(self, args: Sequence[StrPath], *, stdin: int | IO[Any] | None = None,
+              stdout: int | IO[Any] | None = subprocess.PIPE,
+              stderr: int | IO[Any] | None = subprocess.PIPE, env: Mapping[str, str | None] | None = None,
               cwd: str | os.PathLike[str] | None = None, user: str | None = None, text: bool = True) -> Process:
         """Starts a command and returns at once.
 
         :param args: the command and its arguments; found by the ``PATH`` of its environment, inside.
-        :param stdin: ``subprocess.PIPE``, a descriptor, or None for an empty input. ``stdout`` and ``stderr``:
-            ``PIPE``, ``DEVNULL``, a descriptor, or None for the caller's own; ``stderr`` also ``STDOUT``.
+        :param stdin: ``subprocess.PIPE``, a descriptor or file, or None for an empty input. ``stdout`` and ``stderr``:
+            ``PIPE``, ``DEVNULL``, a descriptor or file, or None for the caller's own; ``stderr`` also ``STDOUT``.
         :param env: changes to the sandbox's environment; None as a value removes a variable.
         :param cwd: where it starts; else the spec's ``workdir``, else the caller's working directory.
         :param user: ``"root"``, ``"me"`` or ``"uid:gid"``; else the spec's.
         :raises FileNotFoundError: when there is no such command, or directory, inside.
         """
-        from .process import Process
+        from .process import start
         running = self._ready()
-        what = self._command(args, env, cwd, user, running)
-        ours, theirs, keep = [-1, -1, -1], [-1, -1, -1], []
-        channel, other = protocol.pair()
-        try:
-            for number, (given, caller) in enumerate(((stdin, -1), (stdout, 1), (stderr, 2))):
-                if given == subprocess.PIPE:
-                    reading, writing = os.pipe()
-                    ours[number], theirs[number] = (writing, reading) if number == 0 else (reading, writing)
-                    keep.append(theirs[number])
-                elif given == subprocess.STDOUT and number == 2:
-                    theirs[2] = theirs[1]
-                elif given is None and number:
-                    theirs[number] = caller
-                elif given in (None, subprocess.DEVNULL):
-                    theirs[number] = os.open(os.devnull, os.O_RDWR)
-                    keep.append(theirs[number])
-                else:
-                    theirs[number] = int(given or 0)
-            running.request({"spawn": what}, (*theirs, other.fileno()))
-            other.close()
-            for fd in keep:
-                os.close(fd)
-            keep.clear()
-            return Process(what["argv"], channel, (ours[0], ours[1], ours[2]), text)
-        except BaseException:
-            for fd in (*keep, *(fd for fd in ours if fd >= 0)):
-                os.close(fd)
-            channel.close()
-            raise
-        finally:
-            other.close()
+        return start(running, self._command(args, env, cwd, user, running), (stdin, stdout, stderr), text)
 
-    def _command(self, args: Sequence[str], env: Mapping[str, str | None] | None,
-                 cwd: str | os.PathLike[str] | None, user: str | None, running: launch.Running) -> dict[str, Any]:
+    def _command(self, args: Sequence[StrPath], env: Mapping[str, str | None] | None,
+                 cwd: str | os.PathLike[str] | None, user: str | None, running: Running) -> dict[str, Any]:
         if isinstance(args, (str, bytes)) or not args:
             raise SandboxUsageError(f"a command is a list of words, not {args!r}", option="args", value=args,
                                     remedy='Write ["ls", "-l"], or ["sh", "-c", "..."] for a shell.')
@@ -255,11 +277,13 @@ class Sandbox:
             raise SandboxUsageError(f"user={user!r} cannot be used in this sandbox", option="user", value=user,
                                     why="an unprivileged sandbox has a single user id",
                                     remedy=f"Start a sandbox with user={user!r}.")
-        return {"argv": [os.fspath(one) for one in args], "env": environment,
-                "cwd": os.fspath(cwd) if cwd is not None else self.spec.workdir or os.getcwd(),
-                "ids": None if ids == own else list(ids)}
+        argv = [os.fsdecode(one) for one in args]
+        where = os.fsdecode(cwd) if cwd is not None else self.spec.workdir or os.getcwd()
+        if any("\0" in one for one in (*argv, where, *environment, *environment.values())):
+            raise ValueError("a command, its environment and its directory hold no NUL character")
+        return {"argv": argv, "env": environment, "cwd": where, "ids": None if ids == own else list(ids)}
 
-    def run(self, args: Sequence[str], *, input: str | bytes | None = None,  # noqa: A002 - as subprocess.run
+    def run(self, args: Sequence[StrPath], *, input: str | bytes | None = None,  # noqa: A002 - as subprocess.run
             env: Mapping[str, str | None] | None = None, cwd: str | os.PathLike[str] | None = None,
             user: str | None = None, timeout: float | None = None, check: bool = False, text: bool = True,
             output_limit: int | None = None) -> Result:
@@ -278,13 +302,17 @@ class Sandbox:
                              text=text)
         timed_out = False
         with process:
+            limit = OUTPUT_LIMIT if output_limit is None else output_limit
             try:
-                process.communicate(input, timeout, output_limit or OUTPUT_LIMIT)
+                process.communicate(input, timeout, limit)
             except subprocess.TimeoutExpired:
                 timed_out = True
                 process.kill()
                 with suppress(subprocess.TimeoutExpired):  # by whatever left the group and still holds the output
-                    process.communicate(None, 0.5, output_limit or OUTPUT_LIMIT)
+                    process.communicate(None, 0.5, limit)
+            except BaseException:
+                process.kill()
+                raise
             out, err, truncated = process.output()
         assert process.returncode is not None
         result = Result(process.args, process.returncode, out, err, timed_out=timed_out, truncated=truncated)
@@ -298,41 +326,12 @@ class Sandbox:
 
         :raises SandboxCallError: when it raises, ends its process, or returns something that is not data.
         """
-        reading, writing = os.pipe()
-        child = self.fork()
-        if child is None:
-            try:
-                os.close(reading)
-                with open(writing, "w", encoding="utf-8") as pipe:
-                    _call(pipe, function, args)
-            finally:
-                os._exit(0)
-        os.close(writing)
-        with open(reading, "rb") as pipe:
-            body = pipe.read(protocol.LARGEST + 1)
-        returncode = child.wait()
-        name = getattr(function, "__qualname__", repr(function))
-        if not body:
-            how = f"signal {-returncode}" if returncode < 0 else f"status {returncode}"
-            raise SandboxCallError(f"{name}() ended its process in the sandbox", why=f"it ended with {how}")
-        try:
-            answer = json.loads(body)
-            value, raised = answer.get("value"), answer.get("raised")
-        except (ValueError, AttributeError, RecursionError) as error:
-            raise SandboxProtocolError(f"{name}() sent no valid message out of the sandbox", why=str(error)) from error
-        if raised is not None:
-            raise SandboxCallError(f"{name}() raised {raised.get('type')} in the sandbox", why=str(raised.get("text")),
-                                   type_name=str(raised.get("type")), traceback=str(raised.get("traceback")))
-        return value
+        from .calls import call
+        return call(self, function, args)
 
     def processes(self) -> list[dict[str, Any]]:
         """What runs inside, init left out: dicts with ``pid``, ``ppid``, ``state``, ``name`` and ``args``."""
-        ours, theirs = protocol.pair()
-        with ours, theirs:
-            self._ready().request({"list": True}, (theirs.fileno(),))
-            theirs.close()
-            got = protocol.receive(ours)
-            return list(got[0]["processes"]) if got else []
+        return list(self._ready().ask({"list": True})["processes"])
 
     # Files.
 
@@ -347,7 +346,7 @@ class Sandbox:
 
     def copy_in(self, src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> None:
         """Copies a file or tree of the host into the sandbox; into ``dst`` if that is a directory, else as ``dst``."""
-        from .files import copy_in
+        from .copying import copy_in
         copy_in(os.fspath(src), self.path(dst))
 
     def copy_out(self, src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> None:
@@ -355,12 +354,12 @@ class Sandbox:
 
         Symbolic links are copied as links. Devices, sockets and FIFOs are left out, with a warning that names them.
         """
-        from .files import copy_out
+        from .copying import copy_out
         copy_out(self.path(src), os.fspath(dst))
 
     def changes(self) -> list[Change]:
         """What the writable layer holds, sorted by path."""
-        from .files import changes
+        from .layerdiff import changes
         running = self._ready()
         return changes(running.plan, running.scratch, running.root, running.host.privileged)
 
@@ -376,13 +375,3 @@ class Sandbox:
                 raise SandboxTimeout(f"{os.fspath(path)} did not appear in the sandbox in {timeout} s", seconds=timeout)
             time.sleep(pause)
             pause = min(pause * 1.5, 0.05)
-
-
-def _call(pipe: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    try:
-        answer = json.dumps({"value": function(*args)})
-    except BaseException as error:  # noqa: BLE001 - all of it is the caller's to hear
-        answer = json.dumps({"raised": {"type": type(error).__name__, "text": str(error),
-                                        "traceback": traceback.format_exc()}})
-    pipe.write(answer)
-    pipe.flush()

@@ -10,6 +10,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from posixpath import normpath
 from typing import Any
 
 from .errors import SandboxUsageError
@@ -166,6 +167,8 @@ def _mount(option: str, value: object) -> Mount:
     mount = Mount(str(value.source), str(value.target), bool(value.read_only))
     if not mount.source.startswith("/") or not mount.target.startswith("/") or "\0" in mount.source + mount.target:
         raise _refuse(option, value, allowed)
+    if normpath(mount.target).strip("/") == "":
+        raise _refuse(option, value, allowed, "a mount cannot be the root itself")
     return mount
 
 

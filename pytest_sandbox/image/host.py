@@ -40,16 +40,20 @@ class MountPoint:
 
 
 def read_mounts(text: str) -> list[MountPoint]:
-    """The mounts that can be reached, in the order of the table; of several on one path the last."""
+    """The mounts that can be reached, in the order of the table; of several on one path the last.
+
+    :param text: the table, read as latin-1: a path may hold any bytes.
+    """
     found: dict[str, MountPoint] = {}
-    for line in text.splitlines():
+    for line in filter(None, text.split("\n")):  # not splitlines(), nor split(): in latin-1 half an "à" is a blank
         left, _, right = line.partition(" - ")
-        path = _OCTAL.sub(lambda match: chr(int(match[1], 8)), left.split()[4]).encode("latin-1")
+        fields = left.split(" ")
+        path = _OCTAL.sub(lambda match: chr(int(match[1], 8)), fields[4]).encode("latin-1")
         where = os.fsdecode(path)
         for below in [one for one in found if one.startswith(where.rstrip("/") + "/")]:
             del found[below]  # a later mount on a parent covers it
         found.pop(where, None)
-        found[where] = MountPoint(where, right.split()[0], frozenset(left.split()[5].split(",")))
+        found[where] = MountPoint(where, right.split(" ")[0], frozenset(fields[5].split(",")))
     return list(found.values())
 
 
@@ -128,11 +132,7 @@ def _listed(path: str) -> list[str]:
 
 def _hidden(hide: tuple[str, ...], cache: str) -> tuple[str, ...]:
     """Absolute paths, without symbolic links in their parents, of all that exists and is to be hidden."""
-    homes = {os.path.expanduser("~")}
-    for user in pwd.getpwall():
-        if user.pw_uid in (0, os.getuid()) or user.pw_uid >= 1000:
-            homes.add(user.pw_dir)
-    homes.discard("/")
+    homes = _homes()
     found = set()
     for one in (*hide, cache):
         for path in [one] if one.startswith("/") else [f"{home}/{one}" for home in homes]:
@@ -144,20 +144,59 @@ def _hidden(hide: tuple[str, ...], cache: str) -> tuple[str, ...]:
     return tuple(sorted(one for one in found if not any(one.startswith(other + "/") for other in found)))
 
 
+def _homes() -> set[str]:
+    homes = {os.path.expanduser("~")}
+    for user in pwd.getpwall():
+        if user.pw_uid in (0, os.getuid()) or user.pw_uid >= 1000:
+            homes.add(user.pw_dir)
+    return homes - {"/"}
+
+
 class HostImage:
-    """The host's tree, read again only when the mount table has changed. One a process; lives as long as it."""
+    """The host's tree, read again only when mounts or credential stores came or went. One a process, as long as it."""
 
     def __init__(self) -> None:
         self._fd = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLPRI)  # proc(5): readable as an exception when a mount came or went
-        self._roots: dict[tuple[tuple[str, ...], str, bool], Root] = {}
+        self._roots: dict[tuple[tuple[str, ...], str, bool], tuple[object, Root]] = {}
+        self._parents: dict[tuple[tuple[str, ...], str, str], list[str]] = {}
 
     def root(self, hide: tuple[str, ...], cache: str, split: bool) -> Root:
         """As :func:`read_host`."""
         if self._poll.poll(0):
             self._roots.clear()
         key = (hide, cache, split)
-        if key not in self._roots:
-            self._roots[key] = read_host(*key)
-        return self._roots[key]
+        known, look = self._roots.get(key), self._look(hide, cache)
+        if known is None or known[0] != look:
+            self._parents.clear()
+            look = self._look(hide, cache)
+            root = read_host(*key)
+            if known is not None and known[1] == root:
+                root = known[1]  # the same object: what was made for it is still right
+            known = self._roots[key] = look, root
+        return known[1]
+
+    def _look(self, hide: tuple[str, ...], cache: str) -> object:
+        """Something that differs when a store may have come or gone: when the directories that hold them changed."""
+        home = os.path.expanduser("~")
+        key = (hide, cache, home)
+        if key not in self._parents:
+            paths = [one if one.startswith("/") else f"{place}/{one}" for one in (*hide, cache)
+                     for place in ([""] if one.startswith("/") else _homes())]
+            self._parents[key] = sorted({_existing(os.path.dirname(one)) for one in paths})
+        return home, [_changed(one) for one in self._parents[key]]
+
+
+def _existing(path: str) -> str:
+    """``path``, or the nearest directory above it that exists: what changes when something appears at ``path``."""
+    while not os.path.isdir(path):
+        path = os.path.dirname(path)
+    return path
+
+
+def _changed(path: str) -> int | None:
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return None

@@ -12,7 +12,7 @@ name                                                   needed  for
 ``Item._fixtureinfo``: ``names_closure``,              yes     which those are, in pytest's own order
 ``name2fixturedefs``, ``initialnames``
 ``CallSpec2._arg2scope``                               yes     the scope of a parametrised fixture
-``Item._report_sections``                              yes     emptied outside: the inside reports the output
+``Item._report_sections``                              yes     the output that the inside reported, attached outside
 ``CaptureManager.item_capture``,                       yes     capturing the teardown of higher scopes; what a crashed
 ``read_global_capture``, ``_global_capturing``                 test had printed
 ``LoggingPlugin._runtest_for``                         no      logging in the teardown of higher scopes
@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -192,6 +193,9 @@ def higher_fixtures(item: pytest.Item) -> list[str]:
             if not in_class:
                 continue  # pytest lets such a fixture live as long as the item
         names.append(name)
+    doctests = sys.modules.get("_pytest.doctest")
+    if doctests is not None and isinstance(item, doctests.DoctestItem):
+        names.append("doctest_namespace")  # of the session; a doctest's set-up asks for it by name
     return names
 
 
@@ -201,9 +205,17 @@ def set_up_fixture(item: pytest.Item, name: str) -> None:
     item._request._get_active_fixturedef(name)  # type: ignore[attr-defined]
 
 
-def forget_sections(item: pytest.Item) -> None:
-    """Drops the output that was attached to ``item`` outside; its reports from inside hold it already."""
-    item._report_sections.clear()
+def attach_sections(item: pytest.Item, sections: list[tuple[str, str]]) -> None:
+    """Attaches to ``item`` the output that a report shows, as if it had been captured out here.
+
+    Some of it was: what fixtures of higher scope printed is captured on both sides of the fork.
+    """
+    attached = []
+    for name, text in sections:
+        words = name.split(" ")
+        if len(words) == 3 and words[0] == "Captured" and words[2] in ("setup", "call", "teardown"):
+            attached.append((words[2], words[1], text))
+    item._report_sections[:] = attached
 
 
 def sections_of(item: pytest.Item) -> list[tuple[str, str]]:
@@ -225,12 +237,27 @@ def capturing(item: pytest.Item, when: str) -> Iterator[None]:
     plugins = item.config.pluginmanager
     capture: Any = plugins.get_plugin("capturemanager")
     logs: Any = plugins.get_plugin("logging-plugin")
-    outer: AbstractContextManager[None] = capture.item_capture(when, item) if capture is not None else nullcontext()
-    inner: AbstractContextManager[None] = nullcontext()
+    outer: AbstractContextManager[None] = nullcontext()
     if logs is not None and hasattr(logs, "_runtest_for"):
-        inner = logs._runtest_for(item, when)
+        outer = logs._runtest_for(item, when)
+    inner: AbstractContextManager[None] = capture.item_capture(when, item) if capture is not None else nullcontext()
+    before = len(item._report_sections)
     with outer, inner:
         yield
+    _join_sections(item._report_sections, before)
+
+
+def _join_sections(sections: list[tuple[str, str, str]], before: int) -> None:
+    """Puts output that was captured in two parts of one phase under one heading, where it is in one process."""
+    for when, key, text in sections[before:]:
+        for index in range(before - 1, -1, -1):
+            known_when, known_key, known = sections[index]
+            if known_when != when:
+                break  # of another phase, or of an attempt before this one
+            if known_key == key:
+                sections[index] = (when, key, f"{known}\n{text}" if key == "log" else known + text)
+                sections.remove((when, key, text))
+                break
 
 
 def captured_so_far(config: pytest.Config, limit: int) -> dict[str, str]:

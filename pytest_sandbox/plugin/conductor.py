@@ -18,7 +18,6 @@ from .item import RUN, ItemRun
 from .options import Settings
 
 if TYPE_CHECKING:
-    from pytest_sandbox.sandbox import Sandbox
     from pytest_sandbox.spec import SandboxSpec
 
     from .guest import Guest
@@ -34,7 +33,6 @@ class Conductor:
         self.guest: Guest | None = None
         self.fault_descriptor: int | None = None
         self._warm = False
-        self._left: Sandbox | None = None
         self.patch = compat.SetupPatch(session, self._setup, self._teardown_exact)
         self._runner = compat.RunnerPatch(self._call_and_report, self._shows)
 
@@ -44,7 +42,6 @@ class Conductor:
 
     def undo(self) -> None:
         """The session is over: the runner is pytest's again."""
-        self.close_left()
         self._runner.undo()
         self.patch.undo()
         if self.fault_descriptor is not None:
@@ -58,7 +55,7 @@ class Conductor:
         run = item.stash.get(RUN, None)
         if run is None:
             return self._runner.call_and_report(item, when, log, **kwds)
-        return run.call_and_report(when, log, kwds)
+        return run.call_and_report(self._runner.call_and_report, when, log, kwds)
 
     def _shows(self, item: pytest.Item) -> bool:
         """Whether ``--setup-show`` should show the item here: not if its inside did."""
@@ -100,22 +97,21 @@ class Conductor:
                 self.guest.broke()  # nothing of the child gets out of here
             run.close()
 
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_makereport(self, call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport,
+                                                                                  pytest.TestReport]:
+        if self.guest is None:
+            return (yield)
+        self.guest.leave_out_overhead(call)
+        report = yield
+        self.guest.made = report
+        return report
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if self.guest is not None:
             self.guest.logged(report)
 
     # What an attempt needs.
-
-    def leave(self, sandbox: Sandbox) -> None:
-        """Takes a sandbox whose test has said goodbye: it ends while its reports are logged."""
-        self.close_left()
-        self._left = sandbox
-
-    def close_left(self) -> None:
-        """Waits for the sandbox that was left last, and closes it."""
-        sandbox, self._left = self._left, None
-        if sandbox is not None:
-            sandbox.close()
 
     def prepare_for(self, nextitem: pytest.Item | None) -> None:
         """Says that ``nextitem``'s sandbox is wanted soon; it is made while the current test runs."""

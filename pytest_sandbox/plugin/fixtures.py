@@ -72,17 +72,17 @@ def marked_options(node: pytest.Item) -> set[str]:
 def start(config: pytest.Config, spec: Any) -> Sandbox:
     """A started sandbox. A host that cannot give it fails or skips the test; there is no doing without here."""
     __tracebackhide__ = True
-    from pytest_sandbox.errors import SandboxUnavailable
+    from pytest_sandbox.errors import SandboxError, SandboxUnavailable
 
     from . import settings_of
 
     try:
         sandbox = make_sandbox(spec)
         sandbox.start()
-    except SandboxUnavailable as error:
-        if settings_of(config).unavailable == "skip":
+    except SandboxError as error:
+        if isinstance(error, SandboxUnavailable) and settings_of(config).unavailable == "skip":
             pytest.skip(f"{type(error).__name__}: {error}")
-        raise
+        raise error.with_traceback(None) from None  # it says itself what failed and why
     return sandbox
 
 

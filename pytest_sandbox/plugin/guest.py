@@ -55,10 +55,11 @@ class Guest:
         self.conductor = conductor
         self.item = item
         self.overhead = 0.0
+        self.made: pytest.TestReport | None = None  # the report that pytest made last
         self._before = before
         self._descriptor = descriptor
         self._phase = "setup"
-        self._main = False
+        self._shipped: pytest.TestReport | None = None
         self._names: dict[int, str] = {}
         self._reports: dict[int, str] = {}
         self._sent: dict[str, Any] = {}
@@ -70,39 +71,43 @@ class Guest:
         if conductor.fault_descriptor is not None:
             faulthandler.enable(conductor.fault_descriptor)
 
-    # The phases, as ``ItemRun.call_and_report`` goes through them.
-
-    def reported(self, when: str, report: pytest.TestReport, log: bool) -> None:
-        """One phase ended with ``report``. Does not return from the last one."""
-        self._check_process()
-        self._main = True
-        if log:
-            self.item.ihook.pytest_runtest_logreport(report=report)  # arrives in ``logged``, below
-        else:
-            self.logged(report)
-        self._main = False
-        if when == "teardown":
-            self.finish()
-        self._phase = "teardown" if when == "call" or not report.passed or self._only_set_up() else "call"
-
-    def _only_set_up(self) -> bool:
-        return bool(self.item.config.getoption("setuponly", False))
+    def leave_out_overhead(self, call: pytest.CallInfo[None]) -> None:
+        """The time of the set-up without that of making the sandbox and forking into it."""
+        if call.when == "setup":
+            call.duration -= self.overhead
+            call.stop -= self.overhead
+            self.overhead = 0.0
 
     def logged(self, report: pytest.TestReport) -> None:
-        """Someone logged a report: pytest the phase's own, or a test that of a subtest."""
+        """Someone logged a report: pytest the phase's own, which it made last, or a test that of a subtest."""
         self._check_process()
+        main = report is self.made
         self._bound(report)
         changes = self._changes()
-        if self._main:
+        if main:
+            self._shipped = report
             self._reports[id(report)] = self._phase
         try:
             data = reporting.report_to_data(report, self.item.config, self._name_of)
-            message = wire.encode(["report", self._phase, data, changes, self._main])
+            message = wire.encode(["report", self._phase, data, changes, main])
         except (TypeError, wire.NotData, RecursionError, SandboxProtocolError) as error:
             report = self._unsendable(report, error)
             data = reporting.report_to_data(report, self.item.config, self._name_of)
-            message = wire.encode(["report", self._phase, data, {}, self._main])
+            message = wire.encode(["report", self._phase, data, {}, main])
         self._send(message)
+
+    def reported(self, when: str, report: pytest.TestReport) -> None:
+        """One phase is over, with ``report``. Does not return from the last one."""
+        self._check_process()
+        if self._shipped is not report:  # whoever runs the phases logs the reports later
+            self.made = report
+            self.logged(report)
+        elif getattr(report, "_pdbshown", False):
+            self._send(wire.encode(["shown", when]))
+        if when == "teardown":
+            self.finish()
+        goes_on = when == "setup" and report.passed and not self.item.config.getoption("setuponly", False)
+        self._phase = "call" if goes_on else "teardown"
 
     def left_by(self, error: BaseException) -> NoReturn:
         """``pytest.exit`` or an interrupt ends the run: the parent raises it again. Function-scoped teardown first."""
@@ -186,7 +191,7 @@ class Guest:
         found = {}
         before = self._before.attributes
         for name, value in self.item.__dict__.items():
-            if (name in before and before[name] is value) or name in reporting.KEPT_BACK or name.startswith("__"):
+            if (name in before and before[name] is value) or not reporting.may_travel(self.item, name):
                 continue
             try:
                 packed = wire.pack(value, self._name_of, opaque=False)

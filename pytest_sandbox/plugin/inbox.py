@@ -88,6 +88,10 @@ class Inbox:
                 raise SandboxProtocolError(f"the sandboxed test said that it was done during its {self.now}")
             self.done = True
             return
+        if kind == "shown":
+            if message[1] in self.phases and (report := self.phases[message[1]].report) is not None:
+                report._pdbshown = True  # type: ignore[attr-defined]
+            return
         if message[1] != self.now:
             raise SandboxProtocolError(f"the sandboxed test reported its {message[1]} during its {self.now}")
         if kind == "report":

@@ -10,8 +10,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -33,8 +32,11 @@ if TYPE_CHECKING:
 
 RUN: pytest.StashKey[ItemRun] = pytest.StashKey()
 
-class Over(BaseException):
-    """Unwinds pytest's set-up in the parent when the child has ended. Never leaves ``ItemRun.call_and_report``."""
+class Over(pytest.exit.Exception):  # type: ignore[name-defined,misc]
+    """Unwinds pytest's set-up in the parent when the child has ended. Never leaves ``ItemRun.call_and_report``.
+
+    Of the kind that pytest lets pass through a phase unreported.
+    """
 
 
 class ItemRun:
@@ -48,10 +50,10 @@ class ItemRun:
         self.attempt: Attempt | None = None
         self.warnings: list[Any] = []
 
-    def call_and_report(self, when: Any, log: bool, kwds: dict[str, Any]) -> pytest.TestReport:
-        """In place of pytest's function of this name. In the child, too: it comes back here from the fork."""
+    def call_and_report(self, original: Callable[..., pytest.TestReport], when: Any, log: bool,
+                        kwds: dict[str, Any]) -> pytest.TestReport:
+        """In place of pytest's function of this name, around it. The child, too, comes back here from the fork."""
         __tracebackhide__ = True
-        item = self.item
         conductor = self.conductor
         if when == "setup" and conductor.guest is None:
             self.attempt = Attempt(self)
@@ -59,40 +61,23 @@ class ItemRun:
         assert attempt is not None, "setup comes first"
         if attempt.forked and conductor.guest is None:
             return attempt.deliver(when, log, kwds.get("nextitem"))
-        ihook = item.ihook
-        hook = getattr(ihook, f"pytest_runtest_{when}")
-        reraise: tuple[type[BaseException], ...] = (pytest.exit.Exception, Over)
-        if not item.config.getoption("usepdb", False):
-            reraise += (KeyboardInterrupt,)
         try:
-            call = pytest.CallInfo.from_call(lambda: hook(item=item, **kwds), when=when, reraise=reraise)
+            report = original(self.item, when, log, **kwds)
+            if conductor.guest is not None:
+                conductor.guest.reported(when, report)
         except Over:
             return attempt.deliver(when, log, None)
         except (pytest.exit.Exception, KeyboardInterrupt) as error:
             if conductor.guest is not None:
                 conductor.guest.left_by(error)
             raise
-        guest = conductor.guest
-        try:
-            if guest is not None and when == "setup":
-                call.duration -= guest.overhead
-                call.stop -= guest.overhead
-            report: pytest.TestReport = ihook.pytest_runtest_makereport(item=item, call=call)
-            if log and guest is None:
-                ihook.pytest_runtest_logreport(report=report)
-            if compat.check_interactive_exception(call, report):
-                ihook.pytest_exception_interact(node=item, call=call, report=report)
-            if guest is not None:
-                guest.reported(when, report, log)
-        except (pytest.exit.Exception, KeyboardInterrupt) as error:
-            if guest is not None:
-                guest.left_by(error)
-            raise
         except BaseException:
-            if guest is not None:
-                guest.broke()
+            if conductor.guest is not None:
+                conductor.guest.broke()
             raise
-        if when == "teardown":
+        if attempt.forked and conductor.guest is None:
+            return attempt.deliver(when, log, None)  # a hook around the set-up did not let ``Over`` pass
+        if when == "teardown" and conductor.guest is None:
             self.attempt = None
         return report
 
@@ -105,8 +90,6 @@ class ItemRun:
     def close(self) -> None:
         """The item's protocol is over, however it ended."""
         self.end_attempt()
-        if self.nextitem is None or RUN not in self.nextitem.stash:
-            self.conductor.close_left()
         replay, self.warnings = self.warnings, []
         for message in replay:
             self.item.ihook.pytest_warning_recorded.call_historic(kwargs={
@@ -125,7 +108,6 @@ class Attempt:
         self._child: ForkedChild | None = None
         self.inbox = Inbox(run.item, run.conductor.shared_objects)
         self._residue: dict[str, str] = {}  # what a crashed child had printed and not reported
-        self._sections: list[tuple[str, str]] = []
         self._suspended = False
 
     # Set-up: called from the patched SetupState.setup, in the middle of pytest_runtest_setup.
@@ -142,7 +124,7 @@ class Attempt:
         assert parent is not None
         patch.setup(parent)
         stack = patch.stack
-        stack[item] = ([item.teardown], None)  # pytest 9.2 asks whether the requesting node is being set up
+        stack[item] = ([], None)  # pytest 9.2 asks whether the requesting node is being set up
         try:
             for name in compat.higher_fixtures(item):
                 compat.set_up_fixture(item, name)
@@ -163,10 +145,9 @@ class Attempt:
         except SandboxError as error:
             os.close(reading)
             os.close(writing)
-            pytest.fail(f"{type(error).__name__}: {error}", pytrace=False)
+            raise _failure(error) from None
         if child is None:
             guest = conductor.guest = Guest(conductor, item, before, writing)
-            apply_environment(self.run.spec)
             guest.overhead = time.perf_counter() - began
             patch.setup(item)
             return
@@ -182,7 +163,6 @@ class Attempt:
     def _start(self) -> Sandbox | None:
         """The started sandbox; None to go on without.  Errors become the outcome of the test's set-up."""
         __tracebackhide__ = True
-        self.conductor.close_left()
         try:
             sandbox = make_sandbox(self.run.spec)
             sandbox.start()
@@ -193,9 +173,9 @@ class Attempt:
             if unavailable == "run":
                 self.item.warn(PytestSandboxWarning(f"this test ran without its sandbox: {error}"))
                 return None
-            pytest.fail(f"{type(error).__name__}: {error}", pytrace=False)
+            raise _failure(error) from None
         except SandboxError as error:
-            pytest.fail(f"{type(error).__name__}: {error}", pytrace=False)
+            raise _failure(error) from None
         return sandbox
 
     def _fork(self, sandbox: Sandbox) -> ForkedChild | None:
@@ -207,8 +187,7 @@ class Attempt:
                 stream.flush()  # the child has a copy of every buffer
             except (AttributeError, OSError, ValueError):
                 pass
-        with _no_fork_warning():
-            return sandbox.fork()
+        return sandbox.fork()
 
     def _listen(self, child: ForkedChild, reading: int) -> None:
         """Waits for the child's end. Whatever goes wrong meanwhile becomes the ending of the phase it was in."""
@@ -248,8 +227,6 @@ class Attempt:
         """
         __tracebackhide__ = True
         item = self.item
-        if when == "setup":
-            compat.forget_sections(item)
         inbox = self.inbox
         phase = inbox.phases.get(when)
         report = None
@@ -262,7 +239,7 @@ class Attempt:
         if report is None and inbox.ending is not None and when == inbox.now:
             report = self._report_ending(when)
         if report is not None:
-            self._sections = report.sections
+            compat.attach_sections(item, report.sections)
             item.user_properties[:] = report.user_properties
         if when == "teardown":
             report = self._tear_down_higher(report, nextitem)
@@ -300,38 +277,42 @@ class Attempt:
         def fail() -> None:
             raise error
 
+        for stream, text in self._residue.items():
+            item.add_report_section(when, stream, text)
         call = pytest.CallInfo.from_call(fail, when=when)
         call.duration = time.perf_counter() - self.inbox.phases[when].began
         call.start = call.stop - call.duration
         report: pytest.TestReport = item.ihook.pytest_runtest_makereport(item=item, call=call)
         if isinstance(error, SandboxError) and report.longrepr is not None and not isinstance(report.longrepr, str):
             report.longrepr = reporting.crash_longrepr(item, error, report)
-        report.sections = [*self._sections, *_sections(when, self._residue)]
         if dump := self.conductor.take_fault_dump():
             report.sections.append(("faulthandler dump", dump))
         return report
 
     def _tear_down_higher(self, report: pytest.TestReport | None, nextitem: pytest.Item | None) -> pytest.TestReport:
-        """Tears down what ``nextitem`` does not need, and adds that to the report of the item's teardown."""
+        """Tears down what ``nextitem`` does not need, and adds that to the report of the item's teardown.
+
+        A child that died did not get through the hooks of the teardown: then they run out here.
+        """
         item, patch = self.item, self.conductor.patch
-        neighbours.before_teardown(item, patch.stack, self._suspended)
-        pops = not self._suspended and patch.must_pop(nextitem)
-        if report is not None and not pops:
-            return report
+        hooks_ran = self.inbox.now == "over"
+        if hooks_ran:
+            neighbours.before_teardown(item, patch.stack, self._suspended)
+            if self._suspended or not patch.must_pop(nextitem):
+                assert report is not None, "the last phase is over when it was reported"
+                return report
         os.environ["PYTEST_CURRENT_TEST"] = f"{item.nodeid} (teardown)".replace("\0", "(null)")
 
         def tear_down() -> None:
             __tracebackhide__ = True
+            if not hooks_ran:
+                patch.stack[item] = ([], None)  # as after a set-up: plugins look for it there
+                item.ihook.pytest_runtest_teardown(item=item, nextitem=nextitem)
+                return
             with compat.capturing(item, "teardown"):
-                if pops:
-                    patch.teardown_exact(nextitem)
+                patch.teardown_exact(nextitem)
 
-        reraise: tuple[type[BaseException], ...] = (pytest.exit.Exception,)
-        if not item.config.getoption("usepdb", False):
-            reraise += (KeyboardInterrupt,)
-        call = pytest.CallInfo.from_call(tear_down, when="teardown", reraise=reraise)
-        mine = compat.sections_of(item)
-        compat.forget_sections(item)
+        call = pytest.CallInfo.from_call(tear_down, when="teardown", reraise=reraised(item.config))
         if report is None or call.excinfo is not None:
             outer: pytest.TestReport = item.ihook.pytest_runtest_makereport(item=item, call=call)
             if report is not None:
@@ -341,56 +322,32 @@ class Attempt:
                     outer.sections.append(("Sandboxed teardown", report.longreprtext))
             if compat.check_interactive_exception(call, outer):
                 item.ihook.pytest_exception_interact(node=item, call=call, report=outer)
-            report = outer
-        else:
-            report.duration += call.duration
-            report.stop = call.stop
-        report.sections = _merged(self._sections, mine)
+            return outer
+        report.duration += call.duration
+        report.stop = call.stop
+        report.sections = _merged(report.sections, compat.sections_of(item))
         return report
 
     def close(self) -> None:
         """The attempt is over. Its processes are gone, at the latest, when the next sandbox starts."""
         if self._sandbox is not None:
-            self.conductor.leave(self._sandbox)
-            self._sandbox = None
+            self._sandbox.discard()
+            self._sandbox = self._child = None
         if self.forked:
             os.environ.pop("PYTEST_CURRENT_TEST", None)
 
 
-def apply_environment(spec: SandboxSpec) -> None:
-    """The marker's ``env``, inside."""
-    for name, value in spec.env:
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
+def _failure(error: SandboxError) -> BaseException:
+    """Fails the test with the error's own words; a traceback through this plugin would tell nobody anything."""
+    return pytest.fail.Exception(f"{type(error).__name__}: {error}", pytrace=False)
 
 
-@contextmanager
-def _no_fork_warning() -> Iterator[None]:
-    """Python 3.12 and later warn about any fork of a process with threads. This one is ours, not the test's."""
-    if sys.version_info < (3, 12):
-        yield
-        return
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"This process .* is multi-threaded", DeprecationWarning)
-        yield
+def _merged(reported: list[tuple[str, str]], attached: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """A report's sections, those that are attached to its item brought up to date."""
+    names = {name for name, _ in attached}
+    return [*attached, *[(name, text) for name, text in reported if name not in names]]
 
 
-def _sections(when: str, texts: dict[str, str]) -> list[tuple[str, str]]:
-    return [(f"Captured {stream} {when}", text) for stream, text in texts.items() if text]
-
-
-def _merged(inside: list[tuple[str, str]], outside: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Both halves of one phase under one heading, as they are when they happen in one process."""
-    merged = list(inside)
-    for name, text in outside:
-        for index, (known, content) in enumerate(merged):
-            if known == name:
-                merged[index] = (name, content + text if not name.startswith("Captured log") else f"{content}\n{text}")
-                break
-        else:
-            merged.append((name, text))
-    return merged
+def reraised(config: pytest.Config) -> tuple[type[BaseException], ...]:
+    """What leaves a phase instead of becoming its outcome, as pytest has it."""
+    return (pytest.exit.Exception,) if config.getoption("usepdb", False) else (pytest.exit.Exception, KeyboardInterrupt)

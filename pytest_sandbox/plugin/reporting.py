@@ -88,7 +88,7 @@ def report_from_data(data: Any, item: pytest.Item, named: Callable[[str], object
 def _report_from_data(data: Any, item: pytest.Item, named: Callable[[str], object]) -> pytest.TestReport:
     if not isinstance(data, dict) or data.get("nodeid") != item.nodeid:
         raise SandboxProtocolError("the sandboxed test sent a report about something else",
-                                   why=f"{data.get('nodeid') if isinstance(data, dict) else data!r:.200}")
+                                   why=f"{data.get('nodeid') if isinstance(data, dict) else data!r}"[:200])
     known = _methods()
     for key, value in data.items():
         if key not in _PLAIN_FIELDS and not isinstance(value, _SCALARS):
@@ -226,6 +226,11 @@ KEPT_BACK = frozenset({
 })
 
 
+def may_travel(item: pytest.Item, name: str) -> bool:
+    """Whether an attribute of this name, found on the item inside, is set on the item outside."""
+    return name not in KEPT_BACK and not name.startswith("__") and not hasattr(type(item), name)
+
+
 @dataclass(slots=True)
 class Changes:
     """What one phase changed, inside, that others read outside."""
@@ -246,7 +251,7 @@ def changes_from_data(data: Any, item: pytest.Item, named: Callable[[str], objec
     try:
         attributes = {str(name): wire.unpack(value, named) for name, value in data.get("attributes", {}).items()}
         for name in attributes:
-            if name in KEPT_BACK or name.startswith("__") or hasattr(type(item), name):
+            if not may_travel(item, name):
                 raise SandboxProtocolError(f"the sandboxed test tried to change {name!r} of its item")
         return Changes(
             attributes,
@@ -256,6 +261,8 @@ def changes_from_data(data: Any, item: pytest.Item, named: Callable[[str], objec
             {str(name): str(value) for name, value in data.get("xml_attributes", {}).items()},
             data.get("suspended") is True,
         )
+    except SandboxProtocolError:
+        raise
     except (AttributeError, TypeError, ValueError) as error:
         raise SandboxProtocolError("the sandboxed test sent changes that cannot be read",
                                    why=f"{type(error).__name__}: {error}"[:500]) from None

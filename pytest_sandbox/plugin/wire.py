@@ -4,6 +4,7 @@ A message is a four byte length, most significant byte first, and that many byte
 kind and its fields. The kinds, and the order in which a test that ends normally sends them::
 
     ["report", phase, {report}, {item's changes}, main]    a phase's own report (main), or one logged from within it
+    ["shown", phase]                                       the debugger has shown the failure that phase reported
     ["exit", phase, type, text, returncode]                pytest.exit() or KeyboardInterrupt left the phase
     ["broken", phase, text]                                pytest itself failed in there; text is the traceback
     ["done"]                                               the last one
@@ -28,7 +29,7 @@ TOTAL_LIMIT = 256 << 20
 #: Values nested deeper than this are not data that a report carries.
 DEPTH_LIMIT = 40
 
-KINDS = {"report": 5, "exit": 5, "broken": 3, "done": 1}
+KINDS = {"report": 5, "shown": 2, "exit": 5, "broken": 3, "done": 1}
 PHASES = ("setup", "call", "teardown")
 
 _encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
@@ -173,6 +174,8 @@ def unpack(value: Any, named: Callable[[str], object]) -> Any:
         if tag.startswith("$"):
             try:
                 return _UNPACK[tag](content, named)
+            except SandboxProtocolError:
+                raise
             except (KeyError, TypeError, ValueError) as error:
                 raise SandboxProtocolError(f"the sandboxed test sent a value of unknown form {tag[:40]!r}",
                                            why=type(error).__name__) from None

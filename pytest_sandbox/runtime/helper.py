@@ -8,12 +8,13 @@ in which it is root. It ends when its socket closes or the caller ends.
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found] # of the signal module, whose enums cost 5 ms
+import gc
 import os
 import select
 import socket
 import sys
 
-from . import init, mounts, protocol
+from . import init, mounts, own, protocol
 from . import syscalls as sc
 
 TYPE_CHECKING = False  # as typing's, whose import the helper's heap can do without
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Entry of the new process. Arguments: the socket's descriptor, a pidfd of the caller, 1 if the caller is root."""
+    gc.disable()  # a collection writes to every object, so that each sandbox would copy the whole heap
     argv = sys.argv[1:]
     sock = socket.socket(fileno=int(argv[0]))
     lifeline = int(argv[1])
@@ -32,12 +34,14 @@ def main() -> None:
     try:
         _isolate(privileged)
         _new_root()
+        message: protocol.Message = {"hello": True}
     except OSError as error:
-        protocol.send(sock, {"failed": {"step": ["helper"], "errno": error.errno, "path": error.filename}})
-        os._exit(1)
+        message = {"failed": {"step": ["helper"], "errno": error.errno, "path": error.filename}}
     pidfd = sc.pidfd_open(os.getpid())
-    protocol.send(sock, {"hello": True}, (pidfd,))
+    protocol.send(sock, message, (pidfd,))
     os.close(pidfd)
+    if "failed" in message:
+        os._exit(1)
     _Helper(sock, lifeline, privileged).serve()
     os._exit(0)
 
@@ -77,7 +81,7 @@ class _Helper:
     def __init__(self, sock: socket.socket, lifeline: int, privileged: bool) -> None:
         self.sock, self.lifeline, self.privileged = sock, lifeline, privileged
         self.plans: dict[str, dict[str, Any]] = {}
-        self.ready: set[str] = set()  # plans whose template is there
+        self.ready: set[str] = set()  # our own layers that are there; plans of the same root share them
         self.waiting: dict[int, tuple[socket.socket, int, dict[str, Any]]] = {}  # inits that wait for their id maps
         self.wake, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         _signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
@@ -139,9 +143,10 @@ class _Helper:
 
     def make(self, key: str, control: socket.socket) -> None:
         body = self.plans[key]
-        if key not in self.ready:
+        if body["layers"] not in self.ready:
+            own.own_nothing(body["layers"])  # a first attempt may have failed halfway
             mounts.carry_out(body["template"])
-            self.ready.add(key)
+            self.ready.add(body["layers"])
         ours, theirs = socket.socketpair() if self.privileged else (None, None)
         pid = sc.clone3(sc.CLONE_NEWPID | sc.CLONE_NEWNS)
         if pid == 0:

@@ -97,6 +97,8 @@ class _Init:
         self.control, self.lifeline = control, lifeline
         self.channels: dict[int, socket.socket] = {}  # by pid, of every command that still runs
         self.by_fd: dict[int, int] = {}
+        self.killed: set[int] = set()  # what kill() has ended and may not be gone yet
+        self.asked: list[socket.socket] = []  # who wants to hear when it is
         self.wake, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         _signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         for number in (_signal.SIGCHLD, *_FORWARDED):
@@ -110,18 +112,24 @@ class _Init:
     def serve(self) -> None:
         """Until the caller lets go of the control socket, or ends."""
         while True:
-            for fd, _ in self.poll.poll():
+            # Not every end is ours to reap, so those that are awaited are looked for again and again.
+            for fd, _ in self.poll.poll(5 if self.asked else None):
                 if fd == self.lifeline:
                     return
                 if fd == self.wake:
                     self.signalled()
                 elif fd == self.control.fileno():
-                    got = protocol.receive(self.control)
+                    try:
+                        got = protocol.receive(self.control)
+                    except protocol.BadMessage:  # it came with more descriptors than we may have
+                        continue
                     if got is None:
                         return
                     self.obey(*got)
                 elif fd in self.by_fd:
                     self.to_command(self.by_fd[fd])
+            if self.asked:
+                self.answer()
 
     def signalled(self) -> None:
         try:
@@ -158,6 +166,7 @@ class _Init:
             if "spawn" in message:
                 self.spawn(message["spawn"], fds)
             elif "kill" in message:
+                self.killed = set(_pids())
                 try:
                     os.kill(-1, message["kill"])
                 except ProcessLookupError:
@@ -166,18 +175,31 @@ class _Init:
                 with socket.socket(fileno=os.dup(fds[0])) as channel:
                     _say(channel, {"processes": processes()})
             elif "ping" in message:
-                _say(self.control, {"pong": True})
+                self.asked.append(socket.socket(fileno=os.dup(fds[0])))
+        except OSError:
+            pass  # no descriptor left for the answer: whoever asked finds the channel closed
         finally:
-            for fd in fds:
-                os.close(fd)
+            protocol.close(fds)
+
+    def answer(self) -> None:
+        self.signalled()
+        left = {one["pid"] for one in processes() if one["ppid"] != 0}  # others have their parent outside
+        self.killed &= left
+        if not self.killed:
+            for channel in self.asked:
+                _say(channel, {"pong": True})
+                channel.close()
+            self.asked.clear()
 
     def spawn(self, what: dict[str, Any], fds: list[int]) -> None:
         channel = socket.socket(fileno=os.dup(fds[3]))
+        channel.setblocking(False)  # nobody outside can make us wait
         try:
             pid = start(what, fds[:3])
-        except OSError as error:
-            path = error.filename
-            _say(channel, {"errno": error.errno, "path": os.fsdecode(path) if path is not None else None})
+        except (OSError, ValueError) as error:
+            path = getattr(error, "filename", None)
+            _say(channel, {"errno": getattr(error, "errno", 22),
+                           "path": os.fsdecode(path) if path is not None else None})
             channel.close()
             return
         self.channels[pid] = channel
@@ -187,14 +209,18 @@ class _Init:
 
     def to_command(self, pid: int) -> None:
         channel = self.channels[pid]
-        got = protocol.receive(channel)
+        try:
+            got = protocol.receive(channel)
+        except BlockingIOError:  # meant for one that had this descriptor before
+            return
+        except (OSError, protocol.BadMessage):
+            got = None
         if got is None:  # the caller no longer listens; the command goes on
             self.poll.unregister(channel)
             self.by_fd.pop(channel.fileno(), None)
             return
         message, fds = got
-        for fd in fds:
-            os.close(fd)
+        protocol.close(fds)
         if "signal" in message:
             self.signal(pid, message["signal"], message.get("group", False))
 
@@ -293,20 +319,22 @@ def become(uid: int, gid: int) -> None:
     os.setresuid(uid, uid, uid)
 
 
+def _pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit() and name != "1"]
+
+
 def processes() -> list[dict[str, Any]]:
     """The processes inside but this one, from /proc: pid, parent, state, name and arguments."""
     found = []
-    for name in os.listdir("/proc"):
-        if not name.isdigit() or name == "1":
-            continue
+    for pid in _pids():
         try:
-            with open(f"/proc/{name}/stat", errors="replace") as file:
+            with open(f"/proc/{pid}/stat", errors="replace") as file:
                 head, tail = file.read().rsplit(")", 1)
-            with open(f"/proc/{name}/cmdline", errors="replace") as file:
+            with open(f"/proc/{pid}/cmdline", errors="replace") as file:
                 arguments = file.read(65536).rstrip("\0").split("\0")
         except OSError:
             continue  # it ended meanwhile
         state, parent = tail.split()[:2]
-        found.append({"pid": int(name), "ppid": int(parent), "state": state, "name": head.split("(", 1)[1],
+        found.append({"pid": pid, "ppid": int(parent), "state": state, "name": head.split("(", 1)[1],
                       "args": arguments if arguments != [""] else []})
     return found

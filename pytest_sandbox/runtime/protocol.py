@@ -3,7 +3,7 @@
 Every message is one JSON object on a ``SOCK_SEQPACKET`` socket, with descriptors beside it where they are needed. One
 that is too large for a packet travels in a memfd, which then is the last descriptor.
 
-helper -> caller        ``{"hello": true}`` + [pidfd], or ``{"failed": ...}`` as below
+helper -> caller        ``{"hello": true}`` + [pidfd], or ``{"failed": ...}`` as below + [pidfd]
 caller -> helper        ``{"plan": KEY, "body": {...}}``    a plan, told once
                         ``{"make": KEY}`` + [control]       make a sandbox by it; init answers on ``control``
 init -> caller          ``{"ready": true}`` + [pidfd, root, scratch]
@@ -11,7 +11,7 @@ init -> caller          ``{"ready": true}`` + [pidfd, root, scratch]
 caller -> init          ``{"spawn": {...}}`` + [stdin, stdout, stderr, channel]
                         ``{"kill": SIGNAL}``                every process but init
                         ``{"list": true}`` + [channel]      answered by ``{"processes": [...]}``
-                        ``{"ping": true}``                  answered by ``{"pong": true}``
+                        ``{"ping": true}`` + [channel]      answered by ``{"pong": true}``, when all killed are gone
 init -> channel         ``{"pid": N}`` or ``{"errno": N, "path": P}``, then ``{"status": WAITSTATUS}``
 caller -> channel       ``{"signal": N, "group": bool}``
 
@@ -21,6 +21,7 @@ When the caller's end of ``control`` closes, or the caller ends, init ends, and 
 from __future__ import annotations
 
 import array
+import errno
 import json
 import os
 import socket
@@ -38,7 +39,6 @@ LARGEST = 16 << 20
 _MAX_FDS = 8
 
 
-
 class BadMessage(Exception):
     """What arrived is not a message."""
 
@@ -49,8 +49,13 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 
 def send(sock: socket.socket, message: Message, fds: tuple[int, ...] = ()) -> None:
-    """Sends one message. The descriptors are copied; the caller keeps its own."""
+    """Sends one message. The descriptors are copied; the caller keeps its own.
+
+    :raises OSError: E2BIG when it is larger than a receiver takes, or what sendmsg(2) says.
+    """
     body = json.dumps(message, separators=(",", ":")).encode()
+    if len(body) > LARGEST:
+        raise OSError(errno.E2BIG, os.strerror(errno.E2BIG))
     if len(body) > INLINE:
         memfd = os.memfd_create("message", os.MFD_CLOEXEC)
         try:
@@ -77,7 +82,7 @@ def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:
             got.frombytes(data[:len(data) - len(data) % 4])
             fds.extend(got)
     if not body:
-        _close(fds)
+        close(fds)
         return None
     try:
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
@@ -91,7 +96,7 @@ def receive(sock: socket.socket) -> tuple[Message, list[int]] | None:
                 file.seek(0)
                 message = _decode(file.read(LARGEST))
     except BadMessage:
-        _close(fds)
+        close(fds)
         raise
     return message, fds
 
@@ -106,6 +111,7 @@ def _decode(body: bytes) -> Message:
     return message
 
 
-def _close(fds: list[int]) -> None:
+def close(fds: list[int]) -> None:
+    """Closes the descriptors of a message."""
     for fd in fds:
         os.close(fd)

@@ -11,6 +11,7 @@ import os
 
 _libc = ctypes.PyDLL(None, use_errno=True)  # PyDLL keeps the interpreter lock: a clone must not let it go
 _libc.syscall.restype = ctypes.c_long
+_libc.prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
 
 # sched.h
 CLONE_NEWNS = 0x00020000
@@ -174,8 +175,7 @@ def pidfd_send_signal(pidfd: int, signal: int) -> None:
 
 def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 0) -> int:
     """prctl(2)."""
-    return _check(_libc.prctl(option, ctypes.c_ulong(arg2), ctypes.c_ulong(arg3), ctypes.c_ulong(arg4),
-                              ctypes.c_ulong(arg5)))
+    return _check(_libc.prctl(option, arg2, arg3, arg4, arg5))
 
 
 class _CapHeader(ctypes.Structure):

@@ -10,6 +10,7 @@ import pytest
 from pages import ROOT, blocks, pages
 
 from pytest_sandbox import errors, spec
+from pytest_sandbox.runtime import probe
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -72,6 +73,12 @@ def test_the_reference_names_every_error_with_its_builtin() -> None:
     page = reference("errors.md")
     for name, builtin in re.findall(r"── (\w+)\s+\((\w+)\)", errors.__doc__ or ""):
         assert re.search(rf"^\| `{name}` \| `{builtin}` \|", page, re.MULTILINE), name
+
+
+def test_the_reference_names_every_probe_of_the_doctor() -> None:
+    page = reference("doctor.md")
+    for finding in probe.probe():
+        assert f"`{finding.name}`" in page
 
 
 def test_the_reference_names_every_option_of_the_command_line(pytestconfig: pytest.Config) -> None:

@@ -1,0 +1,351 @@
+"""One sandbox as its caller holds it: :class:`Running`, and :class:`ForkedChild`, a fork of the caller inside it.
+
+Made by :mod:`.launch`. Everything here works with a sandbox that may end at any moment, whoever ends it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import threading
+import warnings
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, NoReturn
+
+from ..errors import SandboxClosedError, SandboxError, SandboxProtocolError, SandboxStartError
+from . import protocol
+from . import syscalls as sc
+from .init import become
+from .plan import Host, Plan, describe
+
+#: Held while descriptors are open that a fork of the caller must not inherit, and while the caller forks.
+forking = threading.RLock()
+#: Called in a fork of the caller when it has entered a sandbox.
+when_inside: list[Callable[[], None]] = []
+
+#: What the kernel says when the other end of a socket has gone.
+GONE = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)
+
+
+def wait_readable(fd: int, timeout: float | None = None) -> bool:
+    """Waits until ``fd`` can be read or its other end is gone; False after ``timeout`` seconds."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(None if timeout is None else max(0, timeout) * 1000))
+
+
+def start_error(failed: dict[str, Any]) -> SandboxStartError:
+    """The error for a step that failed, in words a user can act on."""
+    step, number, path = failed.get("step") or ["init"], failed.get("errno") or 0, failed.get("path")
+    words = describe(step)
+    why = failed.get("error") or (os.strerror(number) if number else "unknown")
+    if path:
+        why = f"{why} ({path})"
+    return SandboxStartError(f"a sandbox could not start: it failed to {words}", step=str(step[0]), path=path,
+                             errno=number or None, why=why,
+                             remedy="Run `pytest-sandbox doctor` to see what this host lacks.")
+
+
+class Running:
+    """A sandbox that has been asked for: from :meth:`Supervisor.make` until :meth:`let_go`.
+
+    Holds, once ready: ``pidfd`` of its init, ``root``, a descriptor of its root directory, and ``scratch``, one of its
+    writable layer. All are closed by :meth:`wait_gone`.
+    """
+
+    def __init__(self, control: socket.socket, plan: Plan, host: Host) -> None:
+        self.control, self.plan, self.host = control, plan, host
+        self.owner = os.getpid()
+        self.pidfd = self.root = self.scratch = -1
+        self.lock = threading.Lock()
+        self.children: list[ForkedChild] = []
+        everyone.add(self)
+
+    def wait_ready(self) -> None:
+        """Waits until it is set up.
+
+        :raises SandboxStartError: when a step failed; nothing of it is left.
+        """
+        if self.pidfd >= 0:
+            return
+        try:
+            got = protocol.receive(self.control)
+        except (OSError, protocol.BadMessage) as error:
+            self.control.close()
+            raise SandboxProtocolError("a sandbox's first message cannot be read", why=str(error)) from error
+        if got is None:
+            self.control.close()
+            raise SandboxStartError("a sandbox ended while it started", step="init",
+                                    remedy="Run `pytest-sandbox doctor` to see what this host lacks.")
+        message, fds = got
+        if "failed" in message or len(fds) != 3:
+            protocol.close(fds)
+            self.control.close()
+            raise start_error(message.get("failed", {}))
+        self.pidfd, self.root, self.scratch = fds
+
+    @property
+    def alive(self) -> bool:
+        """Whether its init runs."""
+        return self.pidfd >= 0 and not wait_readable(self.pidfd, 0)
+
+    def request(self, message: protocol.Message, fds: tuple[int, ...] = ()) -> None:
+        """Sends init a request.
+
+        :raises SandboxClosedError: when it is gone.
+        :raises OSError: when the request itself cannot be sent: it is too large, or a descriptor is not one.
+        """
+        try:
+            with self.lock:
+                protocol.send(self.control, message, fds)
+        except OSError as error:
+            if self.control.fileno() < 0:  # let go by us
+                raise SandboxClosedError("the sandbox has ended") from None
+            if error.errno in GONE:
+                raise SandboxClosedError("the sandbox has ended", why=error.strerror) from error
+            raise
+
+    def ask(self, message: protocol.Message) -> protocol.Message:
+        """Sends init a request and waits for its answer.
+
+        :raises SandboxClosedError: when it is gone.
+        """
+        ours, theirs = protocol.pair()
+        with ours, theirs:
+            self.request(message, (theirs.fileno(),))
+            theirs.close()
+            try:
+                got = protocol.receive(ours)
+            except protocol.BadMessage as error:
+                raise SandboxProtocolError("the sandbox's init sent what is not a message", why=str(error)) from error
+        if got is None:
+            raise SandboxClosedError("the sandbox has ended")
+        protocol.close(got[1])
+        return got[0]
+
+    def fork(self, ids: tuple[int, int]) -> ForkedChild | None:
+        """Forks the calling process into the sandbox. Returns None in the child.
+
+        The child has the caller's memory and descriptors, the sandbox's namespaces and root, and the given identity.
+        One that cannot get there ends with status 126 and a line on its standard error.
+
+        :raises SandboxClosedError: when the sandbox is gone.
+        """
+        fork = self._fork_as_root if self.host.privileged else self._fork_twice
+        if sys.version_info < (3, 12):
+            return fork(ids)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads: the child uses but one
+            return fork(ids)
+
+    def _fork_as_root(self, ids: tuple[int, int]) -> ForkedChild | None:
+        # Root may point its children to come at the sandbox's pid namespace, which saves a second fork.
+        pid = -1
+        with forking:
+            own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                sc.setns(self.pidfd, sc.CLONE_NEWPID)
+                try:
+                    pid = os.fork()
+                finally:
+                    if pid:  # not in the child, whose own children belong inside
+                        sc.setns(own, sc.CLONE_NEWPID)
+            except OSError as error:
+                self._still_there(error)
+                raise
+            finally:
+                os.close(own)
+        if pid:
+            return ForkedChild(pid, self)
+        self._join(sc.CLONE_NEWUSER | self._namespaces(), ids)
+        return None
+
+    def _fork_twice(self, ids: tuple[int, int]) -> ForkedChild | None:
+        # Others may enter a pid namespace only from within the user namespace that owns it, and only by a fork.
+        interrupt = signal.getsignal(signal.SIGINT)
+        with forking:
+            self._still_there(None)
+            reading, writing = os.pipe2(os.O_CLOEXEC)
+            try:
+                pid = os.fork()
+            except OSError:
+                os.close(reading)
+                os.close(writing)
+                raise
+            if pid:
+                os.close(writing)
+                return ForkedChild(pid, self, reading)
+        try:
+            os.close(reading)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the caller and for the child inside
+            sc.setns(self.pidfd, sc.CLONE_NEWUSER | sc.CLONE_NEWPID | self._namespaces())
+            inner = os.fork()
+            if inner:
+                os.closerange(0, writing)  # copies that would keep open what the caller and the child have closed
+                os.closerange(writing + 1, os.sysconf("SC_OPEN_MAX"))
+                _, status = os.waitpid(inner, 0)
+                os.write(writing, struct.pack("i", status))
+                os._exit(0)
+        except BaseException as error:  # noqa: BLE001 - nothing of the caller's stack may run in this process
+            give_up(error)
+        os.close(writing)
+        signal.signal(signal.SIGINT, interrupt)
+        self._join(0, ids)
+        return None
+
+    def _still_there(self, error: OSError | None) -> None:
+        # What cannot be entered any more, or not be forked into, takes a moment to be gone.
+        ending = error is not None and error.errno in (errno.ESRCH, errno.ENOMEM)
+        if wait_readable(self.pidfd, 1 if ending else 0) if self.pidfd >= 0 else True:
+            raise SandboxClosedError("the sandbox has ended", why=error.strerror if error else None) from error
+
+    def _namespaces(self) -> int:
+        made: int = self.plan.body["namespaces"]
+        return made & (sc.CLONE_NEWNS | sc.CLONE_NEWUTS | sc.CLONE_NEWIPC | sc.CLONE_NEWCGROUP | sc.CLONE_NEWNET)
+
+    def _join(self, namespaces: int, ids: tuple[int, int]) -> None:
+        """In the child: enters what it is not in yet, takes on its identity and gives up everything else."""
+        global _inside
+        try:
+            if namespaces:
+                sc.setns(self.pidfd, namespaces)
+            _inside = True
+            for running in everyone:
+                running.forget()
+            for function in when_inside:
+                function()
+            for number in self.plan.body["drop"]:
+                sc.prctl(sc.PR_CAPBSET_DROP, number)
+            if ids != (os.getuid(), os.getgid()):
+                become(*ids)
+            keep = self.plan.kept if ids[0] == 0 else 0
+            sc.capset(keep, keep, 0)
+            sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
+        except BaseException as error:  # noqa: BLE001 - half inside, nothing of the caller's may go on
+            give_up(error)
+
+    def forget(self) -> None:
+        """Closes our descriptors. In a fork of the caller: its copies of them, which changes nothing for the caller."""
+        self.control.close()
+        for fd in (self.pidfd, self.root, self.scratch):
+            if fd >= 0:
+                os.close(fd)
+        self.pidfd = self.root = self.scratch = -1
+
+    def let_go(self) -> None:
+        """Ends the sandbox: init ends when its socket's other end closes, and all inside with it. Does not wait."""
+        if self.owner != os.getpid():
+            self.forget()  # a fork of the owner: not ours to end
+            return
+        if self.pidfd < 0 and self.control.fileno() >= 0:
+            with suppress(SandboxError):
+                self.wait_ready()  # which brings its pidfd, by which we shall know that it has gone
+        # First our hold on its file systems, so that unmounting them is init's work and not the caller's.
+        for fd in (self.root, self.scratch):
+            if fd >= 0:
+                os.close(fd)
+        self.root = self.scratch = -1
+        with suppress(OSError):
+            self.control.shutdown(socket.SHUT_RDWR)  # to close it is not enough while a fork of ours has a copy
+        self.control.close()
+
+    def gone(self) -> bool:
+        """After :meth:`let_go`: as :meth:`wait_gone` if that need not wait, else False."""
+        if self.owner == os.getpid():
+            if not all(child.ended() for child in list(self.children)):
+                return False
+            if self.pidfd >= 0 and self.alive:
+                return False
+        self.forget()
+        return True
+
+    def wait_gone(self) -> None:
+        """After :meth:`let_go`: waits until nothing runs inside any more, and lets go of the writable layer."""
+        if self.owner == os.getpid():
+            self.reap()
+            if self.pidfd >= 0:
+                wait_readable(self.pidfd)
+        self.forget()
+
+    def reap(self) -> None:
+        """Waits for those forks inside that nobody has waited for: the kernel keeps the sandbox until they are."""
+        for child in list(self.children):
+            child.wait()
+
+
+everyone: weakref.WeakSet[Running] = weakref.WeakSet()
+_inside = False
+
+
+def inside() -> bool:
+    """Whether this process was forked into a sandbox, or runs where one has left its mark."""
+    return _inside or os.path.exists("/run/pytest-sandbox")
+
+
+def give_up(error: BaseException) -> NoReturn:
+    """Ends a fork that could not get to where it belongs."""
+    with suppress(OSError):
+        os.write(2, f"pytest-sandbox: a process could not enter its sandbox: {error!r}\n".encode())
+    os._exit(126)
+
+
+class ForkedChild:
+    """A fork of the caller inside a sandbox; from :meth:`Running.fork` until it is waited for."""
+
+    def __init__(self, pid: int, running: Running, status: int = -1) -> None:
+        self.pid = pid
+        self._running = running
+        self._status = status
+        self._lock = threading.Lock()
+        self._returncode: int | None = None
+        self._pidfd = -1
+        running.children.append(self)
+        try:
+            self._pidfd = sc.pidfd_open(pid)
+        except OSError:
+            os.kill(pid, signal.SIGKILL)
+            self.wait()
+            raise
+
+    def fileno(self) -> int:
+        """A descriptor that can be read once the child has ended."""
+        return self._pidfd
+
+    def ended(self) -> bool:
+        """Whether it has ended; if so it is reaped."""
+        if self._returncode is None and self._pidfd >= 0 and wait_readable(self._pidfd, 0):
+            self.wait()
+        return self._returncode is not None
+
+    def wait(self) -> int:
+        """Waits for the end; returns the exit status, or the negative number of the signal."""
+        with self._lock:
+            if self._returncode is None:
+                _, status = os.waitpid(self.pid, 0)
+                if self._status >= 0:
+                    inner = os.read(self._status, 4)
+                    os.close(self._status)
+                    if len(inner) == 4:
+                        status = struct.unpack("i", inner)[0]
+                if self._pidfd >= 0:
+                    os.close(self._pidfd)
+                    self._pidfd = -1
+                self._returncode = os.waitstatus_to_exitcode(status)
+                with suppress(ValueError):
+                    self._running.children.remove(self)
+            return self._returncode
+
+    def kill(self) -> None:
+        """Kills it, and everything else inside but init; it has ended when this returns."""
+        with suppress(SandboxClosedError):
+            while self._pidfd >= 0:
+                self._running.request({"kill": int(signal.SIGKILL)})
+                if wait_readable(self._pidfd, 0.01):  # else it may have been on its way in, and was not seen
+                    break
