@@ -1,8 +1,8 @@
 """Makes the images that tests, benchmarks and examples use, from Debian's packages alone: ``python images/build.py``.
 
-Each comes out as an OCI layout below ``--output`` (``oci:DIR/busybox``, ``oci:DIR/debian``, ``oci:DIR/python``), the
-same bytes on every run against the same package archive. Needs ``apt-get install mmdebstrap busybox-static``; Debian images
-are made as root, or by a user with subordinate ids.
+Each comes out as an OCI layout below ``--output`` (``oci:DIR/busybox``, ``oci:DIR/debian``, ``oci:DIR/python``), with
+the same bytes on every run against the same package archive. Needs ``apt-get install mmdebstrap busybox-static``;
+Debian images are made as root, or by a user with subordinate ids.
 """
 
 from __future__ import annotations

@@ -51,6 +51,11 @@ def save_image(store: ImageStore, reference: str, target: str | Path) -> str:
 
 
 def _write(store: ImageStore, stored: StoredImage, reference: str, tar: tarfile.TarFile, scratch: str) -> str:
+    for name in ("blobs", "blobs/sha256", "blobs/sha512"):
+        # skopeo, not as root, fails on directories that it has to make up: it wants to give them to root
+        info = tarfile.TarInfo(name)
+        info.type, info.mode = tarfile.DIRTYPE, 0o755
+        tar.addfile(info)
     layers: list[Descriptor] = []
     with _source(store, stored) as source:
         for at in range(len(stored.layers)):

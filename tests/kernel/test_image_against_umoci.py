@@ -1,6 +1,6 @@
 """Random stacks of layers, ours beside umoci's: the merged tree is the same, or both refuse.
 
-The same stacks every time, so that a run does not depend on luck; ``tests/soak`` goes looking for others.
+The same stacks every time, so that a run does not depend on luck; SOAK_EXAMPLES=2000 goes looking for others.
 umoci applies each layer to one tree, we make directories for overlayfs: two ways that have to come to the same.
 """
 
@@ -58,7 +58,11 @@ def comparable(looks: dict[str, Look]) -> dict[str, Look]:
     return {name: dataclasses.replace(look, links=()) for name, look in looks.items() if name != "."}
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+EXAMPLES = int(os.environ.get("SOAK_EXAMPLES", "0"))
+
+
+@settings(max_examples=EXAMPLES or 60, deadline=None, derandomize=not EXAMPLES, database=None,
+          suppress_health_check=list(HealthCheck))
 @given(stacks)
 def test_our_tree_is_umocis(layers: list[list[Item]]) -> None:
     with tempfile.TemporaryDirectory() as name:

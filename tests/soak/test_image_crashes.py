@@ -69,14 +69,14 @@ def test_killed_at_any_moment(registry: FakeRegistry, tmp_path: Path) -> None:
     while killed < KILLS:
         running = [start(cache, chance.sample(references, 2)) for _ in range(4)]
         for one in chance.sample(running, 4):
-            time.sleep(chance.uniform(0, 1.2 * alone / 2))
+            time.sleep(chance.uniform(0, alone / 3))
             if one.poll() is None:
                 one.send_signal(signal.SIGKILL)
                 killed += 1
         for one in running:
             errors = one.communicate()[1].decode()
             assert one.returncode in (0, -signal.SIGKILL), errors
-        if chance.random() < 0.4:  # begin anew, so that there is something to do
+        if chance.random() < 0.8:  # begin anew, so that there is something to do
             with ImageStore(cache) as store:
                 for listed in list_images(store)[: chance.randint(0, 2)]:
                     os.unlink(store.layout.image(listed.image_id))
