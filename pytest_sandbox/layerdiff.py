@@ -1,4 +1,4 @@
-"""Reads an overlay's upper directory: what it adds to, changes in and takes from the layers below. Used by ``files``.
+"""Reads an overlay's upper directory: what it adds to, changes in and takes from the layers below. For ``sandbox``.
 
 The upper directory's content was made inside, so it is walked by descriptors and never followed. How overlayfs writes
 things down: kernel documentation, filesystems/overlayfs.rst, "whiteouts and opaque directories" and "redirect_dir".
@@ -9,13 +9,37 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from .rootfs import Tree
 from .runtime import syscalls as sc
 
+if TYPE_CHECKING:
+    from .runtime.plan import Plan
+
 Kind = Literal["added", "modified", "deleted", "metadata"]
 Found = Iterator[tuple[str, Kind]]
+
+
+class Change(NamedTuple):
+    """One path that the writable layer changes; ``kind`` is added, modified, deleted, or metadata."""
+
+    path: str
+    kind: Kind
+
+
+def changes(plan: Plan, scratch: int, root: int, privileged: bool) -> list[Change]:
+    """See ``Sandbox.changes``. Reads the overlays' upper directories, through a descriptor of the writable layer."""
+    found: list[Change] = []
+    for number, tree in enumerate(plan.trees):
+        upper = os.open(f"{number}/upper", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=scratch)
+        try:
+            diff = LayerDiff(tree, privileged, root)
+            found += [Change(path, kind) for path, kind in diff.walk(upper)]
+        finally:
+            os.close(upper)
+    ignored = plan.made
+    return sorted(change for change in found if change.path not in ignored)
 
 
 class LayerDiff:

@@ -28,8 +28,9 @@ from .runtime.running import ForkedChild, Running, give_up, inside
 from .spec import SandboxSpec, parse_options
 
 if TYPE_CHECKING:
-    from .files import Change, SandboxPath
+    from .files import SandboxPath
     from .image.host import HostImage
+    from .layerdiff import Change
     from .process import Process, Result
     from .rootfs import Root
 
@@ -41,7 +42,9 @@ __all__ = ["Change", "ForkedChild", "Process", "Result", "Sandbox", "SandboxPath
 def __getattr__(name: str) -> Any:
     if name in ("Process", "Result"):
         from . import process as module
-    elif name in ("Change", "SandboxPath"):
+    elif name == "Change":
+        from . import layerdiff as module  # type: ignore[no-redef]
+    elif name == "SandboxPath":
         from . import files as module  # type: ignore[no-redef]
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -346,7 +349,7 @@ class Sandbox:
 
     def copy_in(self, src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> None:
         """Copies a file or tree of the host into the sandbox; into ``dst`` if that is a directory, else as ``dst``."""
-        from .files import copy_in
+        from .copying import copy_in
         copy_in(os.fspath(src), self.path(dst))
 
     def copy_out(self, src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> None:
@@ -354,12 +357,12 @@ class Sandbox:
 
         Symbolic links are copied as links. Devices, sockets and FIFOs are left out, with a warning that names them.
         """
-        from .files import copy_out
+        from .copying import copy_out
         copy_out(self.path(src), os.fspath(dst))
 
     def changes(self) -> list[Change]:
         """What the writable layer holds, sorted by path."""
-        from .files import changes
+        from .layerdiff import changes
         root, running = self._root_fd, self._ready()
         return changes(running.plan, running.scratch, root, running.host.privileged)
 

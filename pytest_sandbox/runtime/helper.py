@@ -14,7 +14,7 @@ import select
 import socket
 import sys
 
-from . import init, mounts, protocol
+from . import init, mounts, own, protocol
 from . import syscalls as sc
 
 TYPE_CHECKING = False  # as typing's, whose import the helper's heap can do without
@@ -144,7 +144,7 @@ class _Helper:
     def make(self, key: str, control: socket.socket) -> None:
         body = self.plans[key]
         if body["layers"] not in self.ready:
-            mounts.own_nothing(body["layers"])  # a first attempt may have failed halfway
+            own.own_nothing(body["layers"])  # a first attempt may have failed halfway
             mounts.carry_out(body["template"])
             self.ready.add(body["layers"])
         ours, theirs = socket.socketpair() if self.privileged else (None, None)

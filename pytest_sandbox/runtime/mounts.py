@@ -15,6 +15,7 @@ import stat
 import struct
 
 from . import syscalls as sc
+from .own import copy_stat, own_dir, own_file, own_hide, own_layer, own_link, own_ways
 from .shadow import own_shadow
 
 TYPE_CHECKING = False  # as typing's, whose import the helper's heap can do without
@@ -81,82 +82,6 @@ def _enter(path: str) -> None:
     os.close(fd)
 
 
-# The template.
-
-def own_nothing(layers: str) -> None:
-    """Removes what there is of the layers of one root filesystem. Not a step of a plan: the helper clears up so."""
-    for folder, directories, files in os.walk(layers, topdown=False):
-        for name in files:
-            os.unlink(f"{folder}/{name}")
-        for name in directories:
-            if os.path.islink(f"{folder}/{name}"):
-                os.unlink(f"{folder}/{name}")
-            else:
-                os.rmdir(f"{folder}/{name}")
-
-
-def own_layer(layer: str, like: str) -> None:
-    """An empty directory at ``layer`` with the mode, owner and times of ``like``."""
-    parent = os.path.dirname(layer)
-    os.makedirs(parent, exist_ok=True)
-    os.mkdir(layer)
-    _copy_stat(layer, os.stat(like), True)
-
-
-def own_hide(layer: str, tree: str, path: str) -> None:
-    """A whiteout for ``path`` in ``layer``, below directories that look like those of the host's ``tree``."""
-    parts = path.split("/")
-    for number in range(1, len(parts)):
-        below = "/".join(parts[:number])
-        made = f"{layer}/{below}"
-        if not os.path.lexists(made):
-            os.mkdir(made)
-            _copy_stat(made, os.lstat(f"{tree}/{below}"), False)
-    os.mknod(f"{layer}/{path}", stat.S_IFCHR, 0)
-
-
-def own_link(layer: str, path: str, text: str) -> None:
-    """A symbolic link in ``layer``."""
-    os.symlink(text, f"{layer}/{path}")
-
-
-def own_file(layer: str, path: str, source: str) -> None:
-    """A copy of a host's file in ``layer``; one that cannot be read is left out, as it is for the caller."""
-    try:
-        fd = os.open(source, os.O_RDONLY | os.O_NONBLOCK)
-    except PermissionError:
-        return
-    with open(fd, "rb") as origin:
-        made = f"{layer}/{path}"
-        with open(made, "wb") as copy:
-            while chunk := origin.read(1 << 20):
-                copy.write(chunk)
-        _copy_stat(made, os.fstat(fd), False)
-
-
-def own_dir(layer: str, path: str, like: str, may_write: bool) -> None:
-    """A directory in ``layer`` that looks like the host's ``like``."""
-    os.mkdir(f"{layer}/{path}")
-    _copy_stat(f"{layer}/{path}", os.stat(like), may_write)
-
-
-def _copy_stat(path: str, like: os.stat_result, may_write: bool) -> None:
-    """Gives ``path`` the look of ``like`` as far as ids are mapped.
-
-    Where the owner cannot be kept our own id stands in its place. Unless ``may_write``, the owner's bits then become
-    those that the caller has outside, so that nobody can do more inside than outside by that.
-    """
-    mode = stat.S_IMODE(like.st_mode)
-    try:
-        os.chown(path, like.st_uid, like.st_gid)
-    except OSError:
-        if not may_write and like.st_uid != os.getuid():
-            ours = mode & 7 | (mode >> 3 & 7 if like.st_gid in os.getgroups() else 0)
-            mode = mode & 0o7077 | ours << 6
-    os.chmod(path, mode)
-    os.utime(path, ns=(like.st_atime_ns, like.st_mtime_ns))
-
-
 # The root filesystem.
 
 def scratch(options: str) -> None:
@@ -174,7 +99,7 @@ def overlay(number: int, target: str, lowers: list[str], like: str, flags: int, 
     os.mkdir(f"/scratch/{number}")
     os.mkdir(upper)
     os.mkdir(work)
-    _copy_stat(upper, os.stat(like), may_write)
+    copy_stat(upper, os.stat(like), may_write)
     stack = ":".join(_escape(lower) for lower in reversed(lowers))
     if target == "/":
         where = ROOT
@@ -326,6 +251,6 @@ def loopback() -> None:
 
 OPERATIONS: dict[str, Callable[..., None]] = {
     one.__name__: one for one in (
-        own_layer, own_hide, own_link, own_file, own_dir, own_shadow, scratch, overlay, proc, sys, dev, tmpfs,
-        run, bind, pivot, fresh_sys, mqueue, hostname, loopback)
+        own_layer, own_hide, own_link, own_file, own_dir, own_ways, own_shadow, scratch, overlay, proc, sys, dev,
+        tmpfs, run, bind, pivot, fresh_sys, mqueue, hostname, loopback)
 }

@@ -7,9 +7,11 @@ the caller one short message.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +28,7 @@ _READS = {
     "own_link": "link {1} to {2} in {0}",
     "own_file": "copy {2} to {1} in {0}",
     "own_dir": "make the directory {1} in {0} like {2}",
+    "own_ways": "repeat the directories of others in {1} that lead to what the caller may write to, in {0}",
     "own_shadow": "repeat the directories of {1}, owned by the caller, in {0}",
     "scratch": "mount a tmpfs ({0}) as the writable layer",
     "overlay": "mount an overlay of {2} on {1}",
@@ -110,12 +113,12 @@ def make_plan(spec: SandboxSpec, root: Root, host: Host) -> Plan:
     uid, gid = user_ids(spec, host)
     owns = not host.privileged and uid == 0 and root.host  # root of a tree whose owners are not mapped
     template, overlays = [], []
-    layers = f"/own/{_layers_name(root, owns, host)}"
+    layers = f"/own/{_layers_name(root, owns, host, spec.workdir)}"
     for number, tree in enumerate(root.trees):
         lowers = [f"/host{lower}".rstrip("/") for lower in tree.lowers]
         like = lowers[-1]
         layer = f"{layers}/{number}"
-        made = _own_layer(layer, tree, owns)
+        made = _own_layer(layer, tree, owns, () if host.privileged or not root.host else _written(spec))
         if made:
             template += made
             if tree.entries is not None:
@@ -167,16 +170,32 @@ def _last_capability() -> int:
         return len(CAPABILITIES) - 1
 
 
-def _layers_name(root: Root, owns: bool, host: Host) -> str:
-    return hashlib.sha256(repr((root, owns, host)).encode()).hexdigest()[:16]
+def _layers_name(root: Root, owns: bool, host: Host, workdir: str | None) -> str:
+    return hashlib.sha256(repr((root, owns, host, workdir)).encode()).hexdigest()[:16]
+
+
+#: Trees of system software, where a search for places that the caller may write to would be long and in vain.
+_SYSTEM = ("/usr", "/etc", "/boot", "/proc", "/sys", "/dev", "/run", "/bin", "/sbin", "/lib", "/lib64", "/root")
+
+
+@functools.cache
+def _places() -> tuple[str, ...]:
+    """Where the caller is known to write, found once: it names layers that should not be made anew at each turn."""
+    return tuple(os.path.realpath(one) for one in (
+        os.getcwd(), os.path.expanduser("~"), os.environ.get("TMPDIR") or "/tmp", "/var/tmp", sys.prefix))
+
+
+def _written(spec: SandboxSpec) -> tuple[str, ...]:
+    return (*_places(), os.path.realpath(spec.workdir)) if spec.workdir else _places()
 
 
 #: Where an unprivileged root can edit the host's files in place.
 _EDITABLE = ("/etc", "/usr/local", "/opt", "/var", "/srv")
 
 
-def _own_layer(layer: str, tree: Tree, owns: bool) -> list[list[Any]]:
+def _own_layer(layer: str, tree: Tree, owns: bool, written: tuple[str, ...]) -> list[list[Any]]:
     """The steps that make the layer between the tree's lower layers and the writable one; none when it needs none."""
+    inside = tree.target.rstrip("/") + "/"
     top = f"/host{tree.lowers[-1]}".rstrip("/") or "/host"
     steps: list[list[Any]] = []
     for entry in tree.entries or ():
@@ -190,11 +209,15 @@ def _own_layer(layer: str, tree: Tree, owns: bool) -> list[list[Any]]:
     for path in tree.hidden:
         steps.append(["own_hide", layer, top, path])
     if owns and tree.entries is None:
-        inside = tree.target.rstrip("/") + "/"
         files = [os.path.relpath(one, tree.target) for one in _EDITABLE if one.startswith(inside)]
         if any(f"{tree.target}/".startswith(f"{one}/") for one in _EDITABLE):
             files.append("")
         steps.append(["own_shadow", layer, top, files])
+    elif written and tree.entries is None:
+        known = sorted({os.path.relpath(one, tree.target) for one in written if one.startswith(inside)})
+        scan = not any(inside.startswith(f"{one}/") for one in _SYSTEM)
+        if known or scan:
+            steps.append(["own_ways", layer, top, known, scan])
     return [["own_layer", layer, top], *steps] if steps else []
 
 

@@ -188,7 +188,7 @@ class Running:
             sc.setns(self.pidfd, sc.CLONE_NEWUSER | sc.CLONE_NEWPID | self._namespaces())
             inner = os.fork()
             if inner:
-                os.closerange(0, writing)  # copies: they would keep open what the caller and the fork have closed
+                os.closerange(0, writing)  # copies that would keep open what the caller and the child have closed
                 os.closerange(writing + 1, os.sysconf("SC_OPEN_MAX"))
                 _, status = os.waitpid(inner, 0)
                 os.write(writing, struct.pack("i", status))
