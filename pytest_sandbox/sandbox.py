@@ -52,6 +52,7 @@ def __getattr__(name: str) -> Any:
 
 
 _host_image: HostImage | None = None
+_generation = 0
 _plans: dict[Any, tuple[Root, Plan]] = {}
 
 
@@ -81,12 +82,16 @@ def plan_for(spec: SandboxSpec) -> Plan:
 
 
 def _host_root(spec: SandboxSpec, host: Host) -> Root:
-    global _host_image
+    global _host_image, _generation
     with _planning:
         if _host_image is None:
             from .image.host import HostImage
             _host_image = HostImage()
-        return _host_image.root(spec.hide, cache_directory(), not host.privileged)
+        root = _host_image.root(spec.hide, cache_directory(), not host.privileged)
+        if _host_image.generation != _generation:
+            _generation = _host_image.generation
+            launch.renew()  # the helper has a copy of the mounts as they were
+        return root
 
 
 def _in_fork() -> None:
