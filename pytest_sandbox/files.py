@@ -210,7 +210,7 @@ class SandboxPath:
         return open(fd, mode, encoding=encoding or "utf-8", errors=errors, newline=newline)
 
     def _own(self, fd: int) -> None:
-        if os.getuid() == 0 and self._sandbox.ids != (0, 0):
+        if self._sandbox._ready().host.privileged and self._sandbox.ids != (0, 0):
             os.chown(fd, *self._sandbox.ids)
 
     def read_bytes(self) -> bytes:

@@ -61,13 +61,8 @@ class LayerDiff:
 
     def _directory(self, fd: int, below: str, fresh: bool) -> Found:
         """``fresh``: nothing of the lower layers shows here."""
-        for name in sorted(os.listdir(fd)):
-            path = f"{below}/{name}" if below else name
-            entry = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
-            try:
-                yield from self._entry(entry, path, fresh)
-            finally:
-                os.close(entry)
+        for name, entry in _entries(fd):
+            yield from self._entry(entry, f"{below}/{name}" if below else name, fresh)
 
     def _entry(self, fd: int, path: str, fresh: bool) -> Found:
         look = os.fstat(fd)
@@ -105,20 +100,19 @@ class LayerDiff:
 
     def _replaced(self, listing: int, path: str) -> Found:
         """The content of a directory that was removed and made again: what had been there before is modified."""
-        for name in sorted(os.listdir(listing)):
-            entry = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=listing)
-            try:
-                yield from self._entry(entry, f"{path}/{name}", fresh=self._lower(f"{path}/{name}") is None)
-            finally:
-                os.close(entry)
+        for name, entry in _entries(listing):
+            yield from self._entry(entry, f"{path}/{name}", fresh=self._lower(f"{path}/{name}") is None)
 
     def _renamed(self, full: str) -> Found:
         """A directory moved here with all that it holds, of which the upper layer keeps no list."""
-        fd = sc.openat2(self.root, full, os.O_RDONLY | os.O_DIRECTORY, resolve=sc.RESOLVE_IN_ROOT)
         try:
-            for name in sorted(os.listdir(fd)):
+            fd = sc.openat2(self.root, full, os.O_RDONLY | os.O_DIRECTORY, resolve=sc.RESOLVE_IN_ROOT)
+        except (FileNotFoundError, NotADirectoryError):
+            return  # it went meanwhile
+        try:
+            for name, entry in _entries(fd):
                 yield f"{full}/{name}", "added"
-                if stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
+                if stat.S_ISDIR(os.fstat(entry).st_mode):
                     yield from self._renamed(f"{full}/{name}")
         finally:
             os.close(fd)
@@ -176,6 +170,19 @@ class LayerDiff:
         if stat.S_IMODE(look.st_mode) != stat.S_IMODE(lower.st_mode):
             return True
         return self.privileged and (look.st_uid, look.st_gid) != (lower.st_uid, lower.st_gid)
+
+
+def _entries(fd: int) -> Iterator[tuple[str, int]]:
+    """The directory's entries, sorted, each with an O_PATH descriptor that lasts until the next."""
+    for name in sorted(os.listdir(fd)):
+        try:
+            entry = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+        except FileNotFoundError:
+            continue  # what runs inside has removed it meanwhile
+        try:
+            yield name, entry
+        finally:
+            os.close(entry)
 
 
 def _same_content(fd: int, path: str) -> bool:

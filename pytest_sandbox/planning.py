@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .rootfs import Root
 
 _host_image: HostImage | None = None
+_generation = 0
 _store: tuple[str, ImageStore] | None = None
 _plans: dict[Any, tuple[Root, Plan]] = {}
 _planning = threading.Lock()
@@ -50,11 +51,15 @@ def plan_for(spec: SandboxSpec) -> Plan:
 
 
 def _host_root(spec: SandboxSpec, host: Host) -> Root:
-    global _host_image
+    global _host_image, _generation
     if _host_image is None:
         from .image.host import HostImage
         _host_image = HostImage()
-    return _host_image.root(spec.hide, cache_directory(), not host.privileged)
+    root = _host_image.root(spec.hide, cache_directory(), not host.privileged)
+    if _host_image.generation != _generation:
+        _generation = _host_image.generation
+        launch.renew()  # the helper has a copy of the mounts as they were
+    return root
 
 
 def _image_root(reference: str) -> Root:

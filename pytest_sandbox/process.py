@@ -44,7 +44,8 @@ class Result(subprocess.CompletedProcess[Any]):
 class Process:
     """A live command in a sandbox, as ``Sandbox.popen`` returns it: the useful part of :class:`subprocess.Popen`.
 
-    Lives until it is waited for; leaving a ``with`` block closes its streams and waits. ``pid`` is its number inside.
+    Lives until it is waited for; leaving a ``with`` block closes its streams and waits, and kills it first if that
+    is left by an exception. ``pid`` is its number inside.
     """
 
     def __init__(self, args: Sequence[str], channel: socket.socket, streams: tuple[int, int, int], text: bool,
@@ -165,7 +166,9 @@ class Process:
     def __enter__(self) -> Process:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            self.kill()  # a failed assertion must not wait for a server that nobody will stop any more
         for stream in (self.stdin, self.stdout, self.stderr):
             if stream is not None:
                 with suppress(BrokenPipeError):

@@ -25,6 +25,7 @@ class Tree:
     :param lowers: read-only directories of the host, lowest first. With ``entries`` they only lend their looks.
     :param hidden: paths below the tree's root, relative to it, that are not shown.
     :param entries: what the tree's root holds, where the host's directory cannot be a lower layer itself.
+    :param files: files below the tree's root, relative to it, that others are mounted on: those are copied.
     :param noexec: whether programs may not be run from it.
     """
 
@@ -32,6 +33,7 @@ class Tree:
     lowers: tuple[str, ...]
     hidden: tuple[str, ...] = ()
     entries: tuple[Entry, ...] | None = None
+    files: tuple[str, ...] = ()
     noexec: bool = False
 
 

@@ -296,7 +296,10 @@ class Sandbox:
 
     @property
     def _root_fd(self) -> int:
-        return self._ready().root
+        running = self._ready()
+        if running.root < 0:  # the helper's end has ended it
+            raise SandboxClosedError("the sandbox has ended")
+        return running.root
 
     def copy_in(self, src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> None:
         """Copies a file or tree of the host into the sandbox; into ``dst`` if that is a directory, else as ``dst``."""
@@ -314,8 +317,8 @@ class Sandbox:
     def changes(self) -> list[Change]:
         """What the writable layer holds, sorted by path."""
         from .layerdiff import changes
-        running = self._ready()
-        return changes(running.plan, running.scratch, running.root, running.host.privileged)
+        root, running = self._root_fd, self._ready()
+        return changes(running.plan, running.scratch, root, running.host.privileged)
 
     def wait_for_file(self, path: str | os.PathLike[str], timeout: float = 10.0) -> None:
         """Waits until ``path`` exists inside.

@@ -15,7 +15,18 @@ import stat
 import struct
 
 from . import syscalls as sc
-from .own import copy_stat, own_dir, own_file, own_files, own_hide, own_layer, own_link, own_names, own_ways
+from .own import (
+    copy_stat,
+    own_dir,
+    own_file,
+    own_files,
+    own_hide,
+    own_layer,
+    own_link,
+    own_names,
+    own_parents,
+    own_ways,
+)
 from .shadow import own_shadow
 
 TYPE_CHECKING = False  # as typing's, whose import the helper's heap can do without
@@ -264,7 +275,6 @@ def loopback() -> None:
 
 OPERATIONS: dict[str, Callable[..., None]] = {
     one.__name__: one for one in (
-        own_layer, own_hide, own_link, own_file, own_dir, own_files, own_names,
-        own_ways, own_shadow, scratch, overlay, proc, sys, dev,
-        tmpfs, run, bind, pivot, fresh_sys, mqueue, hostname, loopback)
+        own_layer, own_parents, own_hide, own_link, own_file, own_dir, own_files, own_names, own_ways, own_shadow,
+        scratch, overlay, proc, sys, dev, tmpfs, run, bind, pivot, fresh_sys, mqueue, hostname, loopback)
 }

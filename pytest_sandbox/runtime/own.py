@@ -36,7 +36,13 @@ def own_layer(layer: str, like: str) -> None:
 
 
 def own_hide(layer: str, tree: str, path: str) -> None:
-    """A whiteout for ``path`` in ``layer``, below directories that look like those of the host's ``tree``."""
+    """A whiteout for ``path`` in ``layer``."""
+    own_parents(layer, tree, path)
+    os.mknod(f"{layer}/{path}", stat.S_IFCHR, 0)
+
+
+def own_parents(layer: str, tree: str, path: str) -> None:
+    """The directories that lead to ``path`` in ``layer``, which look like those of the host's ``tree``."""
     parts = path.split("/")
     for number in range(1, len(parts)):
         below = "/".join(parts[:number])
@@ -44,7 +50,6 @@ def own_hide(layer: str, tree: str, path: str) -> None:
         if not os.path.lexists(made):
             os.mkdir(made)
             copy_stat(made, os.lstat(f"{tree}/{below}"), False)
-    os.mknod(f"{layer}/{path}", stat.S_IFCHR, 0)
 
 
 def own_link(layer: str, path: str, text: str) -> None:

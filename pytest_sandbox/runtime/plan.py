@@ -26,6 +26,7 @@ from . import syscalls as sc
 _READS = {
     "own_layer": "make the layer {0} in the likeness of {1}",
     "own_hide": "hide {2} of {1}",
+    "own_parents": "make what leads to {2} in {0}",
     "own_link": "link {1} to {2} in {0}",
     "own_file": "copy {2} to {1} in {0}",
     "own_dir": "make the directory {1} in {0} like {2}",
@@ -255,6 +256,8 @@ def _own_layer(layer: str, tree: Tree, owns: bool, written: tuple[str, ...]) -> 
             steps.append(["own_file", layer, entry.name, source])
     for path in tree.hidden:
         steps.append(["own_hide", layer, top, path])
+    for path in tree.files:
+        steps += [["own_parents", layer, top, path], ["own_file", layer, path, f"{top}/{path}"]]
     if owns and tree.entries is None:
         files = [os.path.relpath(one, tree.target) for one in _EDITABLE if one.startswith(inside)]
         if any(f"{tree.target}/".startswith(f"{one}/") for one in _EDITABLE):

@@ -26,7 +26,7 @@ def own_shadow(layer: str, tree: str, files: list[str]) -> None:
 
     :param files: the directories, relative to the tree, below which files can be edited in place; ``""`` is all of it.
     """
-    us, left = os.getuid(), COPY_ALL
+    us, left = (os.getuid(), os.getgid()), COPY_ALL  # another group is not mapped, and not writable, either
     pending = deque([("", "" in files)])  # breadth first, so that what is copied is what lies near the top
     while pending:
         below, editable = pending.popleft()
@@ -47,7 +47,7 @@ def own_shadow(layer: str, tree: str, files: list[str]) -> None:
                 look = entry.stat(follow_symlinks=False)
             except OSError:
                 continue
-            if look.st_uid == us:
+            if (look.st_uid, look.st_gid) == us:
                 continue
             there = f"{layer}/{path}"
             if os.path.lexists(there):  # hidden, or a parent of something hidden

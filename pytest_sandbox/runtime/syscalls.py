@@ -160,7 +160,10 @@ class _OpenHow(ctypes.Structure):
 def openat2(dirfd: int, path: str | bytes, flags: int, mode: int = 0, resolve: int = 0) -> int:
     """openat2(2): opens ``path`` below ``dirfd`` under the ``RESOLVE_*`` rules (Linux 5.6)."""
     how = _OpenHow(flags=flags | os.O_CLOEXEC, mode=mode, resolve=resolve)
-    return _check(_libc.syscall(_SYS_OPENAT2, dirfd, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how)), path)
+    name = os.fsencode(path)
+    if b"\0" in name:
+        raise ValueError("embedded null byte")  # as Python's own calls; C would stop reading there
+    return _check(_libc.syscall(_SYS_OPENAT2, dirfd, name, ctypes.byref(how), ctypes.sizeof(how)), path)
 
 
 def pidfd_open(pid: int) -> int:

@@ -28,7 +28,7 @@ HERE = str(Path(__file__).parent)
 #: A process with a sandbox in which daemons, a command and a fork of the caller run. It prints their numbers here.
 BUSY = """
 import json, os, signal, subprocess, sys
-from pytest_sandbox import Sandbox
+from pytest_sandbox import Sandbox, SandboxClosedError
 from pytest_sandbox.runtime import launch
 from support import init_pid
 sandbox = Sandbox().start()
@@ -127,6 +127,12 @@ for attempt in (lambda: command.wait(), lambda: sandbox.run(["true"]), lambda: s
         print(type(error).__name__, str(error).split(":")[0])
 again = Sandbox()
 print(again.run(["echo", "works"]).stdout.strip(), again.call(int))
+for attempt in (sandbox.path("/etc/passwd").read_text, sandbox.changes, lambda: sandbox.copy_out("/etc", "/no")):
+    try:
+        attempt()
+        print("nothing")
+    except SandboxClosedError as error:
+        print(error)
 sandbox.reset()
 print(sandbox.run(["echo", "reset"]).stdout.strip())
 sandbox.close(); other.close(); again.close()
@@ -134,7 +140,7 @@ sandbox.close(); other.close(); again.close()
     assert lines[0] == "-9 True"
     assert all(line in ("SandboxClosedError the sandbox has ended",
                         "SandboxClosedError the sandbox ended while a command ran in it") for line in lines[1:7]), lines
-    assert lines[7:] == ["works 0", "reset"]
+    assert lines[7:] == ["works 0", *["the sandbox has ended"] * 3, "reset"]
 
 
 def test_init_is_killed_and_the_helper_goes_on() -> None:
