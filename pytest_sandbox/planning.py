@@ -43,7 +43,7 @@ def plan_for(spec: SandboxSpec) -> Plan:
     with _planning:
         root = _host_root(spec, host) if spec.image == "host" else _image_root(spec.image)
     key = (spec.image, spec.network, spec.user, spec.mounts, spec.hostname, spec.disk, spec.capabilities, spec.hide,
-           host)
+           spec.workdir, host)
     made = _plans.get(key)
     if made is None or made[0] != root or spec.mounts:  # the source of a mount may have gone since
         made = _plans[key] = root, make_plan(spec, root, host)
@@ -74,8 +74,11 @@ def _image_root(reference: str) -> Root:
 
 
 def _in_fork() -> None:
-    global _planning
+    global _planning, _host_image
     _planning = threading.Lock()  # another thread of the parent may have held it, and does not exist here
+    if _host_image is not None:
+        _host_image.close()
+        _host_image = None
 
 
 os.register_at_fork(after_in_child=_in_fork)

@@ -11,13 +11,14 @@ import socket
 import subprocess
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import IO, Any
 
 from .errors import SandboxClosedError, SandboxProtocolError
 from .runtime import protocol
-from .runtime.running import Running, forking
+from .runtime.running import Running, forking, when_inside
 
 #: How much of each output stream ``run()`` keeps unless it is told otherwise, in bytes.
 OUTPUT_LIMIT = 16 << 20
@@ -41,6 +42,23 @@ class Result(subprocess.CompletedProcess[Any]):
         self.usage: None = None
 
 
+_live: weakref.WeakSet[Process] = weakref.WeakSet()
+
+
+def _leave_outside() -> None:
+    """In a fork that goes into a sandbox: gives up every command that runs elsewhere, without a word to it."""
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for process in _live:
+        process._channel.close()
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream is not None and not stream.closed:
+                os.dup2(null, stream.fileno(), False)  # not closed: that would write out what is still buffered
+    os.close(null)
+
+
+when_inside.append(_leave_outside)
+
+
 class Process:
     """A live command in a sandbox, as ``Sandbox.popen`` returns it: the useful part of :class:`subprocess.Popen`.
 
@@ -60,6 +78,7 @@ class Process:
         self._read = (bytearray(), bytearray())  # what communicate() has read so far
         self._cut = False
         self._started()
+        _live.add(self)
         self.stdin = _stream(streams[0], "w", text)
         self.stdout = _stream(streams[1], "r", text)
         self.stderr = _stream(streams[2], "r", text)

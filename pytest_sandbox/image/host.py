@@ -189,6 +189,10 @@ class HostImage:
         self._roots: dict[tuple[tuple[str, ...], str, bool], tuple[object, Root]] = {}
         self._parents: dict[tuple[tuple[str, ...], str, str], list[str]] = {}
 
+    def close(self) -> None:
+        """Lets go of the mount table, which a fork must not take into a sandbox."""
+        os.close(self._fd)
+
     def root(self, hide: tuple[str, ...], cache: str, split: bool) -> Root:
         """As :func:`read_host`."""
         if self._poll.poll(0):

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 ROOT = "/root"
+NODES = ("null", "zero", "full", "random", "urandom", "tty")
 HOST = "/host"
 
 
@@ -163,7 +164,7 @@ def _mask(paths: list[str]) -> None:
         if os.path.isdir(path):
             sc.mount("masked", path, "tmpfs", sc.MS_RDONLY | sc.MS_NOSUID | sc.MS_NODEV | sc.MS_NOEXEC, "size=4k")
         else:
-            sc.mount(f"{HOST}/dev/null", path, None, sc.MS_BIND)
+            sc.mount("/nodes/null", path, None, sc.MS_BIND)
 
 
 def sys(masked: list[str]) -> None:
@@ -190,7 +191,7 @@ def dev(nodes: list[str]) -> None:
     _enter("/dev")
     for node in nodes:
         os.close(os.open(node, os.O_CREAT | os.O_WRONLY, 0o666))
-        sc.mount(f"{HOST}/dev/{node}", node, None, sc.MS_BIND)
+        sc.mount(f"/nodes/{node}", node, None, sc.MS_BIND)
     for name, text in (("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"),
                        ("stderr", "/proc/self/fd/2"), ("ptmx", "pts/ptmx")):
         os.symlink(text, name)

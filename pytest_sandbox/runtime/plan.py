@@ -21,6 +21,7 @@ from ..errors import SandboxStartError
 from ..rootfs import Root, Tree
 from ..spec import CAPABILITIES, DEFAULT_CAPABILITIES, SandboxSpec
 from . import syscalls as sc
+from .mounts import NODES
 
 #: How each operation reads; the arguments are those of the function of the same name in :mod:`.mounts`.
 _READS = {
@@ -93,11 +94,11 @@ class Plan:
 
 
 #: OCI's masked and read-only paths (runtime-spec, config-linux.md), and Docker's additions, below /proc.
-_MASKED = ("acpi", "asound", "interrupts", "kcore", "keys", "latency_stats", "sched_debug", "scsi", "timer_list",
-           "timer_stats")
+_MASKED = ("acpi", "asound", "interrupts", "iomem", "ioports", "kcore", "keys", "kpagecgroup", "kpagecount",
+           "kpageflags", "latency_stats", "pagetypeinfo", "sched_debug", "scsi", "slabinfo", "timer_list",
+           "timer_stats", "vmallocinfo")
 _READ_ONLY = ("bus", "fs", "irq", "sys", "sysrq-trigger")
 _MASKED_SYS = ("devices/virtual/powercap", "firmware")
-_NODES = ("null", "zero", "full", "random", "urandom", "tty")
 
 
 def user_ids(spec: SandboxSpec, host: Host, root: Root | None = None) -> tuple[int, int]:
@@ -159,8 +160,8 @@ def make_plan(spec: SandboxSpec, root: Root, host: Host) -> Plan:
             ["proc", [one for one in _MASKED if os.path.exists(f"/proc/{one}")],
              [one for one in _READ_ONLY if os.path.exists(f"/proc/{one}")]],
             ["sys", [] if spec.network == "none" else masked_sys],
-            ["dev", [one for one in _NODES if os.path.exists(f"/dev/{one}")]],
-            ["tmpfs", "/dev/shm", sc.MS_NOSUID | sc.MS_NODEV, "mode=1777"],
+            ["dev", [one for one in NODES if os.path.exists(f"/dev/{one}")]],
+            ["tmpfs", "/dev/shm", sc.MS_NOSUID | sc.MS_NODEV, f"mode=1777,{size}"],
             _run(uid, gid, spec, host),
             *_binds(spec),
             ["pivot"],

@@ -10,6 +10,7 @@ import os
 import select
 import signal
 import socket
+import stat
 import struct
 import sys
 import threading
@@ -146,6 +147,7 @@ class Running:
             return fork(ids)
 
     def _fork_as_root(self, ids: tuple[int, int]) -> ForkedChild | None:
+        folders = _open_folders()
         # Root may point its children to come at the sandbox's pid namespace, which saves a second fork.
         pid = -1
         with forking:
@@ -164,12 +166,13 @@ class Running:
                 os.close(own)
         if pid:
             return ForkedChild(pid, self)
-        self._join(sc.CLONE_NEWUSER | self._namespaces(), ids)
+        self._join(sc.CLONE_NEWUSER | self._namespaces(), ids, folders)
         return None
 
     def _fork_twice(self, ids: tuple[int, int]) -> ForkedChild | None:
         # Others may enter a pid namespace only from within the user namespace that owns it, and only by a fork.
         interrupt = signal.getsignal(signal.SIGINT)
+        folders = _open_folders()
         with forking:
             self._still_there(None)
             reading, writing = os.pipe2(os.O_CLOEXEC)
@@ -197,7 +200,7 @@ class Running:
             give_up(error)
         os.close(writing)
         signal.signal(signal.SIGINT, interrupt)
-        self._join(0, ids)
+        self._join(0, ids, folders)
         return None
 
     def _still_there(self, error: OSError | None) -> None:
@@ -210,13 +213,16 @@ class Running:
         made: int = self.plan.body["namespaces"]
         return made & (sc.CLONE_NEWNS | sc.CLONE_NEWUTS | sc.CLONE_NEWIPC | sc.CLONE_NEWCGROUP | sc.CLONE_NEWNET)
 
-    def _join(self, namespaces: int, ids: tuple[int, int]) -> None:
+    def _join(self, namespaces: int, ids: tuple[int, int], folders: list[tuple[int, str]]) -> None:
         """In the child: enters what it is not in yet, takes on its identity and gives up everything else."""
         global _inside
         try:
             if namespaces:
                 sc.setns(self.pidfd, namespaces)
             _inside = True
+            # A session of its own: no terminal of the caller's to type into, no process group to send signals to.
+            os.setsid()
+            sc.new_session_keyring()
             for running in everyone:
                 running.forget()
             for function in when_inside:
@@ -228,6 +234,7 @@ class Running:
             keep = self.plan.kept if ids[0] == 0 else 0
             sc.capset(keep, keep, 0)
             sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
+            _reopen(folders)
         except BaseException as error:  # noqa: BLE001 - half inside, nothing of the caller's may go on
             give_up(error)
 
@@ -278,6 +285,34 @@ class Running:
         """Waits for those forks inside that nobody has waited for: the kernel keeps the sandbox until they are."""
         for child in list(self.children):
             child.wait()
+
+
+def _open_folders() -> list[tuple[int, str]]:
+    """The descriptors of directories that this process has, with their paths: through them lies the host's tree."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if stat.S_ISDIR(os.fstat(int(name)).st_mode):
+                found.append((int(name), os.readlink(f"/proc/self/fd/{name}")))
+        except OSError:
+            continue  # the listing's own descriptor
+    return found
+
+
+def _reopen(folders: list[tuple[int, str]]) -> None:
+    """In the child: lets these descriptors mean the same paths of the sandbox. What is not there is closed."""
+    for fd, path in folders:
+        try:
+            inheritable = os.get_inheritable(fd)
+        except OSError:
+            continue  # one of ours, closed meanwhile
+        try:
+            inside = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            os.close(fd)
+            continue
+        os.dup2(inside, fd, inheritable)
+        os.close(inside)
 
 
 everyone: weakref.WeakSet[Running] = weakref.WeakSet()

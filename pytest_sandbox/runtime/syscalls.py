@@ -181,6 +181,19 @@ def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 
     return _check(_libc.prctl(option, arg2, arg3, arg4, arg5))
 
 
+_SYS_KEYCTL = {"x86_64": 250, "aarch64": 219, "riscv64": 219, "ppc64le": 271, "s390x": 280, "i686": 288, "armv7l": 311}
+
+
+def new_session_keyring() -> None:
+    """keyctl(KEYCTL_JOIN_SESSION_KEYRING, NULL): leaves the session keyring for a new, empty one.
+
+    Does nothing on a machine whose number of the call is not known, or whose kernel has no keyrings.
+    """
+    number = _SYS_KEYCTL.get(os.uname().machine)
+    if number is not None and _libc.syscall(number, 1, None) < 0 and ctypes.get_errno() not in (1, 38):
+        _check(-1)
+
+
 class _CapHeader(ctypes.Structure):
     _fields_ = [("version", ctypes.c_uint32), ("pid", ctypes.c_int)]
 

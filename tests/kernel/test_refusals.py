@@ -81,7 +81,7 @@ def test_a_sandbox_says_why_it_cannot_be_pickled() -> None:
 def test_errors_of_a_real_sandbox_can_be_pickled() -> None:
     found: list[SandboxError] = []
     attempts = [lambda: Sandbox(disk=object()), lambda: Sandbox(mounts=["/no/such:/x"]).start(),
-                lambda: Sandbox(image="x").start(), lambda: sandbox.call(_fail),
+                lambda: Sandbox(image="rootfs:/does/not/exist").start(), lambda: sandbox.call(_fail),
                 lambda: sandbox.run(["false"], check=True), lambda: (sandbox.close(), sandbox.run(["true"]))]
     sandbox = Sandbox().start()
     for attempt in attempts:
