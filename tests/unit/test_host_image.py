@@ -30,7 +30,8 @@ def test_optional_fields_are_skipped(tags: str) -> None:
 
 @pytest.mark.parametrize(("written", "path"), [
     (r"/with\040blank", "/with blank"), (r"/tab\011new\012line", "/tab\tnew\nline"),
-    (r"/back\134slash", r"/back\slash"), (r"/hash\043", "/hash#"), (r"/not\134040decoded\040twice", r"/not\040decoded twice"), (r"/\0401", "/ 1"),
+    (r"/back\134slash", r"/back\slash"), (r"/hash\043", "/hash#"),
+    (r"/not\134040decoded\040twice", r"/not\040decoded twice"), (r"/\0401", "/ 1"),
     ("/a-b - c".replace(" ", r"\040"), "/a-b - c"),
 ])
 def test_octal_escapes(written: str, path: str) -> None:
