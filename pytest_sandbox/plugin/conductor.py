@@ -16,6 +16,7 @@ import pytest
 from . import compat, reporting, wire
 from .item import RUN, ItemRun
 from .options import Settings
+from .traces import leave_out_own_frames
 
 if TYPE_CHECKING:
     from pytest_sandbox.spec import SandboxSpec
@@ -100,6 +101,8 @@ class Conductor:
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_makereport(self, call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport,
                                                                                   pytest.TestReport]:
+        if call.excinfo is not None:
+            leave_out_own_frames(call.excinfo.value)
         if self.guest is None:
             return (yield)
         self.guest.leave_out_overhead(call)

@@ -26,8 +26,9 @@ _REPLACED = (
     (re.compile(r"(tests? collected|tests? ran).* in [\d.]+s"), r"\1 in N s"),
     (re.compile(r"generated in \d+.*"), "generated in N"),
     (re.compile(r"\b\d\d\d\d-\d\d-\d\d[ T]\d\d:\d\d:\d\d[\d.,+:]*"), "DATE"),
-    # This plugin's own name among the plugins of the header.
+    # This plugin's own name among the plugins of the header, and in what pytest-metadata says there.
     (re.compile(r"(?<=plugins: )sandbox-[\w.]+, |, sandbox-[\w.+]+"), ""),
+    (re.compile(r"'sandbox': '[\w.+]+', |, 'sandbox': '[\w.+]+'"), ""),
 )
 _DURATION_KEYS = frozenset({"duration", "start", "stop", "time", "timestamp", "hostname", "testrun_uid", "item_index",
                             "worker_id", "node", "execution_time", "generated"})
@@ -148,14 +149,19 @@ def cache(folder: Path) -> Lines:
     return lines
 
 
-def order(paths: Iterable[Path], ordered: bool) -> Lines:
+#: What pytest tells plugins about a test that has run. A sandboxed test's are told when it has ended (see
+#: docs/reference/differences.md), so they are compared among themselves, apart from what the test did.
+_TOLD = ("report ", "make report ", "interact ", "warning ")
+
+
+def order(paths: Iterable[Path], ordered: bool) -> dict[str, Lines]:
     """The order logs. Which worker set up what is chance, so that without order only the tests' own lines remain."""
     lines = [line for path in sorted(paths) for line in normal(path.read_text(encoding="utf-8")).splitlines()]
-    if ordered:
-        return lines
-    own = ("start ", "finish ", "setup ", "call ", "called ", "make report ", "report ", "set up function ",
-           "finalize function ", "warning ")
-    return sorted(line for line in lines if line.startswith(own))
+    if not ordered:
+        own = (*_TOLD, "start ", "finish ", "setup ", "call ", "called ", "set up function ", "finalize function ")
+        lines = sorted(line for line in lines if line.startswith(own))
+    return {"order": [line for line in lines if not line.startswith(_TOLD)],
+            "told": [line for line in lines if line.startswith(_TOLD)]}
 
 
 def tree(folder: Path) -> Lines:

@@ -189,8 +189,8 @@ def _gather(variant: Variant, suite: Path, logs: Path, number: int, status: int,
         f"status {number}": [str(status)],
         f"stdout {number}": artefacts.of_text(output[0], ordered, variant.figures),
         f"stderr {number}": artefacts.of_text(output[1], ordered, variant.figures),
-        f"order {number}": artefacts.order(logs.glob("order-*.log"), ordered),
     }
+    found |= {f"{name} {number}": lines for name, lines in artefacts.order(logs.glob("order-*.log"), ordered).items()}
     for path in logs.glob("order-*.log"):
         path.rename(path.with_name(f"{number}-{path.name}"))
     for stream, text in zip(("stdout", "stderr"), output, strict=True):

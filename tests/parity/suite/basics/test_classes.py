@@ -65,6 +65,12 @@ class TestXunit:
         def setup_class(cls):
             orderlog.log("setup_class", cls.__qualname__)
 
+        def setup_method(self):
+            raise OSError("setup_method is broken")
+
+        def teardown_method(self):
+            orderlog.log("not reached")
+
         def test_nested(self):
             pass
 
