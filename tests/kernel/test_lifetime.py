@@ -30,6 +30,7 @@ BUSY = """
 import json, os, signal, subprocess, sys
 from pytest_sandbox import Sandbox, SandboxClosedError
 from pytest_sandbox.runtime import launch
+from pytest_sandbox.runtime.running import wait_readable
 from support import init_pid
 sandbox = Sandbox().start()
 daemon = "import os, signal\\nfor _ in range(2):\\n    if os.fork(): os._exit(0)\\n    os.setsid()\\nsignal.pause()"
@@ -116,8 +117,10 @@ def test_the_caller_is_killed_at_random_moments() -> None:
 def test_the_helper_is_killed() -> None:
     lines = prints(BUSY + """
 other = Sandbox(hostname="other").start()
+pidfd = launch.supervisor().pidfd
 os.kill(helper, signal.SIGKILL)
 print(child.wait(), command._channel.fileno() >= 0)
+assert wait_readable(pidfd, 10)
 for attempt in (lambda: command.wait(), lambda: sandbox.run(["true"]), lambda: sandbox.call(int), sandbox.processes,
                 sandbox.kill, lambda: other.popen(["true"])):
     try:
