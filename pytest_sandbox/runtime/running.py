@@ -188,7 +188,7 @@ class Running:
             sc.setns(self.pidfd, sc.CLONE_NEWUSER | sc.CLONE_NEWPID | self._namespaces())
             inner = os.fork()
             if inner:
-                os.closerange(0, writing)  # copies that would keep open what the caller and the child inside have closed
+                os.closerange(0, writing)  # copies that would keep open what the caller and the child have closed
                 os.closerange(writing + 1, os.sysconf("SC_OPEN_MAX"))
                 _, status = os.waitpid(inner, 0)
                 os.write(writing, struct.pack("i", status))
@@ -341,6 +341,11 @@ class ForkedChild:
                 with suppress(ValueError):
                     self._running.children.remove(self)
             return self._returncode
+
+    def send_signal(self, number: int) -> None:
+        """Sends a signal to it, and to everything else inside but init."""
+        with suppress(SandboxClosedError):
+            self._running.request({"kill": int(number)})
 
     def kill(self) -> None:
         """Kills it, and everything else inside but init; it has ended when this returns."""
