@@ -18,7 +18,11 @@ if TYPE_CHECKING:
         RegistryError,
         SandboxCallError,
         SandboxClosedError,
+        SandboxCommandDenied,
         SandboxCommandError,
+        SandboxCommandMisplaced,
+        SandboxCommandNotFound,
+        SandboxCommandRefused,
         SandboxCrashed,
         SandboxError,
         SandboxProtocolError,
@@ -36,7 +40,9 @@ _HOME = {
     **dict.fromkeys(("Mount", "SandboxSpec"), "spec"),
     **dict.fromkeys((
         "ImageCorrupt", "ImageError", "ImageNotFound", "LayerRejected", "RegistryAuthError", "RegistryError",
-        "SandboxCallError", "SandboxClosedError", "SandboxCommandError", "SandboxCrashed", "SandboxError",
+        "SandboxCallError", "SandboxClosedError", "SandboxCommandDenied", "SandboxCommandError",
+        "SandboxCommandMisplaced", "SandboxCommandNotFound",
+        "SandboxCommandRefused", "SandboxCrashed", "SandboxError",
         "SandboxProtocolError", "SandboxStartError", "SandboxTimeout", "SandboxUnavailable", "SandboxUsageError",
         "StoreError",
     ), "errors"),
@@ -44,13 +50,16 @@ _HOME = {
 
 __all__ = [
     "Change", "ImageCorrupt", "ImageError", "ImageNotFound", "LayerRejected", "Mount", "Process", "RegistryAuthError",
-    "RegistryError", "Result", "Sandbox", "SandboxCallError", "SandboxClosedError", "SandboxCommandError",
+    "RegistryError", "Result", "Sandbox", "SandboxCallError", "SandboxClosedError", "SandboxCommandDenied",
+    "SandboxCommandError", "SandboxCommandMisplaced", "SandboxCommandNotFound", "SandboxCommandRefused",
     "SandboxCrashed", "SandboxError", "SandboxPath", "SandboxProtocolError", "SandboxSpec", "SandboxStartError",
     "SandboxTimeout", "SandboxUnavailable", "SandboxUsageError", "StoreError", "inside",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name in ("Image", "Network", "Outbound", "Usage"):
+        raise AttributeError(f"{__name__}.{name} is not available yet in this version")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

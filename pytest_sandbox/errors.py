@@ -6,6 +6,10 @@
     ├── SandboxUsageError        (ValueError)          what the user typed is wrong
     ├── SandboxUnavailable       (OSError)             this host cannot give what was asked for
     ├── SandboxStartError        (OSError)             a step of the start-up failed
+    ├── SandboxCommandNotFound   (FileNotFoundError)   there is no such command, or directory, in a sandbox
+    ├── SandboxCommandRefused    (OSError)             a command is there and could not be started
+    │   ├── SandboxCommandDenied (PermissionError)     the sandbox's user may not start it
+    │   └── SandboxCommandMisplaced (NotADirectoryError) where it was to start is no directory
     ├── SandboxClosedError       (RuntimeError)        the sandbox is not running any more
     ├── SandboxCommandError      (CalledProcessError)  a command failed and check=True was given
     ├── SandboxTimeout           (TimeoutError)        something awaited did not happen in time
@@ -25,6 +29,7 @@ Every error keeps its facts as attributes, can be pickled, and reads as *what fa
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -68,7 +73,8 @@ class SandboxError(Exception):
     def __reduce__(self) -> tuple[Callable[..., SandboxError], tuple[type[SandboxError], dict[str, Any]]]:
         state = self.__dict__.copy()
         if isinstance(self, OSError):
-            state["errno"] = self.errno  # a slot of OSError's own, absent from __dict__
+            state["errno"] = self.errno  # slots of OSError's own, absent from __dict__
+            state["strerror"], state["filename"] = self.strerror, self.filename
         return _rebuild, (type(self), state)
 
 
@@ -113,6 +119,33 @@ class SandboxStartError(SandboxError, OSError):
         self.step, self.path = step, path
         self.errno = errno
         self._tell(what, why, remedy)
+
+
+class SandboxCommandNotFound(SandboxError, FileNotFoundError):
+    """A command, or the directory it was to start in, does not exist inside. ``filename`` is what was looked for."""
+
+    def __init__(self, what: str, *, filename: str, why: str | None = None, remedy: str | None = None) -> None:
+        self.filename = filename
+        self.errno, self.strerror = 2, os.strerror(2)
+        self._tell(what, why, remedy)
+
+
+class SandboxCommandRefused(SandboxError, OSError):
+    """The kernel refused to start a command inside: ``errno`` says why, ``filename`` is the file it was about."""
+
+    def __init__(self, what: str, *, filename: str, errno: int, why: str | None = None,
+                 remedy: str | None = None) -> None:
+        self.filename = filename
+        self.errno, self.strerror = errno, os.strerror(errno)
+        self._tell(what, why, remedy)
+
+
+class SandboxCommandDenied(SandboxCommandRefused, PermissionError):
+    """The sandbox's user may not execute a command inside, or not enter the directory it was to start in."""
+
+
+class SandboxCommandMisplaced(SandboxCommandRefused, NotADirectoryError):
+    """Where a command was to start inside, or what leads to it, is no directory."""
 
 
 class SandboxClosedError(SandboxError, RuntimeError):

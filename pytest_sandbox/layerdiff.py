@@ -6,13 +6,16 @@ things down: kernel documentation, filesystems/overlayfs.rst, "whiteouts and opa
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from .errors import SandboxProtocolError
 from .rootfs import Tree
 from .runtime import syscalls as sc
+from .runtime.own import reduced
 
 if TYPE_CHECKING:
     from .runtime.plan import Plan
@@ -34,8 +37,14 @@ def changes(plan: Plan, scratch: int, root: int, privileged: bool) -> list[Chang
     for number, tree in enumerate(plan.root.trees):
         upper = os.open(f"{number}/upper", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=scratch)
         try:
-            diff = LayerDiff(tree, privileged, root)
+            diff = LayerDiff(tree, privileged, root, plan.ids[0] != 0)
             found += [Change(path, kind) for path, kind in diff.walk(upper)]
+        except (RecursionError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in (errno.EMFILE, errno.ENAMETOOLONG):
+                raise
+            raise SandboxProtocolError(
+                "the sandbox's changes cannot be listed", why=f"its directories are nested too deeply ({error})",
+                remedy="Remove the deepest ones inside first.") from None
         finally:
             os.close(upper)
     ignored = plan.made
@@ -47,11 +56,13 @@ class LayerDiff:
 
     :param privileged: whether owners below are mapped, so that they can be compared.
     :param root: a descriptor of the sandbox's root, to list what a renamed directory brought along.
+    :param reduced: whether directories of others were repeated with the permissions that the caller has outside.
     """
 
-    def __init__(self, tree: Tree, privileged: bool, root: int) -> None:
+    def __init__(self, tree: Tree, privileged: bool, root: int, reduced: bool) -> None:
         self.tree = tree
         self.privileged = privileged
+        self.reduced = reduced and not privileged
         self.root = root
         self.space = "trusted" if privileged else "user"
 
@@ -167,7 +178,10 @@ class LayerDiff:
     def _metadata(self, look: os.stat_result, lower: os.stat_result | None) -> bool:
         if lower is None:
             return False
-        if stat.S_IMODE(look.st_mode) != stat.S_IMODE(lower.st_mode):
+        mode = stat.S_IMODE(lower.st_mode)
+        if self.reduced and stat.S_ISDIR(lower.st_mode) and lower.st_uid != os.getuid():
+            mode = reduced(mode, lower.st_gid in os.getgroups())
+        if stat.S_IMODE(look.st_mode) != mode:
             return True
         return self.privileged and (look.st_uid, look.st_gid) != (lower.st_uid, lower.st_gid)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import reprlib
@@ -16,7 +17,15 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import IO, Any
 
-from .errors import SandboxClosedError, SandboxProtocolError
+from .errors import (
+    SandboxClosedError,
+    SandboxCommandDenied,
+    SandboxCommandMisplaced,
+    SandboxCommandNotFound,
+    SandboxCommandRefused,
+    SandboxError,
+    SandboxProtocolError,
+)
 from .runtime import protocol
 from .runtime.running import Running, forking, when_inside
 
@@ -86,8 +95,7 @@ class Process:
     def _started(self) -> None:
         message = self._receive()
         if "errno" in message:
-            code, path = message["errno"], message.get("path") or self.args[0]
-            raise OSError(code, f"{os.strerror(code)} (in the sandbox)", path)
+            raise _not_started(self.args[0], int(message["errno"]), str(message.get("path") or self.args[0]))
         self.pid = int(message["pid"])
 
     def _receive(self) -> protocol.Message:
@@ -194,6 +202,23 @@ class Process:
                     stream.close()
         with suppress(SandboxClosedError):
             self.wait()
+
+
+def _not_started(command: str, code: int, path: str) -> SandboxError:
+    what = f"{command!r} cannot be started in the sandbox"
+    if code == errno.ENOENT and path == command and "/" not in command:
+        return SandboxCommandNotFound(what, filename=path, why="no directory of its PATH inside has it",
+                                      remedy="Install it in the image, or give its whole path.")
+    why = f"{os.strerror(code)}: {path}"
+    if code == errno.ENOENT:
+        return SandboxCommandNotFound(what, filename=path, why=why,
+                                      remedy="Check the path inside, and the interpreter that a script names.")
+    remedy = {errno.EACCES: "Make it executable inside, for the sandbox's user.",
+              errno.ENOTDIR: "Give a directory as cwd.",
+              errno.ENOEXEC: "It is no program for this machine; start a script by its interpreter."}.get(code)
+    kinds = {errno.EACCES: SandboxCommandDenied, errno.EPERM: SandboxCommandDenied,
+             errno.ENOTDIR: SandboxCommandMisplaced}
+    return kinds.get(code, SandboxCommandRefused)(what, filename=path, errno=code, why=why, remedy=remedy)
 
 
 def start(running: Running, what: dict[str, Any], given: tuple[Any, Any, Any], text: bool) -> Process:

@@ -48,6 +48,10 @@ def __getattr__(name: str) -> Any:
     return getattr(module, name)
 
 
+#: Members of the interface that a later version brings.
+COMING = frozenset({"commit", "connect", "forward", "freeze", "stacks", "thaw", "update", "usage", "wait_for_port"})
+
+
 class Sandbox:
     """A sandbox: made from options or a spec, it runs from :meth:`start` (or entering, or first use) to :meth:`close`.
 
@@ -66,6 +70,11 @@ class Sandbox:
     def __repr__(self) -> str:
         state = "closed" if self._closed else "not started" if self._running is None else "running"
         return f"<Sandbox image={self.spec.image!r} user={self.spec.user or 'me'!r} {state}>"
+
+    def __getattr__(self, name: str) -> Any:
+        if name in COMING:
+            raise AttributeError(f"Sandbox.{name} is not available yet in this version of pytest-sandbox")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(f"{self!r} cannot be pickled: it belongs to the process that made it. "
@@ -158,6 +167,18 @@ class Sandbox:
         """The uid and gid that processes have inside."""
         return self._ready().plan.ids
 
+    @staticmethod
+    def check_fork(spec: SandboxSpec) -> None:
+        """Whether this process could go on in such a sandbox.
+
+        :raises SandboxUsageError: when its image is another system than the host.
+        """
+        if spec.image != "host":
+            raise SandboxUsageError(
+                f"a test's body cannot run in image {spec.image!r} yet", option="image", value=spec.image,
+                why="its process is a fork of pytest, whose interpreter and libraries are the host's",
+                remedy='Use image="host", or request the sandbox fixture and run commands in the image with it.')
+
     def fork(self) -> ForkedChild | None:
         """Forks the calling process into the sandbox.
 
@@ -167,11 +188,7 @@ class Sandbox:
         :raises FileNotFoundError: when there is no such directory inside.
         :raises SandboxClosedError: when the sandbox has ended.
         """
-        if self.spec.image != "host":
-            raise SandboxUsageError(
-                f"this process cannot be forked into image {self.spec.image!r}", option="image", value=self.spec.image,
-                why="its interpreter and libraries are the host's",
-                remedy='Use image="host", or request the sandbox fixture and run commands in the image with it.')
+        self.check_fork(self.spec)
         where = self.spec.workdir or os.getcwd()
         running = self._ready()
         if running.alive:  # else the fork will say what is wrong

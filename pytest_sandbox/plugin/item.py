@@ -7,7 +7,6 @@ starts the sandbox, forks, listens until the child has ended, and then hands out
 from __future__ import annotations
 
 import os
-import select
 import signal
 import sys
 import time
@@ -227,6 +226,7 @@ class Attempt:
         __tracebackhide__ = True
         try:
             sandbox = make_sandbox(self.run.spec)
+            sandbox.check_fork(self.run.spec)
             sandbox.start()
         except SandboxUnavailable as error:
             unavailable = self.conductor.settings.unavailable
@@ -305,12 +305,8 @@ class Attempt:
 
     @staticmethod
     def _pass_on_interrupt(fork: Fork) -> None:
-        """A terminal interrupts the child as well, and it says so at once. Whoever else did it meant pytest alone."""
-        poll = select.poll()
-        poll.register(fork.reading, select.POLLIN)
-        poll.register(fork.child.fileno(), select.POLLIN)
-        if not poll.poll(300):
-            fork.child.send_signal(signal.SIGINT)
+        """The child has a session of its own: a terminal, too, interrupts pytest alone."""
+        fork.child.send_signal(signal.SIGINT)
 
     def _answer(self, when: str, main: bool) -> None:
         """Deals with a report as it comes; the child goes on when it is told so."""
@@ -339,6 +335,8 @@ class Attempt:
                 why = f"it was killed by signal {-code}"
         else:
             why = f"it exited with status {code} before the test had ended"
+            if code == 0:
+                why += ", or it closed the descriptor by which its reports leave the sandbox"
         phase = self.inbox.now
         return SandboxCrashed(
             f"the process of {self.item.nodeid} died during its {phase}", why=why, phase=phase,

@@ -88,10 +88,14 @@ def copy_stat(path: str, like: os.stat_result, may_write: bool) -> None:
         os.chown(path, like.st_uid, like.st_gid)
     except OSError:
         if not may_write and like.st_uid != os.getuid():
-            ours = mode & 7 | (mode >> 3 & 7 if like.st_gid in os.getgroups() else 0)
-            mode = mode & 0o7077 | ours << 6
+            mode = reduced(mode, like.st_gid in os.getgroups())
     os.chmod(path, mode)
     os.utime(path, ns=(like.st_atime_ns, like.st_mtime_ns))
+
+
+def reduced(mode: int, in_group: bool) -> int:
+    """The mode of somebody else's directory with, for its owner, what the caller may do with it outside."""
+    return mode & 0o7077 | (mode & 7 | (mode >> 3 & 7 if in_group else 0)) << 6
 
 
 def own_names(folder: str, lowers: list[str]) -> None:

@@ -49,9 +49,14 @@ def start_error(failed: dict[str, Any]) -> SandboxStartError:
     why = failed.get("error") or (os.strerror(number) if number else "unknown")
     if path:
         why = f"{why} ({path})"
+    remedy = "Run `pytest-sandbox doctor` to see what this host lacks."
+    if step[0] == "bind" and number != errno.EPERM:
+        remedy = ("A file can be mounted on a file and a directory on a directory only, and nothing within /proc or "
+                  "/sys: correct the sandbox's mounts option.")
+    elif number == errno.ENOSPC:
+        remedy = "The writable layer is too small for the sandbox's own start: raise its disk option."
     return SandboxStartError(f"a sandbox could not start: it failed to {words}", step=str(step[0]), path=path,
-                             errno=number or None, why=why,
-                             remedy="Run `pytest-sandbox doctor` to see what this host lacks.")
+                             errno=number or None, why=why, remedy=remedy)
 
 
 class Running:

@@ -111,7 +111,7 @@ with Sandbox() as sandbox:
         print(sandbox.run([f"{folder}/mnt/program"]).stdout)
     except PermissionError as error:
         print(error.strerror)
-""", tmp_path) == ["Permission denied (in the sandbox)"]
+""", tmp_path) == ["Permission denied"]
 
 
 def test_a_read_only_file_system_is_writable_inside(tmp_path: Path) -> None:
