@@ -136,7 +136,7 @@ def make_plan(spec: SandboxSpec, root: Root, host: Host) -> Plan:
             if tree.entries is not None:
                 lowers = [layer]
             else:
-                lowers.append(layer)
+                lowers += [f"{layer}.data", layer] if made[-1][0] == "own_shadow" else [layer]
         options = "redirect_dir=on,xino=auto" if host.privileged else "userxattr,xino=auto"
         flags = sc.MS_NODEV | (sc.MS_NOEXEC if tree.noexec else 0)
         short = f"{layer}.short" if len(lowers) > 20 else None

@@ -1,6 +1,6 @@
 """What a marked test, being a fork of pytest, could reach outside through what it was born with.
 
-Each probe is harmless where it succeeds: stand-in files, present values, signals that pytest ignores or a stand-in gets.
+Each probe is harmless where it succeeds: stand-in files, present values, a signal that only a pytest of its own gets.
 """
 
 from __future__ import annotations
