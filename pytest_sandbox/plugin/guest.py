@@ -23,7 +23,7 @@ import pytest
 
 from pytest_sandbox.errors import SandboxProtocolError
 
-from . import compat, reporting, wire
+from . import compat, cover, reporting, wire
 
 if TYPE_CHECKING:
     from .conductor import Conductor
@@ -36,7 +36,7 @@ SECTION_LIMIT = 8 << 20
 class Before:
     """How things stand before a fork, to tell afterwards what the inside changed. Made in the parent."""
 
-    __slots__ = ("attributes", "junit", "listeners", "report_hook", "stack", "suite")
+    __slots__ = ("attributes", "coverage", "data_files", "junit", "listeners", "report_hook", "stack", "suite")
 
     def __init__(self, conductor: Conductor, item: pytest.Item) -> None:
         config = item.config
@@ -44,6 +44,8 @@ class Before:
         self.attributes = dict(item.__dict__)
         self.junit = compat.junit(config)
         self.suite = len(self.junit.suite_properties()) if self.junit is not None else 0
+        self.coverage = cover.current()
+        self.data_files = cover.before_fork(self.coverage) if self.coverage is not None else set()
         self.report_hook = config.hook.pytest_runtest_logreport
         self.listeners = compat.of_plugins(self.report_hook, (
             item.session, config.pluginmanager.get_plugin("logging-plugin"), conductor))
@@ -68,6 +70,9 @@ class Guest:
         self._orders = os.fdopen(commands, "rb") if commands >= 0 else None
         self._order: list[Any] = []
         compat.replace_implementations(before.report_hook, before.listeners)
+        self._recorder = None
+        if before.coverage is not None:
+            self._recorder = cover.begin(before.coverage, before.data_files)
         if group is not None:
             compat.silence_progress(item.config)
         if conductor.fault_descriptor is not None:
@@ -216,6 +221,7 @@ class Guest:
         if group is None or not group.keeps(nextitem):
             self.finish()
         self._flush()
+        self._send_coverage()
         self.waits = True
         self._catcher.__exit__(None, None, None)
         self._send(wire.encode(["waits"]))
@@ -224,8 +230,16 @@ class Guest:
         """The last thing that happens in here."""
         self._check_process()
         self._flush()
+        self._send_coverage()
         self._send(b"\0\0\0\x08[\"done\"]")
         os._exit(0)
+
+    def _send_coverage(self) -> None:
+        if self._recorder is not None:
+            try:
+                self._send(wire.encode(["coverage", "teardown", cover.take(self._recorder)]))
+            except SandboxProtocolError as error:
+                self._send(wire.encode(["coverage", "teardown", str(error)]))
 
     def _flush(self) -> None:
         for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):

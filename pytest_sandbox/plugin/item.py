@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_sandbox.errors import SandboxCrashed, SandboxError, SandboxUnavailable
+from pytest_sandbox.errors import SandboxCrashed, SandboxError, SandboxProtocolError, SandboxUnavailable
 
-from . import compat, neighbours, reporting
+from . import compat, cover, neighbours, reporting
 from .fixtures import make_sandbox
 from .guest import SECTION_LIMIT, Before, Guest
 from .household import Fork, Group
@@ -370,12 +370,24 @@ class Attempt:
             compat.attach_sections(item, report.sections)
             item.user_properties[:] = report.user_properties
         if when == "teardown":
+            self._add_coverage()
             report = self._tear_down_higher(report, nextitem)
             self.run.end_attempt()
         assert report is not None, "only a teardown can have none: the runner asks for the phases that were"
         if log:
             item.ihook.pytest_runtest_logreport(report=report)
         return report
+
+    def _add_coverage(self) -> None:
+        sent, self.inbox.coverage = self.inbox.coverage, None
+        if sent is None:
+            return
+        try:
+            if isinstance(sent, str):
+                raise SandboxProtocolError("what was measured in there could not leave the sandbox", why=sent)
+            cover.add(sent)
+        except SandboxProtocolError as error:
+            self.item.warn(PytestSandboxWarning(f"the coverage of this test is lost: {error}"))
 
     def _apply(self, changes: Changes) -> None:
         """What the inside changed besides its reports, where outside readers look for it."""
@@ -475,6 +487,7 @@ class Attempt:
             group.close()
             return None
         self._hear(None)
+        self._add_coverage()
         phase = self.inbox.phases["teardown"]
         self._log_extras(phase)
         report = phase.report or self._report_ending("teardown")
