@@ -36,10 +36,12 @@ SECTION_LIMIT = 8 << 20
 class Before:
     """How things stand before a fork, to tell afterwards what the inside changed. Made in the parent."""
 
-    __slots__ = ("attributes", "coverage", "data_files", "junit", "listeners", "report_hook", "stack", "suite")
+    __slots__ = ("attributes", "coverage", "data_files", "junit", "listeners", "printed", "report_hook", "stack",
+                 "suite")
 
-    def __init__(self, conductor: Conductor, item: pytest.Item) -> None:
+    def __init__(self, conductor: Conductor, item: pytest.Item, may_start_over: bool = False) -> None:
         config = item.config
+        self.printed = compat.printed_so_far(config) if may_start_over else None
         self.stack = {node: len(finalizers) for node, (finalizers, _) in conductor.patch.stack.items()}
         self.attributes = dict(item.__dict__)
         self.junit = compat.junit(config)
@@ -66,6 +68,7 @@ class Guest:
         self.overhead = 0.0
         self.made: pytest.TestReport | None = None  # the report that pytest made last
         self.waits = False  # for the group's next test
+        self._may_start_over = before.printed is not None
         self._descriptor, commands = pipes
         self._orders = os.fdopen(commands, "rb") if commands >= 0 else None
         self._order: list[Any] = []
@@ -191,6 +194,24 @@ class Guest:
             return
         goes_on = when == "setup" and report.passed and not self.item.config.getoption("setuponly", False)
         self._phase = "call" if goes_on else "teardown"
+
+    def wants_outside(self, fixturedef: Any, request: Any) -> None:
+        """A fixture of higher scope is about to be set up in here: the test asked for it by name.
+
+        It would be another one for each test. So the parent is asked to set it up and to run the test again from the
+        start, of which nothing can be noticed; where it could, the fixture is set up in here, for this test.
+        """
+        if not self._may_start_over or os.getpid() != self.pid:
+            return
+        if fixturedef.scope == "class" and request.node.getparent(pytest.Class) is None:
+            return  # it lives as long as the test
+        path = (getattr(self.item, "funcargs", None) or {}).get("tmp_path")
+        if path is not None:
+            import shutil
+
+            shutil.rmtree(path, ignore_errors=True)  # the next attempt makes one of the same name
+        self._send(wire.encode(["fixture", self._phase, fixturedef.argname]))
+        os._exit(0)
 
     def debugger(self, entered: bool) -> None:
         """Someone came to a debugger's prompt, or left it: meanwhile an interrupt is the debugger's."""

@@ -1,4 +1,4 @@
-"""pytest-cov measures what it measures in a plain run: lines, branches, contexts, subprocesses, with pytest-xdist too."""
+"""pytest-cov measures what it measures in a plain run: lines, branches, contexts, subprocesses, with xdist too."""
 
 from __future__ import annotations
 
@@ -46,8 +46,7 @@ SUITE = {
         def test_buy(count, module): shop.buy(count)
         def test_fails(): assert shop.price(2) == 0
         def test_subprocess():
-            done = subprocess.run([sys.executable, shop.__file__, "30"], capture_output=True, text=True, check=True)
-            assert done.stdout == "270\\n"
+            assert subprocess.check_output([sys.executable, shop.__file__, "30"]) == b"270\\n"
         class TestShared:
             pytestmark = pytest.mark.sandbox(scope="class")
             def test_one(self): shop.price(11)
@@ -92,8 +91,8 @@ def test_coverage_run_without_pytest_cov(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(**SUITE)
     found = []
     for mode in ("off", "all"):
-        result = pytester.run(sys.executable, "-m", "coverage", "run", "--branch", "--source=.", "-m", "pytest", "-p", "no:cov",
-                              f"--sandbox={mode}")
+        result = pytester.run(sys.executable, "-m", "coverage", "run", "--branch", "--source=.",
+                              "-m", "pytest", "-p", "no:cov", f"--sandbox={mode}")
         result.assert_outcomes(passed=6, failed=1)
         data = coverage.CoverageData(basename=str(pytester.path / ".coverage"))
         data.read()
@@ -110,5 +109,5 @@ def test_data_that_is_none_is_refused(pytester: pytest.Pytester) -> None:
     """)
     result = pytester.runpytest_subprocess("--sandbox=all", "--cov")
     result.assert_outcomes(passed=1, warnings=1)
-    result.stdout.fnmatch_lines(["*the coverage of this test is lost: the sandboxed test sent coverage data that cannot "
-                                 "be read: *"])
+    result.stdout.fnmatch_lines([
+        "*the coverage of this test is lost: the sandboxed test sent coverage data that cannot be read: *"])
