@@ -20,6 +20,7 @@ name                                                   needed  for
 ``skip.Exception(_use_item_location=)``                yes     a skip is shown at the test's own line
 ``_pytest._io.TerminalWriter``                         yes     representations of other kinds keep their colours
 ``_pytest.subtests.failed_subtests_key``               no      the count of failed subtests is kept outside
+``_pytest.faulthandler.fault_handler_stderr_fd_key``   no      ``faulthandler_timeout`` inside
 ``_pytest.junitxml.xml_key``, ``LogXML``               no      attributes and properties for the JUnit report
 ``Config._tmp_path_factory``                           no      its base directory is made before the first fork
 =====================================================  ======  =====================================================
@@ -218,6 +219,12 @@ def set_up_fixture(item: pytest.Item, name: str) -> None:
     item._request._get_active_fixturedef(name)  # type: ignore[attr-defined]
 
 
+def may_request_by_name(item: pytest.Item) -> bool:
+    """Whether ``item`` or a fixture of its has ``request``, and so ``getfixturevalue``."""
+    info = getattr(item, "_fixtureinfo", None)
+    return info is not None and "request" in info.names_closure
+
+
 def attach_sections(item: pytest.Item, sections: list[tuple[str, str]]) -> None:
     """Attaches to ``item`` the output that a report shows, as if it had been captured out here.
 
@@ -286,6 +293,29 @@ def captured_so_far(config: pytest.Config, limit: int) -> dict[str, str]:
         if one is not None:
             texts[stream] = _bounded_snap(one, limit)
     return texts
+
+
+def printed_so_far(config: pytest.Config) -> list[tuple[Any, bytes]]:
+    """What is captured and not reported yet, by capture file. Of a fork, too: both write to the same files."""
+    capture: Any = config.pluginmanager.get_plugin("capturemanager")
+    multi = getattr(capture, "_global_capturing", None)
+    found = []
+    for one in (multi.out, multi.err) if multi is not None else ():
+        file = getattr(one, "tmpfile", None)
+        try:
+            found.append((file, os.pread(file.fileno(), 1 << 24, 0)))  # type: ignore[union-attr]
+        except (AttributeError, OSError, ValueError):
+            continue  # sys capture keeps it in memory, of which a fork has a copy of its own
+    return found
+
+
+def restore_printed(printed: list[tuple[Any, bytes]]) -> None:
+    """Makes the capture files hold again what :func:`printed_so_far` found."""
+    for file, content in printed:
+        file.flush()
+        os.ftruncate(file.fileno(), 0)
+        os.lseek(file.fileno(), 0, os.SEEK_SET)
+        os.write(file.fileno(), content)
 
 
 def _bounded_snap(one: Any, limit: int) -> str:
@@ -375,6 +405,19 @@ def set_failed_subtests(item: pytest.Item, count: int) -> None:
         counts[getattr(item, "id", item.nodeid)] = count
 
 
+def faulthandler_descriptor(config: pytest.Config) -> int | None:
+    """Where pytest has faulthandler write to."""
+    return config.stash.get(_fault_key, None) if _fault_key is not None else None
+
+
+def ini(config: pytest.Config, name: str) -> object:
+    """An ini option that not all versions have; None where it is unknown."""
+    try:
+        return config.getini(name)
+    except ValueError:
+        return None
+
+
 def junit(config: pytest.Config) -> JUnit | None:
     """The JUnit report of this run, if one is being written."""
     log = config.stash.get(_junit_key, None) if _junit_key is not None else None
@@ -391,6 +434,7 @@ def _optional(module: str, name: str) -> Any:
 
 _records_key: Any = _optional("_pytest.logging", "caplog_records_key")
 _subtests_key: Any = _optional("_pytest.subtests", "failed_subtests_key")
+_fault_key: Any = _optional("_pytest.faulthandler", "fault_handler_stderr_fd_key")
 _junit_key: Any = _optional("_pytest.junitxml", "xml_key")
 
 

@@ -18,6 +18,7 @@ from .guest import Elsewhere, Guest
 from .household import form_groups
 from .item import RUN, ItemRun
 from .options import Settings
+from .timers import faulthandler_timer
 from .traces import leave_out_own_frames
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class Conductor:
         self.guest: Guest | None = None
         self.fault_descriptor: int | None = None
         self.live = compat.shows_as_it_happens(session.config)
+        self.faults = faulthandler_timer(session.config)
         self._warm = False
         self._runs: list[ItemRun] = []
         self.patch = compat.SetupPatch(session, self._setup, self._teardown_exact)
@@ -144,6 +146,12 @@ class Conductor:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if self.guest is not None:
             self.guest.logged(report)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_fixture_setup(self, fixturedef: Any, request: Any) -> Generator[None, object, object]:
+        if self.guest is not None and fixturedef.scope != "function":
+            self.guest.wants_outside(fixturedef, request)
+        return (yield)
 
     def pytest_enter_pdb(self) -> None:
         if self.guest is not None:
