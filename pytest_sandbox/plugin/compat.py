@@ -15,7 +15,7 @@ name                                                   needed  for
 ``Item._report_sections``                              yes     the output that the inside reported, attached outside
 ``CaptureManager.item_capture``,                       yes     capturing the teardown of higher scopes; what a crashed
 ``read_global_capture``, ``_global_capturing``                 test had printed
-``LoggingPlugin._runtest_for``                         no      logging in the teardown of higher scopes
+``LoggingPlugin._runtest_for``, ``log_cli_handler``    no      logging in the teardown of higher scopes
 ``HookCaller._hookimpls`` (pluggy)                     yes     inside, reports go to us alone
 ``skip.Exception(_use_item_location=)``                yes     a skip is shown at the test's own line
 ``_pytest._io.TerminalWriter``                         yes     representations of other kinds keep their colours
@@ -239,6 +239,9 @@ def capturing(item: pytest.Item, when: str) -> Iterator[None]:
     logs: Any = plugins.get_plugin("logging-plugin")
     outer: AbstractContextManager[None] = nullcontext()
     if logs is not None and hasattr(logs, "_runtest_for"):
+        live = getattr(logs, "log_cli_handler", None)
+        if live is not None:
+            live.set_when(when)
         outer = logs._runtest_for(item, when)
     inner: AbstractContextManager[None] = capture.item_capture(when, item) if capture is not None else nullcontext()
     before = len(item._report_sections)
