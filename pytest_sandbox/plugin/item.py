@@ -182,7 +182,12 @@ class Attempt:
         conductor = self.conductor
         conductor.warm_up(self.item)
         conductor.prepare_for(self.run.nextitem)
-        for stream in (sys.stdout, sys.stderr):
+        streams = [sys.stdout, sys.stderr]
+        if self.item.config.getoption("capture", "fd") != "fd":
+            # The terminal's: what is printed goes through it, or stays in its buffer (--capture=tee-sys, sys). Under fd
+            # its descriptor is pytest's file at this moment.
+            streams += [sys.__stdout__, sys.__stderr__]  # type: ignore[list-item]
+        for stream in streams:
             try:
                 stream.flush()  # the child has a copy of every buffer
             except (AttributeError, OSError, ValueError):
