@@ -203,9 +203,10 @@ def _capabilities(option: str, value: object) -> tuple[str, ...]:
 
 
 def _scope(option: str, value: object) -> str:
-    if value == "function":
-        return "function"
-    raise _refuse(option, value, '"function"', "not available yet" if value in ("class", "module") else None)
+    if value in ("function", "class", "module"):
+        return str(value)
+    raise _refuse(option, value, '"function", "class" or "module"',
+                  _closest(value, ("function", "class", "module")) if isinstance(value, str) else None)
 
 
 def _hide(option: str, value: object) -> tuple[str, ...]:

@@ -15,7 +15,8 @@ name                                                   needed  for
 ``Item._report_sections``                              yes     the output that the inside reported, attached outside
 ``CaptureManager.item_capture``,                       yes     capturing the teardown of higher scopes; what a crashed
 ``read_global_capture``, ``_global_capturing``                 test had printed
-``LoggingPlugin._runtest_for``, ``log_cli_handler``    no      logging in the teardown of higher scopes
+``LoggingPlugin._runtest_for``, ``log_cli_handler``,   no      logging in the teardown of higher scopes
+``caplog_records_key``
 ``HookCaller._hookimpls`` (pluggy)                     yes     inside, reports go to us alone
 ``skip.Exception(_use_item_location=)``                yes     a skip is shown at the test's own line
 ``_pytest._io.TerminalWriter``                         yes     representations of other kinds keep their colours
@@ -169,8 +170,12 @@ def requested_names(item: pytest.Item) -> tuple[str, ...]:
     return tuple(info.initialnames) if info is not None else ()
 
 
-def higher_fixtures(item: pytest.Item) -> list[str]:
-    """The fixtures of ``item`` that outlive it, in the order in which pytest sets them up."""
+#: The scopes of fixtures, and of sandboxes, from the shortest life to the longest.
+SCOPES = ("function", "class", "module", "package", "session")
+
+
+def higher_fixtures(item: pytest.Item, above: str = "function") -> list[str]:
+    """The fixtures of ``item`` whose scope is higher than ``above``, in the order in which pytest sets them up."""
     info = getattr(item, "_fixtureinfo", None)
     if info is None or not getattr(item, "_request", None):
         return []
@@ -185,7 +190,7 @@ def higher_fixtures(item: pytest.Item) -> list[str]:
             if not defs:
                 continue
             scope = defs[-1].scope
-        if scope == "function":
+        if scope == "function" or (above != "function" and SCOPES.index(scope) <= SCOPES.index(above)):
             continue
         if scope == "class":
             if in_class is None:
@@ -197,6 +202,15 @@ def higher_fixtures(item: pytest.Item) -> list[str]:
     if doctests is not None and isinstance(item, doctests.DoctestItem):
         names.append("doctest_namespace")  # of the session; a doctest's set-up asks for it by name
     return names
+
+
+def higher_parameters(item: pytest.Item, above: str) -> dict[str, int]:
+    """The parametrised fixtures of ``item`` whose scope is higher than ``above``, and which parameter each has."""
+    callspec: Any = getattr(item, "callspec", None)
+    if callspec is None:
+        return {}
+    return {name: callspec.indices.get(name, 0) for name, scope in callspec._arg2scope.items()
+            if SCOPES.index(scope.value) > SCOPES.index(above)}
 
 
 def set_up_fixture(item: pytest.Item, name: str) -> None:
@@ -242,6 +256,8 @@ def capturing(item: pytest.Item, when: str) -> Iterator[None]:
         live = getattr(logs, "log_cli_handler", None)
         if live is not None:
             live.set_when(when)
+        if _records_key is not None and _records_key not in item.stash:
+            item.stash[_records_key] = {}  # pytest has ended the item already
         outer = logs._runtest_for(item, when)
     inner: AbstractContextManager[None] = capture.item_capture(when, item) if capture is not None else nullcontext()
     before = len(item._report_sections)
@@ -294,6 +310,18 @@ def _bounded_snap(one: Any, limit: int) -> str:
     return f"{head}\n[... {size - 2 * half:,} bytes of output left out ...]\n{tail}"
 
 
+def shows_as_it_happens(config: pytest.Config) -> bool:
+    """Whether what a test prints, logs or asks is seen at once, so that its reports must be seen in between."""
+    if hasattr(config, "workerinput"):
+        return False  # of pytest-xdist: nobody watches
+    option = config.option
+    if getattr(option, "capture", "no") in ("no", "tee-sys") or getattr(option, "log_cli_level", None) is not None:
+        return True
+    flags = ("setupshow", "setuponly", "setupplan", "usepdb", "trace")
+    return any(getattr(option, flag, False) for flag in flags) or (
+        config.pluginmanager.has_plugin("logging-plugin") and bool(config.getini("log_cli")))
+
+
 def terminal_writer(config: pytest.Config, file: Any) -> Any:
     """A writer that writes to ``file`` as wide as the terminal is."""
     from _pytest._io import TerminalWriter
@@ -324,6 +352,13 @@ def of_plugins(hook: Any, plugins: tuple[object, ...]) -> list[Any]:
 def replace_implementations(hook: Any, implementations: list[Any]) -> None:
     """Makes ``implementations`` all that ``hook`` calls in this process."""
     hook._hookimpls = implementations
+
+
+def silence_progress(config: pytest.Config) -> None:
+    """In a child that runs several tests: their beginning and end are shown by the parent."""
+    logs = config.pluginmanager.get_plugin("logging-plugin")
+    for hook in (config.hook.pytest_runtest_logstart, config.hook.pytest_runtest_logfinish):
+        replace_implementations(hook, of_plugins(hook, (logs,)))
 
 
 # Other builtin plugins.
@@ -358,6 +393,7 @@ def _optional(module: str, name: str) -> Any:
         return None
 
 
+_records_key: Any = _optional("_pytest.logging", "caplog_records_key")
 _subtests_key: Any = _optional("_pytest.subtests", "failed_subtests_key")
 _junit_key: Any = _optional("_pytest.junitxml", "xml_key")
 

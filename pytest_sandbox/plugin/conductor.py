@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from . import compat, reporting, wire
+from .guest import Elsewhere, Guest
+from .household import form_groups
 from .item import RUN, ItemRun
 from .options import Settings
 from .traces import leave_out_own_frames
 
 if TYPE_CHECKING:
     from pytest_sandbox.spec import SandboxSpec
-
-    from .guest import Guest
 
 
 class Conductor:
@@ -33,16 +33,43 @@ class Conductor:
         self.settings = settings
         self.guest: Guest | None = None
         self.fault_descriptor: int | None = None
+        self.live = compat.shows_as_it_happens(session.config)
         self._warm = False
+        self._runs: list[ItemRun] = []
         self.patch = compat.SetupPatch(session, self._setup, self._teardown_exact)
         self._runner = compat.RunnerPatch(self._call_and_report, self._shows)
 
     def adopt(self, node: pytest.Item, spec: SandboxSpec) -> None:
         """Makes ``node`` a sandboxed item."""
-        node.stash[RUN] = ItemRun(node, spec, self)
+        run = node.stash[RUN] = ItemRun(node, spec, self)
+        if spec.scope != "function":
+            self._runs.append(run)
+
+    def adopted(self) -> None:
+        """All items have been seen.
+
+        :raises pytest.UsageError: for tests that are to share a sandbox and cannot.
+        """
+        if self._runs:
+            form_groups(self._runs, {item: index for index, item in enumerate(self.session.items)})
+
+    @staticmethod
+    def run_of(node: pytest.Item | None) -> ItemRun | None:
+        """The place in the runner of ``node``, if it is one and sandboxed."""
+        return node.stash.get(RUN, None) if node is not None else None
+
+    def order_of(self, run: ItemRun) -> tuple[int, int | None, int]:
+        """What a process that serves several tests must know about the next: it, what follows it, failures so far."""
+        assert run.group is not None
+        positions = run.group.positions
+        following = positions[run.nextitem] if run.nextitem is not None else None
+        return positions[run.item], following, self.session.testsfailed
 
     def undo(self) -> None:
         """The session is over: the runner is pytest's again."""
+        for run in self._runs:
+            if run.group is not None:
+                run.group.close()
         self._runner.undo()
         self.patch.undo()
         if self.fault_descriptor is not None:
@@ -90,12 +117,16 @@ class Conductor:
         run = item.stash.get(RUN, None)
         if run is None:
             return (yield)
+        if self.guest is not None:
+            return (yield)  # in a process that serves several tests: its loop is below us
         run.nextitem = nextitem
         try:
             return (yield)
+        except Elsewhere:
+            return True  # never seen: the process goes on below
         finally:
             if self.guest is not None:
-                self.guest.broke()  # nothing of the child gets out of here
+                self.guest.serve()  # nothing of the child gets out of here
             run.close()
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -114,12 +145,20 @@ class Conductor:
         if self.guest is not None:
             self.guest.logged(report)
 
+    def pytest_enter_pdb(self) -> None:
+        if self.guest is not None:
+            self.guest.debugger(True)
+
+    def pytest_leave_pdb(self) -> None:
+        if self.guest is not None:
+            self.guest.debugger(False)
+
     # What an attempt needs.
 
-    def prepare_for(self, nextitem: pytest.Item | None) -> None:
-        """Says that ``nextitem``'s sandbox is wanted soon; it is made while the current test runs."""
-        run = nextitem.stash.get(RUN, None) if nextitem is not None else None
-        if run is not None:
+    def prepare_for(self, current: ItemRun) -> None:
+        """Says that the next item's sandbox is wanted soon; it is made while the ``current`` test runs."""
+        run = self.run_of(current.nextitem)
+        if run is not None and (run.group is None or run.group is not current.group):
             from pytest_sandbox.sandbox import Sandbox
 
             Sandbox.prepare(run.spec)

@@ -145,6 +145,34 @@ def _restore_subtest(report: pytest.TestReport, sent: dict[str, Any]) -> None:
         object.__setattr__(context, "kwargs", kwargs)
 
 
+# What ends a run.
+
+
+def place_of(error: BaseException) -> list[Any] | None:
+    """The file and line that raised ``error``. Runs inside."""
+    traceback = error.__traceback__
+    if traceback is None:
+        return None
+    while traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return [traceback.tb_frame.f_code.co_filename, traceback.tb_lineno]
+
+
+def set_place(error: BaseException, place: Any) -> None:
+    """Gives ``error`` a traceback whose only entry is ``place``: pytest says where an interrupt met the run."""
+    if not (isinstance(place, list) and len(place) == 2 and isinstance(place[0], str) and isinstance(place[1], int)
+            and 0 < place[1] < 1 << 24 and "\0" not in place[0]):
+        return
+    import ast
+
+    tree = ast.increment_lineno(ast.parse("raise error"), place[1] - 1)
+    try:
+        exec(compile(tree, place[0], "exec"), {"error": error})  # our own text: only its place is the child's
+    except (KeyboardInterrupt, pytest.exit.Exception) as raised:
+        traceback = raised.__traceback__
+        raised.__traceback__ = traceback.tb_next if traceback is not None else None
+
+
 # The report of a process that died.
 
 

@@ -342,6 +342,11 @@ class ForkedChild:
                     self._running.children.remove(self)
             return self._returncode
 
+    def send_signal(self, number: int) -> None:
+        """Sends a signal to it, and to everything else inside but init."""
+        with suppress(SandboxClosedError):
+            self._running.request({"kill": int(number)})
+
     def kill(self) -> None:
         """Kills it, and everything else inside but init; it has ended when this returns."""
         with suppress(SandboxClosedError):
