@@ -248,7 +248,7 @@ class Attempt:
         if self.item.config.getoption("capture", "fd") != "fd":
             # The terminal's: what is printed goes through it, or stays in its buffer (--capture=tee-sys, sys). Under fd
             # its descriptor is pytest's file at this moment.
-            streams += [sys.__stdout__, sys.__stderr__]  # type: ignore[list-item]
+            streams += [sys.__stdout__, sys.__stderr__]
         for stream in streams:
             try:
                 stream.flush()  # the child has a copy of every buffer
