@@ -133,7 +133,7 @@ def check_interactive_exception(call: pytest.CallInfo[Any], report: pytest.TestR
 
 
 class SetupPatch:
-    """Replaces ``setup`` and ``teardown_exact`` of one session's SetupState, and keeps the originals."""
+    """Replaces ``setup`` of one session's SetupState, inside ``teardown_exact`` too, and keeps the originals."""
 
     def __init__(self, session: pytest.Session, setup: Callable[[pytest.Item], None],
                  teardown_exact: Callable[[pytest.Item | None], None]) -> None:
@@ -142,11 +142,15 @@ class SetupPatch:
         self.setup: Callable[[pytest.Item | pytest.Collector], None] = state.setup
         self.teardown_exact: Callable[[pytest.Item | pytest.Collector | None], None] = state.teardown_exact
         state.setup = setup
-        state.teardown_exact = teardown_exact
+        self._inner_teardown = teardown_exact
+
+    def enter(self) -> None:
+        """This process is an inside now, until it ends."""
+        self._state.teardown_exact = self._inner_teardown
 
     def undo(self) -> None:
-        """Puts pytest's own methods back."""
-        del self._state.setup, self._state.teardown_exact
+        """Puts pytest's own method back, outside."""
+        del self._state.setup
 
     @property
     def stack(self) -> dict[Any, tuple[list[Callable[[], object]], Any]]:

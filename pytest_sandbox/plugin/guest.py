@@ -68,6 +68,7 @@ class Guest:
         self._orders = os.fdopen(commands, "rb") if commands >= 0 else None
         self._order: list[Any] = []
         compat.replace_implementations(before.report_hook, before.listeners)
+        conductor.patch.enter()
         if group is not None:
             compat.silence_progress(item.config)
         if conductor.fault_descriptor is not None:
@@ -83,10 +84,10 @@ class Guest:
         self._names: dict[int, str] = {}
         self._reports: dict[int, str] = {}
         self._sent: dict[str, Any] = {}
-        self._catcher = warnings.catch_warnings(record=True)  # the parent replays what is recorded
+        # The parent replays what is recorded, if there is pytest's plugin that tells of it.
+        self._catcher = warnings.catch_warnings(record=item.config.pluginmanager.has_plugin("warnings"))
         recorded = self._catcher.__enter__()
-        assert recorded is not None
-        self._warnings: list[warnings.WarningMessage] = recorded
+        self._warnings: list[warnings.WarningMessage] = [] if recorded is None else recorded
 
     # A process that serves several tests.
 
