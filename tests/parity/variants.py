@@ -89,7 +89,7 @@ VARIANTS: tuple[Variant, ...] = (
     _one("junit-out-err", "-o junit_logging=out-err -o junit_log_passing_tests=false", ("output", "package")),
     _one("junit-call", "-o junit_duration_report=call -o junit_suite_name=own", ("output", "package")),
     _one("html", "--html=report.html --self-contained-html", needs=("pytest_html",)),
-    _one("html-css", "--html=report.html -p no:metadata", ("output",), needs=("pytest_html",)),
+    _one("html-css", "--html=report.html", ("output",), needs=("pytest_html",)),
     # Which tests, and when to stop.
     _one("exitfirst", "-x"),
     _one("exitfirst-broken", "-x", ("fixtures/test_broken.py", "fixtures/test_scopes.py")),
