@@ -15,7 +15,8 @@ name                                                   needed  for
 ``Item._report_sections``                              yes     the output that the inside reported, attached outside
 ``CaptureManager.item_capture``,                       yes     capturing the teardown of higher scopes; what a crashed
 ``read_global_capture``, ``_global_capturing``                 test had printed
-``LoggingPlugin._runtest_for``, ``caplog_records_key``  no      logging in the teardown of higher scopes
+``LoggingPlugin._runtest_for``, ``log_cli_handler``,   no      logging in the teardown of higher scopes
+``caplog_records_key``
 ``HookCaller._hookimpls`` (pluggy)                     yes     inside, reports go to us alone
 ``skip.Exception(_use_item_location=)``                yes     a skip is shown at the test's own line
 ``_pytest._io.TerminalWriter``                         yes     representations of other kinds keep their colours
@@ -133,7 +134,7 @@ def check_interactive_exception(call: pytest.CallInfo[Any], report: pytest.TestR
 
 
 class SetupPatch:
-    """Replaces ``setup`` and ``teardown_exact`` of one session's SetupState, and keeps the originals."""
+    """Replaces ``setup`` of one session's SetupState, inside ``teardown_exact`` too, and keeps the originals."""
 
     def __init__(self, session: pytest.Session, setup: Callable[[pytest.Item], None],
                  teardown_exact: Callable[[pytest.Item | None], None]) -> None:
@@ -142,11 +143,15 @@ class SetupPatch:
         self.setup: Callable[[pytest.Item | pytest.Collector], None] = state.setup
         self.teardown_exact: Callable[[pytest.Item | pytest.Collector | None], None] = state.teardown_exact
         state.setup = setup
-        state.teardown_exact = teardown_exact
+        self._inner_teardown = teardown_exact
+
+    def enter(self) -> None:
+        """This process is an inside now, until it ends."""
+        self._state.teardown_exact = self._inner_teardown
 
     def undo(self) -> None:
-        """Puts pytest's own methods back."""
-        del self._state.setup, self._state.teardown_exact
+        """Puts pytest's own method back, outside."""
+        del self._state.setup
 
     @property
     def stack(self) -> dict[Any, tuple[list[Callable[[], object]], Any]]:
@@ -259,6 +264,9 @@ def capturing(item: pytest.Item, when: str) -> Iterator[None]:
     logs: Any = plugins.get_plugin("logging-plugin")
     outer: AbstractContextManager[None] = nullcontext()
     if logs is not None and hasattr(logs, "_runtest_for"):
+        live = getattr(logs, "log_cli_handler", None)
+        if live is not None:
+            live.set_when(when)
         if _records_key is not None and _records_key not in item.stash:
             item.stash[_records_key] = {}  # pytest has ended the item already
         outer = logs._runtest_for(item, when)

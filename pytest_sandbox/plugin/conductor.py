@@ -105,10 +105,8 @@ class Conductor:
         run.attempt.set_up()
 
     def _teardown_exact(self, nextitem: pytest.Item | None) -> None:
-        if self.guest is not None:
-            self.guest.teardown_exact(nextitem)
-        else:
-            self.patch.teardown_exact(nextitem)
+        assert self.guest is not None, "only replaced inside"
+        self.guest.teardown_exact(nextitem)
 
     # Hooks.
 

@@ -76,6 +76,7 @@ class Guest:
         self._recorder = None
         if before.coverage is not None:
             self._recorder = cover.begin(before.coverage, before.data_files)
+        conductor.patch.enter()
         if group is not None:
             compat.silence_progress(item.config)
         if conductor.fault_descriptor is not None:
@@ -91,10 +92,10 @@ class Guest:
         self._names: dict[int, str] = {}
         self._reports: dict[int, str] = {}
         self._sent: dict[str, Any] = {}
-        self._catcher = warnings.catch_warnings(record=True)  # the parent replays what is recorded
+        # The parent replays what is recorded, if there is pytest's plugin that tells of it.
+        self._catcher = warnings.catch_warnings(record=item.config.pluginmanager.has_plugin("warnings"))
         recorded = self._catcher.__enter__()
-        assert recorded is not None
-        self._warnings: list[warnings.WarningMessage] = recorded
+        self._warnings: list[warnings.WarningMessage] = [] if recorded is None else recorded
 
     # A process that serves several tests.
 

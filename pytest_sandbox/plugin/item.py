@@ -281,7 +281,12 @@ class Attempt:
         conductor = self.conductor
         conductor.warm_up(self.item)
         conductor.prepare_for(self.run)
-        for stream in (sys.stdout, sys.stderr):
+        streams = [sys.stdout, sys.stderr]
+        if self.item.config.getoption("capture", "fd") != "fd":
+            # The terminal's: what is printed goes through it, or stays in its buffer (--capture=tee-sys, sys). Under fd
+            # its descriptor is pytest's file at this moment.
+            streams += [sys.__stdout__, sys.__stderr__]
+        for stream in streams:
             try:
                 stream.flush()  # the child has a copy of every buffer
             except (AttributeError, OSError, ValueError):
@@ -311,7 +316,8 @@ class Attempt:
                 inbox.read(fork.child, fork.reading, until, self._answer if self.conductor.live else None)
             except KeyboardInterrupt as error:
                 if inbox.debugging:
-                    continue  # the terminal told the debugger too, and it is the debugger's to handle
+                    self._pass_on_interrupt(fork)
+                    continue  # it is the debugger's to handle
                 if not interrupted:
                     interrupted = True
                     self._pass_on_interrupt(fork)

@@ -16,7 +16,11 @@ from xml.etree import ElementTree
 Lines = list[str]
 
 _REPLACED = (
-    (re.compile(r"0x[0-9a-f]{6,}"), "0x..."),
+    (re.compile(r"0x[0-9a-f]+(?:\.\.\.)?"), "0x..."),
+    # Python's own formatting shows how pytest gets to a fixture, and that is another way from outside the sandbox. What
+    # is left shows the plugin's frames if there are any.
+    (re.compile(r"^[ |]* File \"[^\"]*/(?:_pytest|pluggy)/[^\"]*\", line \d+, in .*\n(?:[ |]* {4}\S.*\n){0,2}", re.MULTILINE), ""),
+    (re.compile(r"Duration\(start=Instant\(.*?\), stop=Instant\(.*?\)\)|Instant\(time=.*?\)"), "DURATION"),
     # The last line of a run is centred, so its fill depends on how long the time is.
     (re.compile(r"^(\x1b\[\d+m)*=+ (.*) in [\d.]+s(?: \(\d+:\d\d:\d\d\))?((?:\x1b\[[\d;]*m)*) =+((?:\x1b\[[\d;]*m)*)$",
                 re.MULTILINE), r"= \2 in N s\3 ="),
@@ -26,6 +30,10 @@ _REPLACED = (
     (re.compile(r"(tests? collected|tests? ran).* in [\d.]+s"), r"\1 in N s"),
     (re.compile(r"generated in \d+.*"), "generated in N"),
     (re.compile(r"\b\d\d\d\d-\d\d-\d\d[ T]\d\d:\d\d:\d\d[\d.,+:]*"), "DATE"),
+    (re.compile(r"duration=[\d.]+s"), "duration=N s"),  # of a run by pytester
+    # hypothesis puts its statistics, times included, into JUnit reports.
+    (re.compile(r"[A-Za-z0-9+/]{160,}=*"), "BASE64"),
+    (re.compile(r"(phase) \([\d.]+ seconds\)|(Typical runtimes):.*"), r"\1\2 N"),
     # This plugin's own name among the plugins of the header, and in what pytest-metadata says there.
     (re.compile(r"(?<=plugins: )sandbox-[\w.]+, |, sandbox-[\w.+]+"), ""),
     (re.compile(r"'sandbox': '[\w.+]+', |, 'sandbox': '[\w.+]+'"), ""),
@@ -41,22 +49,36 @@ def normal(text: str) -> str:
     return text
 
 
-def of_text(text: str, ordered: bool = True, figures: bool = True) -> Lines:
-    """A terminal's or a log's lines. Without order: sorted, and without the names of workers and the progress."""
+#: The result of a test, as it is shown while tests run.
+_RESULT = re.compile(
+    r"(?:\x1b\[[\d;]*m)|(?:SUB)?(?:PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS|RERUN)(?:\[[^]]*\])?(?: ?\(.*?\))?"
+    r"|^[.FEsxXu,]+|[.FEsxXu,]+(?: +\[ *\d+%\])?$| +\[ *\d+%\]$")
+_SUMMARY = re.compile(r"^(\x1b\[\d+m)*=+ (ERRORS|FAILURES|PASSES|XFAILURES|warnings summary|short test summary|\d+ \w+)")
+
+
+def of_text(text: str, ordered: bool = True, figures: bool = True, live: bool = False) -> Lines:
+    """A terminal's or a log's lines. Without order: sorted, and without the names of workers and the progress.
+
+    ``live`` is for output that mixes with what tests print while they run. A sandboxed test's result comes at its very
+    end, a plain one's before its teardown, so that up to the summary only what else is there can be compared.
+    """
     lines = normal(text).splitlines()
     if not figures:
         lines = [re.sub(r"[\d.,]+", "N", re.sub(r"[ =-]{2,}", "  ", one)) for one in lines]
+    if live:
+        end = next((number for number, line in enumerate(lines) if _SUMMARY.match(line)), len(lines))
+        running = [_RESULT.sub("", _RESULT.sub("", line).strip()).strip() for line in lines[:end]]
+        lines = [*sorted(line for line in running if line), *lines[end:]]
     if not ordered:
         lines = sorted(re.sub(r"\[gw\d\]( \[ *\d+%\])? ?|\bgw\d\b", "[gw] ", one) for one in lines)
-        noise = re.compile(r"(\[gw\]|[.FEsxX ]|\[ *\d+%\]|ready|\[\d+ items?\]|/)*")
-        lines = [one for one in lines if not noise.fullmatch(one)]
+        lines = [one for one in lines if not re.fullmatch(r"(\[gw\]|[.FEsxX ]|\[ *\d+%\]|ready|\[\d+ items?\]|/)*", one)]
     return lines
 
 
 def _flat(where: str, value: Any) -> Iterator[str]:
     """One line for each leaf of JSON data."""
     if isinstance(value, dict) and value:
-        for key, inner in value.items():
+        for key, inner in sorted(value.items()):
             if key not in _DURATION_KEYS:
                 yield from _flat(f"{where} {key}", inner)
     elif isinstance(value, list) and any(isinstance(one, (list, dict)) for one in value):
@@ -66,7 +88,7 @@ def _flat(where: str, value: Any) -> Iterator[str]:
         for line in normal(value).splitlines() or [""]:
             yield f"{where}: {line!r}"
     else:
-        yield f"{where}: {value!r}"
+        yield f"{where}: {normal(repr(value))}"
 
 
 def junit(path: Path, ordered: bool) -> Lines:
@@ -149,19 +171,20 @@ def cache(folder: Path) -> Lines:
     return lines
 
 
-#: What pytest tells plugins about a test that has run. A sandboxed test's are told when it has ended (see
-#: docs/reference/differences.md), so they are compared among themselves, apart from what the test did.
-_TOLD = ("report ", "make report ", "interact ", "warning ")
+#: What pytest tells plugins about a test that has run. A sandboxed test's reports are logged when it has ended (see
+#: docs/reference/differences.md), so these are compared among themselves, apart from what the test did.
+_KINDS = {"reports": ("report ", "warning "), "making of reports": ("make report ", "interact ")}
+_TOLD = tuple(start for starts in _KINDS.values() for start in starts)
+_OF_TESTS = (*_TOLD, "start ", "finish ", "setup ", "call ", "called ", "set up function ", "finalize function ")
 
 
 def order(paths: Iterable[Path], ordered: bool) -> dict[str, Lines]:
     """The order logs. Which worker set up what is chance, so that without order only the tests' own lines remain."""
     lines = [line for path in sorted(paths) for line in normal(path.read_text(encoding="utf-8")).splitlines()]
     if not ordered:
-        own = (*_TOLD, "start ", "finish ", "setup ", "call ", "called ", "set up function ", "finalize function ")
-        lines = sorted(line for line in lines if line.startswith(own))
-    return {"order": [line for line in lines if not line.startswith(_TOLD)],
-            "told": [line for line in lines if line.startswith(_TOLD)]}
+        lines = sorted(line for line in lines if line.startswith(_OF_TESTS))
+    found = {name: [line for line in lines if line.startswith(starts)] for name, starts in _KINDS.items()}
+    return {"order": [line for line in lines if not line.startswith(_TOLD)], **found}
 
 
 def tree(folder: Path) -> Lines:

@@ -47,13 +47,17 @@ class Difference:
 
 @dataclass(frozen=True)
 class Explanation:
-    """An accepted difference. ``line`` is a regular expression; an absent field matches anything."""
+    """A known difference. ``line`` is a regular expression; an absent field matches anything.
+
+    ``defect`` says that it is one: it should not be there, and is counted apart.
+    """
 
     cause: str
     line: str
     variant: str = "*"
     artefact: str = "*"
     side: str | None = None
+    defect: bool = False
 
     def covers(self, difference: Difference) -> bool:
         return (
@@ -187,7 +191,7 @@ def _gather(variant: Variant, suite: Path, logs: Path, number: int, status: int,
     ordered = variant.ordered
     found = {
         f"status {number}": [str(status)],
-        f"stdout {number}": artefacts.of_text(output[0], ordered, variant.figures),
+        f"stdout {number}": artefacts.of_text(output[0], ordered, variant.figures, variant.live),
         f"stderr {number}": artefacts.of_text(output[1], ordered, variant.figures),
     }
     found |= {f"{name} {number}": lines for name, lines in artefacts.order(logs.glob("order-*.log"), ordered).items()}

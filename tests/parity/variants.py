@@ -19,6 +19,7 @@ class Variant:
     input: str = ""
     ordered: bool = True  # not with several workers
     figures: bool = True  # whether numbers that are printed can be compared
+    live: bool = False  # whether what tests print mixes with their results
     short: bool = False  # part of the default suite
 
 
@@ -49,16 +50,16 @@ VARIANTS: tuple[Variant, ...] = (
     _one("classic", "-o console_output_style=classic", _FIXTURES),
     _one("count", "-o console_output_style=count -v", _FIXTURES),
     _one("collect-only", "--collect-only -q"),
-    _one("setup-show", "--setup-show", _FIXTURES),
-    _one("setup-only", "--setup-only", _FIXTURES),
-    _one("setup-plan", "--setup-plan", _FIXTURES),
+    _one("setup-show", "--setup-show", _FIXTURES, live=True),
+    _one("setup-only", "--setup-only", _FIXTURES, live=True),
+    _one("setup-plan", "--setup-plan", _FIXTURES, live=True),
     _one("fixtures-per-test", "--fixtures-per-test", _FIXTURES),
     _one("durations", "--durations=3 -vv -k time", ("output/test_reports.py",)),
     # Failures.
     _one("tb-short", "--tb=short", _FAILING),
     _one("tb-line", "--tb=line", _FAILING),
     _one("tb-native", "--tb=native", _FAILING),
-    _one("tb-long", "--tb=long --full-trace", _FAILING),
+    _one("tb-long", "--tb=long", _FAILING),
     _one("tb-no", "--tb=no", _FAILING),
     _one("showlocals", "--showlocals", _FAILING),
     _one("assert-plain", "--assert=plain", _FAILING),
@@ -68,11 +69,11 @@ VARIANTS: tuple[Variant, ...] = (
     _one("doctest-modules", "--doctest-modules --doctest-continue-on-failure --doctest-report=ndiff", ("kinds",)),
     _one("doctest-default", "--doctest-modules --doctest-glob=*.txt -v", ("kinds",)),
     # Output.
-    _one("capture-no", "-s -v", (*_OUTPUT, "basics/test_classes.py", "kinds"), short=True),
+    _one("capture-no", "-s -v", (*_OUTPUT, "basics/test_classes.py", "kinds"), live=True, short=True),
     _one("capture-sys", "--capture=sys -rA", _OUTPUT),
-    _one("capture-tee-sys", "--capture=tee-sys -rA", _OUTPUT),
-    _one("log-cli", "--log-cli-level=INFO", (*_OUTPUT, "fixtures"), short=True),
-    _one("log-cli-quiet", "--log-cli-level=WARNING -q -s", _OUTPUT),
+    _one("capture-tee-sys", "--capture=tee-sys -rA", _OUTPUT, live=True),
+    _one("log-cli", "--log-cli-level=INFO", (*_OUTPUT, "fixtures"), live=True, short=True),
+    _one("log-cli-quiet", "--log-cli-level=WARNING -q -s", _OUTPUT, live=True),
     _one("log-level", "--log-level=DEBUG --log-format=%(levelname)s:%(message)s", _OUTPUT),
     _one("log-file", "--log-file=run.log --log-file-level=DEBUG --log-file-format=%(levelname)s:%(message)s", _OUTPUT),
     _one("no-logging", "-p no:logging", ("output/test_capture.py", "basics")),
@@ -88,7 +89,7 @@ VARIANTS: tuple[Variant, ...] = (
     _one("junit-out-err", "-o junit_logging=out-err -o junit_log_passing_tests=false", ("output", "package")),
     _one("junit-call", "-o junit_duration_report=call -o junit_suite_name=own", ("output", "package")),
     _one("html", "--html=report.html --self-contained-html", needs=("pytest_html",)),
-    _one("html-css", "--html=report.html -p no:metadata", ("output",), needs=("pytest_html",)),
+    _one("html-css", "--html=report.html", ("output",), needs=("pytest_html",)),
     # Which tests, and when to stop.
     _one("exitfirst", "-x"),
     _one("exitfirst-broken", "-x", ("fixtures/test_broken.py", "fixtures/test_scopes.py")),
@@ -113,6 +114,8 @@ VARIANTS: tuple[Variant, ...] = (
     _one("no-faulthandler", "-p no:faulthandler", ("basics",)),
     _one("debug-config", "--trace-config -q -k nothing", ("basics",)),
     # Ends.
+    _one("recursion", "-v", ("ends/test_recursion.py",)),
+    _one("two-teardowns", "-v", ("ends/test_two_teardowns.py",)),
     *(_one(path[5:-3].replace("test_", "").replace("_", "-"), "-v", (path,), short=path == _EXITS[0])
       for path in _EXITS),
     _one("interrupt", "-v", ("ends/test_interrupt.py",)),

@@ -47,13 +47,6 @@ def test_raises_an_exception_with_notes():
     raise error
 
 
-def test_recurses():
-    def down(depth):
-        return down(depth + 1)
-
-    down(0)
-
-
 def test_skips():
     pytest.skip("from within")
 
