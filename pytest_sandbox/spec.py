@@ -41,7 +41,10 @@ class Mount:
 
 @dataclass(frozen=True, slots=True)
 class SandboxSpec:
-    """One sandbox's description. Sizes are bytes, times are seconds; ``None`` means that nothing was asked for."""
+    """One sandbox's description. Sizes are bytes, times are seconds; ``None`` means that nothing was asked for.
+
+    ``persist`` is not an option: what the plugin lets show through in every test's sandbox.
+    """
 
     image: Any = "host"
     network: Any = "none"
@@ -54,6 +57,7 @@ class SandboxSpec:
     capabilities: tuple[str, ...] | None = None
     scope: str = "function"
     hide: tuple[str, ...] = HIDDEN_BY_DEFAULT
+    persist: tuple[Mount, ...] = ()
     given: frozenset[str] = field(default=frozenset(), compare=False)
 
     def merged(self, options: Mapping[str, Any]) -> SandboxSpec:

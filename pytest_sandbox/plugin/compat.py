@@ -24,6 +24,8 @@ name                                                   needed  for
 ``_pytest.faulthandler.fault_handler_stderr_fd_key``   no      ``faulthandler_timeout`` inside
 ``_pytest.junitxml.xml_key``, ``LogXML``               no      attributes and properties for the JUnit report
 ``Config._tmp_path_factory``                           no      its base directory is made before the first fork
+``Cache._cachedir``,                                   no      what tests keep in pytest's cache stays there
+``_ensure_cache_dir_and_supporting_files``
 =====================================================  ======  =====================================================
 """
 
@@ -34,6 +36,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -368,11 +371,29 @@ def terminal_writer(config: pytest.Config, file: Any) -> Any:
     return writer
 
 
-def make_temporary_base(config: pytest.Config) -> None:
-    """Makes the base directory of ``tmp_path`` now: made in a fork, each test would make, and rotate, its own."""
+def forget_line(config: pytest.Config) -> None:
+    """Somebody else wrote to the terminal: what pytest remembers of its current line is stale."""
+    reporter: Any = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and hasattr(reporter._tw, "_current_line"):
+        reporter._tw._current_line = ""
+
+
+def temporary_base(config: pytest.Config) -> Path | None:
+    """The base directory of ``tmp_path``, made now: made in a fork, each test would make, and rotate, its own."""
     factory = getattr(config, "_tmp_path_factory", None)
-    if factory is not None:
-        factory.getbasetemp()
+    return Path(factory.getbasetemp()) if factory is not None else None
+
+
+def cache_directory(config: pytest.Config) -> Path | None:
+    """The directory of ``config.cache``, made now as pytest makes it at the end of each run."""
+    cache: Any = getattr(config, "cache", None)
+    if cache is None or not hasattr(cache, "_ensure_cache_dir_and_supporting_files"):
+        return None
+    try:
+        cache._ensure_cache_dir_and_supporting_files()
+    except OSError:
+        return None  # a read-only tree: pytest itself only warns
+    return Path(cache._cachedir)
 
 
 # Hooks.

@@ -262,7 +262,7 @@ class Attempt:
         """The started sandbox; None to go on without.  Errors become the outcome of the test's set-up."""
         __tracebackhide__ = True
         try:
-            sandbox = make_sandbox(self.run.spec)
+            sandbox = make_sandbox(self.conductor.sandbox_of(self.run))
             sandbox.check_fork(self.run.spec)
             sandbox.start()
         except SandboxUnavailable as error:
