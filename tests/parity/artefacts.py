@@ -84,6 +84,8 @@ def _flat(where: str, value: Any) -> Iterator[str]:
     elif isinstance(value, list) and any(isinstance(one, (list, dict)) for one in value):
         for index, inner in enumerate(value):
             yield from _flat(f"{where}[{index}]", inner)
+    elif isinstance(value, list) and value and all(isinstance(one, str) for one in value):
+        yield from _flat(f"{where}[]", "\n".join(one.rstrip("\n") for one in value))
     elif isinstance(value, str):
         for line in normal(value).splitlines() or [""]:
             yield f"{where}: {line!r}"

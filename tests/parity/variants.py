@@ -115,6 +115,7 @@ VARIANTS: tuple[Variant, ...] = (
     _one("debug-config", "--trace-config -q -k nothing", ("basics",)),
     # Ends.
     _one("recursion", "-v", ("ends/test_recursion.py",)),
+    _several("unittest-subtests", "-q -rA", "-v", files=("ends/test_unittest_subtests.py",)),
     _one("two-teardowns", "-v", ("ends/test_two_teardowns.py",)),
     *(_one(path[5:-3].replace("test_", "").replace("_", "-"), "-v", (path,), short=path == _EXITS[0])
       for path in _EXITS),
