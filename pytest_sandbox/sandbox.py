@@ -73,7 +73,8 @@ def plan_for(spec: SandboxSpec) -> Plan:
     if spec.image != "host":
         raise _no_such_image(spec.image)
     root = _host_root(spec, host)
-    key = (spec.network, spec.user, spec.mounts, spec.hostname, spec.disk, spec.capabilities, spec.hide, host)
+    key = (spec.network, spec.user, spec.mounts, spec.persist, spec.hostname, spec.disk, spec.capabilities, spec.hide,
+           host)
     made = _plans.get(key)
     if made is None or made[0] is not root or spec.mounts:  # the source of a mount may have gone since
         made = _plans[key] = root, make_plan(spec, root, host)

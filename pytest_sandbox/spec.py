@@ -41,7 +41,7 @@ class Mount:
 
 @dataclass(frozen=True, slots=True)
 class SandboxSpec:
-    """One sandbox's description. Sizes are bytes, times are seconds; ``None`` means that nothing was asked for."""
+    """One sandbox's description. ``persist`` is what the plugin mounts beside ``mounts``. Sizes are bytes, times are seconds; ``None`` means that nothing was asked for."""
 
     image: Any = "host"
     network: Any = "none"
@@ -54,6 +54,7 @@ class SandboxSpec:
     capabilities: tuple[str, ...] | None = None
     scope: str = "function"
     hide: tuple[str, ...] = HIDDEN_BY_DEFAULT
+    persist: tuple[Mount, ...] = ()
     given: frozenset[str] = field(default=frozenset(), compare=False)
 
     def merged(self, options: Mapping[str, Any]) -> SandboxSpec:

@@ -21,8 +21,11 @@ name                                                   needed  for
 ``skip.Exception(_use_item_location=)``                yes     a skip is shown at the test's own line
 ``_pytest._io.TerminalWriter``                         yes     representations of other kinds keep their colours
 ``_pytest.subtests.failed_subtests_key``               no      the count of failed subtests is kept outside
+``_pytest.faulthandler.fault_handler_stderr_fd_key``   no      ``faulthandler_timeout`` inside
 ``_pytest.junitxml.xml_key``, ``LogXML``               no      attributes and properties for the JUnit report
 ``Config._tmp_path_factory``                           no      its base directory is made before the first fork
+``Cache._cachedir``,                                   no      what tests keep in pytest's cache stays there
+``_ensure_cache_dir_and_supporting_files``
 =====================================================  ======  =====================================================
 """
 
@@ -33,6 +36,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -223,6 +227,12 @@ def set_up_fixture(item: pytest.Item, name: str) -> None:
     item._request._get_active_fixturedef(name)  # type: ignore[attr-defined]
 
 
+def may_request_by_name(item: pytest.Item) -> bool:
+    """Whether ``item`` or a fixture of its has ``request``, and so ``getfixturevalue``."""
+    info = getattr(item, "_fixtureinfo", None)
+    return info is not None and "request" in info.names_closure
+
+
 def attach_sections(item: pytest.Item, sections: list[tuple[str, str]]) -> None:
     """Attaches to ``item`` the output that a report shows, as if it had been captured out here.
 
@@ -296,6 +306,29 @@ def captured_so_far(config: pytest.Config, limit: int) -> dict[str, str]:
     return texts
 
 
+def printed_so_far(config: pytest.Config) -> list[tuple[Any, bytes]]:
+    """What is captured and not reported yet, by capture file. Of a fork, too: both write to the same files."""
+    capture: Any = config.pluginmanager.get_plugin("capturemanager")
+    multi = getattr(capture, "_global_capturing", None)
+    found = []
+    for one in (multi.out, multi.err) if multi is not None else ():
+        file = getattr(one, "tmpfile", None)
+        try:
+            found.append((file, os.pread(file.fileno(), 1 << 24, 0)))  # type: ignore[union-attr]
+        except (AttributeError, OSError, ValueError):
+            continue  # sys capture keeps it in memory, of which a fork has a copy of its own
+    return found
+
+
+def restore_printed(printed: list[tuple[Any, bytes]]) -> None:
+    """Makes the capture files hold again what :func:`printed_so_far` found."""
+    for file, content in printed:
+        file.flush()
+        os.ftruncate(file.fileno(), 0)
+        os.lseek(file.fileno(), 0, os.SEEK_SET)
+        os.write(file.fileno(), content)
+
+
 def _bounded_snap(one: Any, limit: int) -> str:
     """``one.snap()``, but of a capture file that is larger than ``limit`` only the beginning and the end."""
     file = getattr(one, "tmpfile", None)
@@ -338,11 +371,22 @@ def terminal_writer(config: pytest.Config, file: Any) -> Any:
     return writer
 
 
-def make_temporary_base(config: pytest.Config) -> None:
-    """Makes the base directory of ``tmp_path`` now: made in a fork, each test would make, and rotate, its own."""
+def temporary_base(config: pytest.Config) -> Path | None:
+    """The base directory of ``tmp_path``, made now: made in a fork, each test would make, and rotate, its own."""
     factory = getattr(config, "_tmp_path_factory", None)
-    if factory is not None:
-        factory.getbasetemp()
+    return Path(factory.getbasetemp()) if factory is not None else None
+
+
+def cache_directory(config: pytest.Config) -> Path | None:
+    """The directory of ``config.cache``, made now as pytest makes it at the end of each run."""
+    cache: Any = getattr(config, "cache", None)
+    if cache is None or not hasattr(cache, "_ensure_cache_dir_and_supporting_files"):
+        return None
+    try:
+        cache._ensure_cache_dir_and_supporting_files()
+    except OSError:
+        return None  # a read-only tree: pytest itself only warns
+    return Path(cache._cachedir)
 
 
 # Hooks.
@@ -383,6 +427,19 @@ def set_failed_subtests(item: pytest.Item, count: int) -> None:
         counts[getattr(item, "id", item.nodeid)] = count
 
 
+def faulthandler_descriptor(config: pytest.Config) -> int | None:
+    """Where pytest has faulthandler write to."""
+    return config.stash.get(_fault_key, None) if _fault_key is not None else None
+
+
+def ini(config: pytest.Config, name: str) -> object:
+    """An ini option that not all versions have; None where it is unknown."""
+    try:
+        return config.getini(name)
+    except ValueError:
+        return None
+
+
 def junit(config: pytest.Config) -> JUnit | None:
     """The JUnit report of this run, if one is being written."""
     log = config.stash.get(_junit_key, None) if _junit_key is not None else None
@@ -399,6 +456,7 @@ def _optional(module: str, name: str) -> Any:
 
 _records_key: Any = _optional("_pytest.logging", "caplog_records_key")
 _subtests_key: Any = _optional("_pytest.subtests", "failed_subtests_key")
+_fault_key: Any = _optional("_pytest.faulthandler", "fault_handler_stderr_fd_key")
 _junit_key: Any = _optional("_pytest.junitxml", "xml_key")
 
 

@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from . import compat, reporting, wire
+from . import compat, persist, reporting, wire
 from .guest import Elsewhere, Guest
 from .household import form_groups
 from .item import RUN, ItemRun
 from .options import Settings
+from .timers import faulthandler_timer
 from .traces import leave_out_own_frames
 
 if TYPE_CHECKING:
-    from pytest_sandbox.spec import SandboxSpec
+    from pytest_sandbox.spec import Mount, SandboxSpec
 
 
 class Conductor:
@@ -34,6 +35,9 @@ class Conductor:
         self.guest: Guest | None = None
         self.fault_descriptor: int | None = None
         self.live = compat.shows_as_it_happens(session.config)
+        self.faults = faulthandler_timer(session.config)
+        self._persists: tuple[Mount, ...] | None = None
+        self._specs: dict[SandboxSpec, SandboxSpec] = {}
         self._warm = False
         self._runs: list[ItemRun] = []
         self.patch = compat.SetupPatch(session, self._setup, self._teardown_exact)
@@ -143,6 +147,12 @@ class Conductor:
         if self.guest is not None:
             self.guest.logged(report)
 
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_fixture_setup(self, fixturedef: Any, request: Any) -> Generator[None, object, object]:
+        if self.guest is not None and fixturedef.scope != "function":
+            self.guest.wants_outside(fixturedef, request)
+        return (yield)
+
     def pytest_enter_pdb(self) -> None:
         if self.guest is not None:
             self.guest.debugger(True)
@@ -153,13 +163,22 @@ class Conductor:
 
     # What an attempt needs.
 
+    def sandbox_of(self, run: ItemRun) -> SandboxSpec:
+        """The spec of ``run``'s sandbox, with what persists of every test."""
+        if self._persists is None:
+            self._persists = persist.mounts(self.session.config)
+        known = self._specs.get(run.spec)
+        if known is None:
+            known = self._specs[run.spec] = run.spec.merged({"persist": self._persists})
+        return known
+
     def prepare_for(self, current: ItemRun) -> None:
         """Says that the next item's sandbox is wanted soon; it is made while the ``current`` test runs."""
         run = self.run_of(current.nextitem)
         if run is not None and (run.group is None or run.group is not current.group):
             from pytest_sandbox.sandbox import Sandbox
 
-            Sandbox.prepare(run.spec)
+            Sandbox.prepare(self.sandbox_of(run))
 
     @staticmethod
     def open_pipe() -> tuple[int, int]:
@@ -184,7 +203,7 @@ class Conductor:
         if self._warm:
             return
         self._warm = True
-        compat.make_temporary_base(node.config)
+        compat.temporary_base(node.config)
         call = pytest.CallInfo.from_call(lambda: None, when="setup")
         report = pytest.TestReport.from_item_and_call(node, call)
         data = reporting.report_to_data(report, node.config, lambda value: None)

@@ -23,7 +23,7 @@ import pytest
 
 from pytest_sandbox.errors import SandboxProtocolError
 
-from . import compat, reporting, wire
+from . import compat, cover, reporting, wire
 
 if TYPE_CHECKING:
     from .conductor import Conductor
@@ -36,14 +36,18 @@ SECTION_LIMIT = 8 << 20
 class Before:
     """How things stand before a fork, to tell afterwards what the inside changed. Made in the parent."""
 
-    __slots__ = ("attributes", "junit", "listeners", "report_hook", "stack", "suite")
+    __slots__ = ("attributes", "coverage", "data_files", "junit", "listeners", "printed", "report_hook", "stack",
+                 "suite")
 
-    def __init__(self, conductor: Conductor, item: pytest.Item) -> None:
+    def __init__(self, conductor: Conductor, item: pytest.Item, may_start_over: bool = False) -> None:
         config = item.config
+        self.printed = compat.printed_so_far(config) if may_start_over else None
         self.stack = {node: len(finalizers) for node, (finalizers, _) in conductor.patch.stack.items()}
         self.attributes = dict(item.__dict__)
         self.junit = compat.junit(config)
         self.suite = len(self.junit.suite_properties()) if self.junit is not None else 0
+        self.coverage = cover.current()
+        self.data_files = cover.before_fork(self.coverage) if self.coverage is not None else set()
         self.report_hook = config.hook.pytest_runtest_logreport
         self.listeners = compat.of_plugins(self.report_hook, (
             item.session, config.pluginmanager.get_plugin("logging-plugin"), conductor))
@@ -64,11 +68,15 @@ class Guest:
         self.overhead = 0.0
         self.made: pytest.TestReport | None = None  # the report that pytest made last
         self.waits = False  # for the group's next test
+        self._may_start_over = before.printed is not None
         self._descriptor, commands = pipes
         self._orders = os.fdopen(commands, "rb") if commands >= 0 else None
         self._order: list[Any] = []
         compat.replace_implementations(before.report_hook, before.listeners)
         conductor.patch.enter()
+        self._recorder = None
+        if before.coverage is not None:
+            self._recorder = cover.begin(before.coverage, before.data_files)
         if group is not None:
             compat.silence_progress(item.config)
         if conductor.fault_descriptor is not None:
@@ -188,6 +196,24 @@ class Guest:
         goes_on = when == "setup" and report.passed and not self.item.config.getoption("setuponly", False)
         self._phase = "call" if goes_on else "teardown"
 
+    def wants_outside(self, fixturedef: Any, request: Any) -> None:
+        """A fixture of higher scope is about to be set up in here: the test asked for it by name.
+
+        It would be another one for each test. So the parent is asked to set it up and to run the test again from the
+        start, of which nothing can be noticed; where it could, the fixture is set up in here, for this test.
+        """
+        if not self._may_start_over or os.getpid() != self.pid:
+            return
+        if fixturedef.scope == "class" and request.node.getparent(pytest.Class) is None:
+            return  # it lives as long as the test
+        path = (getattr(self.item, "funcargs", None) or {}).get("tmp_path")
+        if path is not None:
+            import shutil
+
+            shutil.rmtree(path, ignore_errors=True)  # the next attempt makes one of the same name
+        self._send(wire.encode(["fixture", self._phase, fixturedef.argname]))
+        os._exit(0)
+
     def debugger(self, entered: bool) -> None:
         """Someone came to a debugger's prompt, or left it: meanwhile an interrupt is the debugger's."""
         if os.getpid() == self.pid:
@@ -217,6 +243,7 @@ class Guest:
         if group is None or not group.keeps(nextitem):
             self.finish()
         self._flush()
+        self._send_coverage()
         self.waits = True
         self._catcher.__exit__(None, None, None)
         self._send(wire.encode(["waits"]))
@@ -225,8 +252,16 @@ class Guest:
         """The last thing that happens in here."""
         self._check_process()
         self._flush()
+        self._send_coverage()
         self._send(b"\0\0\0\x08[\"done\"]")
         os._exit(0)
+
+    def _send_coverage(self) -> None:
+        if self._recorder is not None:
+            try:
+                self._send(wire.encode(["coverage", "teardown", cover.take(self._recorder)]))
+            except SandboxProtocolError as error:
+                self._send(wire.encode(["coverage", "teardown", str(error)]))
 
     def _flush(self) -> None:
         for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):

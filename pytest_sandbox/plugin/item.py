@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_sandbox.errors import SandboxCrashed, SandboxError, SandboxUnavailable
+from pytest_sandbox.errors import SandboxCrashed, SandboxError, SandboxProtocolError, SandboxUnavailable
 
-from . import compat, neighbours, reporting
+from . import compat, cover, neighbours, reporting
 from .fixtures import make_sandbox
 from .guest import SECTION_LIMIT, Before, Guest
 from .household import Fork, Group
 from .inbox import BrokenInside, Inbox, Phase
 from .options import PytestSandboxWarning
+from .timers import Timers
 
 if TYPE_CHECKING:
     from pytest_sandbox.sandbox import Sandbox
@@ -127,6 +128,7 @@ class Attempt:
         self._residue: dict[str, str] = {}  # what a crashed child had printed and not reported
         self._suspended = False
         self._owes_answer = False
+        self._timers: Timers | None = None
 
     # Set-up: called from the patched SetupState.setup, in the middle of pytest_runtest_setup.
 
@@ -148,10 +150,39 @@ class Attempt:
             group.lost = group.lost or "while it waited for its next test"
             group.close()
         self._set_up_higher()
-        if not self._enter():
-            return
-        self._listen()
+        for attempts in range(MOST_ATTEMPTS, -1, -1):
+            before = self._enter(attempts > 0)
+            if before is None:
+                return
+            self._listen()
+            if self.inbox.wanted is None:
+                break
+            self._start_over(before)
         raise Over
+
+    def _start_over(self, before: Before) -> None:
+        """The child asked for a fixture of higher scope by name: sets it up here, and forgets that attempt."""
+        fork, wanted, stack = self._fork, self.inbox.wanted, self.conductor.patch.stack
+        assert fork is not None
+        assert wanted is not None
+        fork.child.wait()
+        fork.close()
+        self._fork, self.forked = None, False
+        compat.restore_printed(before.printed or [])
+        self.inbox = Inbox(self.item, self.conductor.shared_objects)
+        stack[self.item] = ([], None)
+        try:
+            compat.set_up_fixture(self.item, wanted)
+        except compat.TEST_OUTCOME:
+            pass  # pytest keeps it, and raises it again where the test asks for it
+        finally:
+            del stack[self.item]
+
+    def _may_start_over(self) -> bool:
+        """Whether an attempt of this test can be thrown away without anybody noticing."""
+        spec = self.run.spec
+        return (self.run.group is None and not self.conductor.live and spec.network == "none"
+                and all(mount.read_only for mount in spec.mounts) and compat.may_request_by_name(self.item))
 
     def _set_up_higher(self) -> None:
         """Sets up the fixtures that outlive the sandbox. The tests of a group must find all of theirs at the fork."""
@@ -182,8 +213,11 @@ class Attempt:
         finally:
             stack.pop(item, None)
 
-    def _enter(self) -> bool:
-        """Starts the sandbox and forks. True in the parent; False in the child, or without one: the item is set up."""
+    def _enter(self, again: bool) -> Before | None:
+        """Starts the sandbox and forks. None in the child, or where there is none: then the item is set up.
+
+        :param again: the child may ask for another attempt.
+        """
         __tracebackhide__ = True
         item, conductor, group = self.item, self.conductor, self.run.group
         patch = conductor.patch
@@ -195,10 +229,11 @@ class Attempt:
             raise
         if sandbox is None:
             patch.setup(item)
-            return False
+            return None
         reading, writing = conductor.open_pipe()
         orders, commands = os.pipe2(os.O_CLOEXEC) if conductor.live or group is not None else (-1, -1)
-        before = Before(conductor, item)
+        before = Before(conductor, item, again and self._may_start_over())
+        timers = self._timers = Timers(item, conductor.faults)
         try:
             child = self._fork_into(sandbox)
         except SandboxError as error:
@@ -211,22 +246,24 @@ class Attempt:
                 os.close(commands)
             guest = conductor.guest = Guest(conductor, item, before, (writing, orders), group)
             guest.overhead = time.perf_counter() - began
+            timers.go_on_inside()
             patch.setup(item)
-            return False
+            return None
         os.close(writing)
         if orders >= 0:
             os.close(orders)
+        timers.stand_still()
         self.forked = True
         self._fork = Fork(sandbox, child, reading, commands)
         if group is not None:
             group.fork = self._fork
-        return True
+        return before
 
     def _start(self) -> Sandbox | None:
         """The started sandbox; None to go on without.  Errors become the outcome of the test's set-up."""
         __tracebackhide__ = True
         try:
-            sandbox = make_sandbox(self.run.spec)
+            sandbox = make_sandbox(self.conductor.sandbox_of(self.run))
             sandbox.start()
         except SandboxUnavailable as error:
             unavailable = self.conductor.settings.unavailable
@@ -296,7 +333,8 @@ class Attempt:
             return
         code = fork.child.wait()
         if inbox.ending is None:
-            inbox.ending = self._crashed(code)
+            timers = self._timers
+            inbox.ending = (timers.ended_it() if timers is not None and code == 1 else None) or self._crashed(code)
         if not inbox.done:
             self._residue = compat.captured_so_far(self.item.config, SECTION_LIMIT)
         if (group := self.run.group) is not None:
@@ -375,12 +413,26 @@ class Attempt:
             compat.attach_sections(item, report.sections)
             item.user_properties[:] = report.user_properties
         if when == "teardown":
+            if self._timers is not None:
+                self._timers.go_on()
+            self._add_coverage()
             report = self._tear_down_higher(report, nextitem)
             self.run.end_attempt()
         assert report is not None, "only a teardown can have none: the runner asks for the phases that were"
         if log:
             item.ihook.pytest_runtest_logreport(report=report)
         return report
+
+    def _add_coverage(self) -> None:
+        sent, self.inbox.coverage = self.inbox.coverage, None
+        if sent is None:
+            return
+        try:
+            if isinstance(sent, str):
+                raise SandboxProtocolError("what was measured in there could not leave the sandbox", why=sent)
+            cover.add(sent)
+        except SandboxProtocolError as error:
+            self.item.warn(PytestSandboxWarning(f"the coverage of this test is lost: {error}"))
 
     def _apply(self, changes: Changes) -> None:
         """What the inside changed besides its reports, where outside readers look for it."""
@@ -480,6 +532,7 @@ class Attempt:
             group.close()
             return None
         self._hear(None)
+        self._add_coverage()
         phase = self.inbox.phases["teardown"]
         self._log_extras(phase)
         report = phase.report or self._report_ending("teardown")

@@ -236,16 +236,16 @@ def _run(uid: int, gid: int, spec: SandboxSpec, host: Host) -> list[Any]:
 
 
 def _binds(spec: SandboxSpec) -> list[list[Any]]:
-    for one in spec.mounts:
+    for one in (*spec.persist, *spec.mounts):
         if not os.path.exists(one.source):
             raise SandboxStartError(f"cannot mount {one.source} at {one.target}", step="bind", path=one.source, errno=2,
                                     why=f"{one.source} does not exist on this host",
                                     remedy="Create it, or correct the sandbox's mounts option.")
-    return [["bind", os.path.realpath(one.source), one.target, one.read_only] for one in spec.mounts]
+    return [["bind", os.path.realpath(one.source), one.target, one.read_only] for one in (*spec.persist, *spec.mounts)]
 
 
 def _made(spec: SandboxSpec) -> Iterable[str]:
-    for one in spec.mounts:
+    for one in (*spec.persist, *spec.mounts):
         path = os.path.normpath(one.target)
         while path != "/":
             yield path
