@@ -178,6 +178,8 @@ class Guest:
             report = self._unsendable(report, error)
             data = reporting.report_to_data(report, self.item.config, self._name_of)
             message = wire.encode(["report", self._phase, data, {}, main])
+        if self.conductor.live:
+            self._flush()  # the parent shows the result next
         self._send(message)
         if self.conductor.live:
             self._receive()
