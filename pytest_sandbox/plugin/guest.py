@@ -328,6 +328,8 @@ class Guest:
         if self._phase == "teardown" and any(node not in self.conductor.patch.stack and not self._is_shared(node)
                                              for node in before.stack):
             changes["suspended"] = True  # a plugin took the higher scopes off the stack: it wants another attempt
+        if stop := self.item.session.shouldstop:
+            changes["should_stop"] = str(stop)
         return changes
 
     def _new_attributes(self) -> dict[str, Any]:
