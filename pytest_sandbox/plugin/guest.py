@@ -178,6 +178,8 @@ class Guest:
             report = self._unsendable(report, error)
             data = reporting.report_to_data(report, self.item.config, self._name_of)
             message = wire.encode(["report", self._phase, data, {}, main])
+        if self.conductor.live:
+            self._flush()  # the parent shows the result next
         self._send(message)
         if self.conductor.live:
             self._receive()
@@ -332,6 +334,8 @@ class Guest:
         if self._phase == "teardown" and any(node not in self.conductor.patch.stack and not self._is_shared(node)
                                              for node in before.stack):
             changes["suspended"] = True  # a plugin took the higher scopes off the stack: it wants another attempt
+        if stop := self.item.session.shouldstop:
+            changes["should_stop"] = str(stop)
         return changes
 
     def _new_attributes(self) -> dict[str, Any]:

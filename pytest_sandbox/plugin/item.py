@@ -442,6 +442,8 @@ class Attempt:
         if changes.failed_subtests:
             compat.set_failed_subtests(item, changes.failed_subtests)
         self._suspended = changes.suspended
+        if changes.should_stop and not item.session.shouldstop:
+            item.session.shouldstop = changes.should_stop
         if changes.suite_properties or changes.xml_attributes:
             junit = compat.junit(item.config)
             if junit is not None:

@@ -289,6 +289,7 @@ class Changes:
     suite_properties: list[tuple[str, str]] = field(default_factory=list)
     xml_attributes: dict[str, str] = field(default_factory=dict)
     suspended: bool = False
+    should_stop: str = ""
 
 
 def changes_from_data(data: Any, item: pytest.Item, named: Callable[[str], object]) -> Changes:
@@ -308,6 +309,7 @@ def changes_from_data(data: Any, item: pytest.Item, named: Callable[[str], objec
             [(str(name), str(value)) for name, value in data.get("suite_properties", ())],
             {str(name): str(value) for name, value in data.get("xml_attributes", {}).items()},
             data.get("suspended") is True,
+            str(data.get("should_stop", "")),
         )
     except SandboxProtocolError:
         raise

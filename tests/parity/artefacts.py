@@ -30,6 +30,7 @@ _REPLACED = (
     (re.compile(r"(tests? collected|tests? ran).* in [\d.]+s"), r"\1 in N s"),
     (re.compile(r"generated in \d+.*"), "generated in N"),
     (re.compile(r"\b\d\d\d\d-\d\d-\d\d[ T]\d\d:\d\d:\d\d[\d.,+:]*"), "DATE"),
+    (re.compile(r"cache from [\d:]+ ago"), "cache from N ago"),  # --stepwise
     (re.compile(r"duration=[\d.]+s"), "duration=N s"),  # of a run by pytester
     # hypothesis puts its statistics, times included, into JUnit reports.
     (re.compile(r"[A-Za-z0-9+/]{160,}=*"), "BASE64"),
@@ -84,6 +85,8 @@ def _flat(where: str, value: Any) -> Iterator[str]:
     elif isinstance(value, list) and any(isinstance(one, (list, dict)) for one in value):
         for index, inner in enumerate(value):
             yield from _flat(f"{where}[{index}]", inner)
+    elif isinstance(value, list) and value and all(isinstance(one, str) for one in value):
+        yield from _flat(f"{where}[]", "\n".join(one.rstrip("\n") for one in value))
     elif isinstance(value, str):
         for line in normal(value).splitlines() or [""]:
             yield f"{where}: {line!r}"

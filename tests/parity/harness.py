@@ -174,15 +174,25 @@ def _environment(place: Path, variant: Variant) -> dict[str, str]:
 
 def _execute(command: Sequence[str], cwd: Path, environment: dict[str, str], text: str,
              timeout: float) -> tuple[int, tuple[str, str]]:
-    with subprocess.Popen(command, cwd=cwd, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, start_new_session=True) as process:
-        try:
-            out, err = process.communicate(text.encode(), timeout)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            out, err = process.communicate()
-            cwd.joinpath("output.txt").write_bytes(out + err)
-            raise RunBroke(f"it took longer than {timeout:.0f} s; its output is in {cwd}/output.txt") from None
+    # A terminal hands out what was typed line by line. From a pipe the first test that reads would take all of it into
+    # its buffer, and a sandboxed test ends with its buffer.
+    typing, terminal = os.openpty() if text else (-1, subprocess.DEVNULL)
+    try:
+        with subprocess.Popen(command, cwd=cwd, env=environment, stdin=terminal, stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, start_new_session=True) as process:
+            if text:
+                os.write(typing, text.encode())
+            try:
+                out, err = process.communicate(timeout=timeout)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                out, err = process.communicate()
+                cwd.joinpath("output.txt").write_bytes(out + err)
+                raise RunBroke(f"it took longer than {timeout:.0f} s; its output is in {cwd}/output.txt") from None
+    finally:
+        if text:
+            os.close(typing)
+            os.close(terminal)
     return process.returncode, (out.decode(errors="backslashreplace"), err.decode(errors="backslashreplace"))
 
 

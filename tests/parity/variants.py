@@ -108,13 +108,15 @@ VARIANTS: tuple[Variant, ...] = (
     _one("strict", "--strict-markers --strict-config -o xfail_strict=true", _FAILING),
     _one("importlib", "--import-mode=importlib", ("basics", "package", "kinds")),
     _one("runxfail", "--runxfail", _FAILING),
-    _one("basetemp", "--basetemp=own-temp", ("files",)),
+    _one("basetemp", "--basetemp=../temp/own", ("files",)),
     _one("keeps-failed-folders", "-o tmp_path_retention_policy=failed", ("files",)),
     _one("no-tmpdir", "-p no:tmpdir", ("basics",)),
     _one("no-faulthandler", "-p no:faulthandler", ("basics",)),
     _one("debug-config", "--trace-config -q -k nothing", ("basics",)),
     # Ends.
+    _one("surrogates", "-v", ("ends/test_surrogates.py",)),
     _one("recursion", "-v", ("ends/test_recursion.py",)),
+    _several("unittest-subtests", "-q -rA", "-v", files=("ends/test_unittest_subtests.py",)),
     _one("two-teardowns", "-v", ("ends/test_two_teardowns.py",)),
     *(_one(path[5:-3].replace("test_", "").replace("_", "-"), "-v", (path,), short=path == _EXITS[0])
       for path in _EXITS),

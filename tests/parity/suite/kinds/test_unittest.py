@@ -61,21 +61,6 @@ class Whole(unittest.TestCase):
     def test_unexpected_success(self):
         pass
 
-    def test_subtests(self):
-        for number in range(4):
-            with self.subTest("numbers", number=number):
-                assert number % 2 == 0
-
-    def test_subtest_skips(self):
-        for number in range(2):
-            with self.subTest(number=number):
-                self.skipTest(f"number {number}")
-
-    def test_subtests_pass(self):
-        for number in range(3):
-            with self.subTest(number=number):
-                pass
-
     def test_logs(self):
         with self.assertLogs("parity", level="INFO"):
             pass
