@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TextIO
@@ -22,7 +23,7 @@ def call(sandbox: Sandbox, function: Callable[..., Any], args: tuple[Any, ...]) 
     child, reading = _start(sandbox, function, args)
     try:
         with open(reading, "rb") as pipe:
-            body = pipe.read(protocol.LARGEST + 1)
+            body = pipe.readline(protocol.LARGEST + 1)  # not to the end: a daemon of the function's may hold it open
     except BaseException:
         child.kill()
         raise
@@ -33,6 +34,8 @@ def call(sandbox: Sandbox, function: Callable[..., Any], args: tuple[Any, ...]) 
         raise SandboxCallError(f"{name}() returned too much", why=f"its value takes more than {protocol.LARGEST} bytes",
                                remedy="Write it to a file, and read that with path().")
     if not body:
+        if returncode in (-signal.SIGKILL, 126):
+            sandbox._ready().ask({"ping": True})  # an end that may be the whole sandbox's, which this would tell
         how = f"signal {-returncode}" if returncode < 0 else f"status {returncode}"
         raise SandboxCallError(f"{name}() ended its process in the sandbox", why=f"it ended with {how}")
     try:
@@ -72,5 +75,5 @@ def _answer(pipe: TextIO, function: Callable[..., Any], args: tuple[Any, ...]) -
     except BaseException as error:  # noqa: BLE001 - all of it is the caller's to hear
         answer = json.dumps({"raised": {"type": type(error).__name__, "text": str(error),
                                         "traceback": traceback.format_exc()}})
-    pipe.write(answer)
+    pipe.write(answer + "\n")
     pipe.flush()

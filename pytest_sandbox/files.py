@@ -1,4 +1,4 @@
-"""A sandbox's files, seen from outside: ``SandboxPath``, copying in and out, and ``changes()``.
+"""A sandbox's files, seen from outside: ``SandboxPath``. ``copying`` and ``layerdiff`` have the rest of it.
 
 Everything goes through a descriptor of the sandbox's root and openat2(2) with ``RESOLVE_IN_ROOT``: whatever links,
 FIFOs or devices the code inside has made, nothing here is led out, blocked or made to read a device.
@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import os
 import stat
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import PurePosixPath
-from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import IO, TYPE_CHECKING, Any
 
 from .runtime import syscalls as sc
 
 if TYPE_CHECKING:
-    from .runtime.plan import Plan
     from .sandbox import Sandbox
 
 _IN_ROOT = sc.RESOLVE_IN_ROOT | sc.RESOLVE_NO_MAGICLINKS
@@ -172,11 +170,19 @@ class SandboxPath:
 
     def rglob(self, pattern: str) -> Iterator[SandboxPath]:
         """What lies below and matches, links not followed."""
-        for entry in self.iterdir():
-            if entry._path.match(pattern):
-                yield entry
-            if stat.S_ISDIR(entry._mode(follow=False)):
-                yield from entry.rglob(pattern)
+        pending = [self]
+        while pending:
+            folder = pending.pop()
+            try:
+                entries = list(folder.iterdir())
+            except (FileNotFoundError, NotADirectoryError):
+                if folder is self:
+                    raise
+                continue  # it went meanwhile
+            for entry in entries:
+                if entry._path.match(pattern):
+                    yield entry
+            pending += [entry for entry in reversed(entries) if stat.S_ISDIR(entry._mode(follow=False))]
 
     def glob(self, pattern: str) -> Iterator[SandboxPath]:
         """The directory's own entries whose names match."""
@@ -212,7 +218,7 @@ class SandboxPath:
         return open(fd, mode, encoding=encoding or "utf-8", errors=errors, newline=newline)
 
     def _own(self, fd: int) -> None:
-        if os.getuid() == 0 and self._sandbox.ids != (0, 0):
+        if self._sandbox._ready().host.privileged and self._sandbox.ids != (0, 0):
             os.chown(fd, *self._sandbox.ids)
 
     def read_bytes(self) -> bytes:
@@ -290,116 +296,3 @@ class SandboxPath:
         with self._in_parent() as (fd, name), to._in_parent() as (other, new):
             os.rename(name, new, src_dir_fd=fd, dst_dir_fd=other)
         return to
-
-
-def copy_in(src: str, to: SandboxPath) -> None:
-    """See ``Sandbox.copy_in``."""
-    if to.is_dir():
-        to = to / os.path.basename(os.path.abspath(src))
-    _in(os.path.realpath(src), to)
-
-
-def _in(src: str, to: SandboxPath) -> None:
-    look = os.lstat(src)
-    if stat.S_ISLNK(look.st_mode):
-        to.unlink(missing_ok=True)
-        to.symlink_to(os.readlink(src))
-    elif stat.S_ISDIR(look.st_mode):
-        to.mkdir(exist_ok=True)
-        for name in sorted(os.listdir(src)):
-            _in(os.path.join(src, name), to / name)
-        to.chmod(stat.S_IMODE(look.st_mode))
-    elif stat.S_ISREG(look.st_mode):
-        _file_in(src, to)
-    else:
-        raise OSError(22, "neither a file nor a directory", src)
-
-
-def _file_in(src: str, there: SandboxPath) -> None:
-    with open(src, "rb") as origin, there.open("wb") as copy:
-        look = os.fstat(origin.fileno())
-        _pump(origin.fileno(), copy.fileno())
-        os.fchmod(copy.fileno(), stat.S_IMODE(look.st_mode))
-        os.utime(copy.fileno(), ns=(look.st_atime_ns, look.st_mtime_ns))
-
-
-def _pump(source: int, target: int) -> None:
-    while chunk := os.read(source, 1 << 20):
-        view = memoryview(chunk)
-        while view:
-            view = view[os.write(target, view):]
-
-
-def copy_out(src: SandboxPath, dst: str) -> None:
-    """See ``Sandbox.copy_out``."""
-    if os.path.isdir(dst):
-        dst = os.path.join(dst, src.name)
-    left_out: list[str] = []
-    fd = src._open(os.O_PATH)
-    try:
-        _out(fd, dst, str(src), left_out)
-    finally:
-        os.close(fd)
-    if left_out:
-        warnings.warn(f"not copied out of the sandbox, being neither files nor directories: {', '.join(left_out)}",
-                      stacklevel=3)
-
-
-def _out(fd: int, dst: str, name: str, left_out: list[str]) -> None:
-    """Copies what the O_PATH descriptor ``fd`` is. A link in the target's place on the host is not followed either."""
-    look = os.fstat(fd)
-    if stat.S_ISLNK(look.st_mode):
-        os.symlink(os.readlink("", dir_fd=fd), dst)
-    elif stat.S_ISREG(look.st_mode):
-        source = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            target = os.open(dst, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            try:
-                _pump(source, target)
-                os.fchmod(target, stat.S_IMODE(look.st_mode) & 0o777)  # never a set-id file on the host
-                os.utime(target, ns=(look.st_atime_ns, look.st_mtime_ns))
-            finally:
-                os.close(target)
-        finally:
-            os.close(source)
-    elif stat.S_ISDIR(look.st_mode):
-        try:
-            os.mkdir(dst, 0o700)
-        except FileExistsError:
-            if os.path.islink(dst):  # copied out earlier, perhaps: it was the sandbox that said where it leads
-                raise OSError(20, "a symbolic link stands where a directory is to be made", dst) from None
-        listing = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            for entry in sorted(os.listdir(listing)):
-                inner = os.open(entry, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=listing)
-                try:
-                    _out(inner, os.path.join(dst, entry), f"{name}/{entry}", left_out)
-                finally:
-                    os.close(inner)
-        finally:
-            os.close(listing)
-        os.chmod(dst, stat.S_IMODE(look.st_mode) & 0o777)
-    else:
-        left_out.append(name)
-
-
-class Change(NamedTuple):
-    """One path that the writable layer changes; ``kind`` is added, modified, deleted, or metadata."""
-
-    path: str
-    kind: Literal["added", "modified", "deleted", "metadata"]
-
-
-def changes(plan: Plan, scratch: int, root: int, privileged: bool) -> list[Change]:
-    """See ``Sandbox.changes``. Reads the overlays' upper directories, through a descriptor of the writable layer."""
-    from .layerdiff import LayerDiff
-    found: list[Change] = []
-    for number, tree in enumerate(plan.trees):
-        upper = os.open(f"{number}/upper", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=scratch)
-        try:
-            diff = LayerDiff(tree, privileged, root)
-            found += [Change(path, kind) for path, kind in diff.walk(upper)]
-        finally:
-            os.close(upper)
-    ignored = plan.made
-    return sorted(change for change in found if change.path not in ignored)

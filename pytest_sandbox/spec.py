@@ -113,7 +113,8 @@ def parse_size(option: str, value: object) -> int:
 def _image(option: str, value: object) -> Any:
     if isinstance(value, str) and value.strip():
         return value.strip()
-    raise _refuse(option, value, 'a reference such as "host"')
+    several = "a list of images is not available yet" if isinstance(value, (list, tuple)) else None
+    raise _refuse(option, value, 'a reference such as "host"', several)
 
 
 def _network(option: str, value: object) -> str:
@@ -203,9 +204,10 @@ def _capabilities(option: str, value: object) -> tuple[str, ...]:
 
 
 def _scope(option: str, value: object) -> str:
-    if value == "function":
-        return "function"
-    raise _refuse(option, value, '"function"', "not available yet" if value in ("class", "module") else None)
+    if value in ("function", "class", "module"):
+        return str(value)
+    raise _refuse(option, value, '"function", "class" or "module"',
+                  _closest(value, ("function", "class", "module")) if isinstance(value, str) else None)
 
 
 def _hide(option: str, value: object) -> tuple[str, ...]:

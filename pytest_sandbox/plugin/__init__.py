@@ -90,6 +90,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             conductor = config.stash[_conductor] = Conductor(session, settings)
             config.pluginmanager.register(conductor, "sandbox-conductor")
         conductor.adopt(item, spec)
+    if conductor is not None:
+        conductor.adopted()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

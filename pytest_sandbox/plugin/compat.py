@@ -15,11 +15,13 @@ name                                                   needed  for
 ``Item._report_sections``                              yes     the output that the inside reported, attached outside
 ``CaptureManager.item_capture``,                       yes     capturing the teardown of higher scopes; what a crashed
 ``read_global_capture``, ``_global_capturing``                 test had printed
-``LoggingPlugin._runtest_for``                         no      logging in the teardown of higher scopes
+``LoggingPlugin._runtest_for``, ``log_cli_handler``,   no      logging in the teardown of higher scopes
+``caplog_records_key``
 ``HookCaller._hookimpls`` (pluggy)                     yes     inside, reports go to us alone
 ``skip.Exception(_use_item_location=)``                yes     a skip is shown at the test's own line
 ``_pytest._io.TerminalWriter``                         yes     representations of other kinds keep their colours
 ``_pytest.subtests.failed_subtests_key``               no      the count of failed subtests is kept outside
+``_pytest.faulthandler.fault_handler_stderr_fd_key``   no      ``faulthandler_timeout`` inside
 ``_pytest.junitxml.xml_key``, ``LogXML``               no      attributes and properties for the JUnit report
 ``Config._tmp_path_factory``                           no      its base directory is made before the first fork
 =====================================================  ======  =====================================================
@@ -132,7 +134,7 @@ def check_interactive_exception(call: pytest.CallInfo[Any], report: pytest.TestR
 
 
 class SetupPatch:
-    """Replaces ``setup`` and ``teardown_exact`` of one session's SetupState, and keeps the originals."""
+    """Replaces ``setup`` of one session's SetupState, inside ``teardown_exact`` too, and keeps the originals."""
 
     def __init__(self, session: pytest.Session, setup: Callable[[pytest.Item], None],
                  teardown_exact: Callable[[pytest.Item | None], None]) -> None:
@@ -141,11 +143,15 @@ class SetupPatch:
         self.setup: Callable[[pytest.Item | pytest.Collector], None] = state.setup
         self.teardown_exact: Callable[[pytest.Item | pytest.Collector | None], None] = state.teardown_exact
         state.setup = setup
-        state.teardown_exact = teardown_exact
+        self._inner_teardown = teardown_exact
+
+    def enter(self) -> None:
+        """This process is an inside now, until it ends."""
+        self._state.teardown_exact = self._inner_teardown
 
     def undo(self) -> None:
-        """Puts pytest's own methods back."""
-        del self._state.setup, self._state.teardown_exact
+        """Puts pytest's own method back, outside."""
+        del self._state.setup
 
     @property
     def stack(self) -> dict[Any, tuple[list[Callable[[], object]], Any]]:
@@ -169,8 +175,12 @@ def requested_names(item: pytest.Item) -> tuple[str, ...]:
     return tuple(info.initialnames) if info is not None else ()
 
 
-def higher_fixtures(item: pytest.Item) -> list[str]:
-    """The fixtures of ``item`` that outlive it, in the order in which pytest sets them up."""
+#: The scopes of fixtures, and of sandboxes, from the shortest life to the longest.
+SCOPES = ("function", "class", "module", "package", "session")
+
+
+def higher_fixtures(item: pytest.Item, above: str = "function") -> list[str]:
+    """The fixtures of ``item`` whose scope is higher than ``above``, in the order in which pytest sets them up."""
     info = getattr(item, "_fixtureinfo", None)
     if info is None or not getattr(item, "_request", None):
         return []
@@ -185,7 +195,7 @@ def higher_fixtures(item: pytest.Item) -> list[str]:
             if not defs:
                 continue
             scope = defs[-1].scope
-        if scope == "function":
+        if scope == "function" or (above != "function" and SCOPES.index(scope) <= SCOPES.index(above)):
             continue
         if scope == "class":
             if in_class is None:
@@ -199,10 +209,25 @@ def higher_fixtures(item: pytest.Item) -> list[str]:
     return names
 
 
+def higher_parameters(item: pytest.Item, above: str) -> dict[str, int]:
+    """The parametrised fixtures of ``item`` whose scope is higher than ``above``, and which parameter each has."""
+    callspec: Any = getattr(item, "callspec", None)
+    if callspec is None:
+        return {}
+    return {name: callspec.indices.get(name, 0) for name, scope in callspec._arg2scope.items()
+            if SCOPES.index(scope.value) > SCOPES.index(above)}
+
+
 def set_up_fixture(item: pytest.Item, name: str) -> None:
     """Sets a fixture up as the item's own set-up would; its value is cached by pytest."""
     __tracebackhide__ = True
     item._request._get_active_fixturedef(name)  # type: ignore[attr-defined]
+
+
+def may_request_by_name(item: pytest.Item) -> bool:
+    """Whether ``item`` or a fixture of its has ``request``, and so ``getfixturevalue``."""
+    info = getattr(item, "_fixtureinfo", None)
+    return info is not None and "request" in info.names_closure
 
 
 def attach_sections(item: pytest.Item, sections: list[tuple[str, str]]) -> None:
@@ -239,6 +264,11 @@ def capturing(item: pytest.Item, when: str) -> Iterator[None]:
     logs: Any = plugins.get_plugin("logging-plugin")
     outer: AbstractContextManager[None] = nullcontext()
     if logs is not None and hasattr(logs, "_runtest_for"):
+        live = getattr(logs, "log_cli_handler", None)
+        if live is not None:
+            live.set_when(when)
+        if _records_key is not None and _records_key not in item.stash:
+            item.stash[_records_key] = {}  # pytest has ended the item already
         outer = logs._runtest_for(item, when)
     inner: AbstractContextManager[None] = capture.item_capture(when, item) if capture is not None else nullcontext()
     before = len(item._report_sections)
@@ -273,6 +303,29 @@ def captured_so_far(config: pytest.Config, limit: int) -> dict[str, str]:
     return texts
 
 
+def printed_so_far(config: pytest.Config) -> list[tuple[Any, bytes]]:
+    """What is captured and not reported yet, by capture file. Of a fork, too: both write to the same files."""
+    capture: Any = config.pluginmanager.get_plugin("capturemanager")
+    multi = getattr(capture, "_global_capturing", None)
+    found = []
+    for one in (multi.out, multi.err) if multi is not None else ():
+        file = getattr(one, "tmpfile", None)
+        try:
+            found.append((file, os.pread(file.fileno(), 1 << 24, 0)))  # type: ignore[union-attr]
+        except (AttributeError, OSError, ValueError):
+            continue  # sys capture keeps it in memory, of which a fork has a copy of its own
+    return found
+
+
+def restore_printed(printed: list[tuple[Any, bytes]]) -> None:
+    """Makes the capture files hold again what :func:`printed_so_far` found."""
+    for file, content in printed:
+        file.flush()
+        os.ftruncate(file.fileno(), 0)
+        os.lseek(file.fileno(), 0, os.SEEK_SET)
+        os.write(file.fileno(), content)
+
+
 def _bounded_snap(one: Any, limit: int) -> str:
     """``one.snap()``, but of a capture file that is larger than ``limit`` only the beginning and the end."""
     file = getattr(one, "tmpfile", None)
@@ -289,6 +342,18 @@ def _bounded_snap(one: Any, limit: int) -> str:
     os.ftruncate(descriptor, 0)
     one.snap()
     return f"{head}\n[... {size - 2 * half:,} bytes of output left out ...]\n{tail}"
+
+
+def shows_as_it_happens(config: pytest.Config) -> bool:
+    """Whether what a test prints, logs or asks is seen at once, so that its reports must be seen in between."""
+    if hasattr(config, "workerinput"):
+        return False  # of pytest-xdist: nobody watches
+    option = config.option
+    if getattr(option, "capture", "no") in ("no", "tee-sys") or getattr(option, "log_cli_level", None) is not None:
+        return True
+    flags = ("setupshow", "setuponly", "setupplan", "usepdb", "trace")
+    return any(getattr(option, flag, False) for flag in flags) or (
+        config.pluginmanager.has_plugin("logging-plugin") and bool(config.getini("log_cli")))
 
 
 def terminal_writer(config: pytest.Config, file: Any) -> Any:
@@ -323,6 +388,13 @@ def replace_implementations(hook: Any, implementations: list[Any]) -> None:
     hook._hookimpls = implementations
 
 
+def silence_progress(config: pytest.Config) -> None:
+    """In a child that runs several tests: their beginning and end are shown by the parent."""
+    logs = config.pluginmanager.get_plugin("logging-plugin")
+    for hook in (config.hook.pytest_runtest_logstart, config.hook.pytest_runtest_logfinish):
+        replace_implementations(hook, of_plugins(hook, (logs,)))
+
+
 # Other builtin plugins.
 
 
@@ -341,6 +413,19 @@ def set_failed_subtests(item: pytest.Item, count: int) -> None:
         counts[getattr(item, "id", item.nodeid)] = count
 
 
+def faulthandler_descriptor(config: pytest.Config) -> int | None:
+    """Where pytest has faulthandler write to."""
+    return config.stash.get(_fault_key, None) if _fault_key is not None else None
+
+
+def ini(config: pytest.Config, name: str) -> object:
+    """An ini option that not all versions have; None where it is unknown."""
+    try:
+        return config.getini(name)
+    except ValueError:
+        return None
+
+
 def junit(config: pytest.Config) -> JUnit | None:
     """The JUnit report of this run, if one is being written."""
     log = config.stash.get(_junit_key, None) if _junit_key is not None else None
@@ -355,7 +440,9 @@ def _optional(module: str, name: str) -> Any:
         return None
 
 
+_records_key: Any = _optional("_pytest.logging", "caplog_records_key")
 _subtests_key: Any = _optional("_pytest.subtests", "failed_subtests_key")
+_fault_key: Any = _optional("_pytest.faulthandler", "fault_handler_stderr_fd_key")
 _junit_key: Any = _optional("_pytest.junitxml", "xml_key")
 
 

@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from . import compat, reporting, wire
+from .guest import Elsewhere, Guest
+from .household import form_groups
 from .item import RUN, ItemRun
 from .options import Settings
+from .timers import faulthandler_timer
+from .traces import leave_out_own_frames
 
 if TYPE_CHECKING:
     from pytest_sandbox.spec import SandboxSpec
-
-    from .guest import Guest
 
 
 class Conductor:
@@ -32,16 +34,44 @@ class Conductor:
         self.settings = settings
         self.guest: Guest | None = None
         self.fault_descriptor: int | None = None
+        self.live = compat.shows_as_it_happens(session.config)
+        self.faults = faulthandler_timer(session.config)
         self._warm = False
+        self._runs: list[ItemRun] = []
         self.patch = compat.SetupPatch(session, self._setup, self._teardown_exact)
         self._runner = compat.RunnerPatch(self._call_and_report, self._shows)
 
     def adopt(self, node: pytest.Item, spec: SandboxSpec) -> None:
         """Makes ``node`` a sandboxed item."""
-        node.stash[RUN] = ItemRun(node, spec, self)
+        run = node.stash[RUN] = ItemRun(node, spec, self)
+        if spec.scope != "function":
+            self._runs.append(run)
+
+    def adopted(self) -> None:
+        """All items have been seen.
+
+        :raises pytest.UsageError: for tests that are to share a sandbox and cannot.
+        """
+        if self._runs:
+            form_groups(self._runs, {item: index for index, item in enumerate(self.session.items)})
+
+    @staticmethod
+    def run_of(node: pytest.Item | None) -> ItemRun | None:
+        """The place in the runner of ``node``, if it is one and sandboxed."""
+        return node.stash.get(RUN, None) if node is not None else None
+
+    def order_of(self, run: ItemRun) -> tuple[int, int | None, int]:
+        """What a process that serves several tests must know about the next: it, what follows it, failures so far."""
+        assert run.group is not None
+        positions = run.group.positions
+        following = positions[run.nextitem] if run.nextitem is not None else None
+        return positions[run.item], following, self.session.testsfailed
 
     def undo(self) -> None:
         """The session is over: the runner is pytest's again."""
+        for run in self._runs:
+            if run.group is not None:
+                run.group.close()
         self._runner.undo()
         self.patch.undo()
         if self.fault_descriptor is not None:
@@ -75,10 +105,8 @@ class Conductor:
         run.attempt.set_up()
 
     def _teardown_exact(self, nextitem: pytest.Item | None) -> None:
-        if self.guest is not None:
-            self.guest.teardown_exact(nextitem)
-        else:
-            self.patch.teardown_exact(nextitem)
+        assert self.guest is not None, "only replaced inside"
+        self.guest.teardown_exact(nextitem)
 
     # Hooks.
 
@@ -89,17 +117,23 @@ class Conductor:
         run = item.stash.get(RUN, None)
         if run is None:
             return (yield)
+        if self.guest is not None:
+            return (yield)  # in a process that serves several tests: its loop is below us
         run.nextitem = nextitem
         try:
             return (yield)
+        except Elsewhere:
+            return True  # never seen: the process goes on below
         finally:
             if self.guest is not None:
-                self.guest.broke()  # nothing of the child gets out of here
+                self.guest.serve()  # nothing of the child gets out of here
             run.close()
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_makereport(self, call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport,
                                                                                   pytest.TestReport]:
+        if call.excinfo is not None:
+            leave_out_own_frames(call.excinfo.value)
         if self.guest is None:
             return (yield)
         self.guest.leave_out_overhead(call)
@@ -111,12 +145,26 @@ class Conductor:
         if self.guest is not None:
             self.guest.logged(report)
 
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_fixture_setup(self, fixturedef: Any, request: Any) -> Generator[None, object, object]:
+        if self.guest is not None and fixturedef.scope != "function":
+            self.guest.wants_outside(fixturedef, request)
+        return (yield)
+
+    def pytest_enter_pdb(self) -> None:
+        if self.guest is not None:
+            self.guest.debugger(True)
+
+    def pytest_leave_pdb(self) -> None:
+        if self.guest is not None:
+            self.guest.debugger(False)
+
     # What an attempt needs.
 
-    def prepare_for(self, nextitem: pytest.Item | None) -> None:
-        """Says that ``nextitem``'s sandbox is wanted soon; it is made while the current test runs."""
-        run = nextitem.stash.get(RUN, None) if nextitem is not None else None
-        if run is not None:
+    def prepare_for(self, current: ItemRun) -> None:
+        """Says that the next item's sandbox is wanted soon; it is made while the ``current`` test runs."""
+        run = self.run_of(current.nextitem)
+        if run is not None and (run.group is None or run.group is not current.group):
             from pytest_sandbox.sandbox import Sandbox
 
             Sandbox.prepare(run.spec)

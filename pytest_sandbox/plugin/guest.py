@@ -12,6 +12,7 @@ returns from the end of the teardown.
 from __future__ import annotations
 
 import faulthandler
+import json
 import os
 import sys
 import traceback
@@ -22,10 +23,11 @@ import pytest
 
 from pytest_sandbox.errors import SandboxProtocolError
 
-from . import compat, reporting, wire
+from . import compat, cover, reporting, wire
 
 if TYPE_CHECKING:
     from .conductor import Conductor
+    from .household import Group
 
 #: The longest output of one kind that travels, in characters; what is longer loses its middle.
 SECTION_LIMIT = 8 << 20
@@ -34,42 +36,124 @@ SECTION_LIMIT = 8 << 20
 class Before:
     """How things stand before a fork, to tell afterwards what the inside changed. Made in the parent."""
 
-    __slots__ = ("attributes", "junit", "listeners", "report_hook", "stack", "suite")
+    __slots__ = ("attributes", "coverage", "data_files", "junit", "listeners", "printed", "report_hook", "stack",
+                 "suite")
 
-    def __init__(self, conductor: Conductor, item: pytest.Item) -> None:
+    def __init__(self, conductor: Conductor, item: pytest.Item, may_start_over: bool = False) -> None:
         config = item.config
+        self.printed = compat.printed_so_far(config) if may_start_over else None
         self.stack = {node: len(finalizers) for node, (finalizers, _) in conductor.patch.stack.items()}
         self.attributes = dict(item.__dict__)
         self.junit = compat.junit(config)
         self.suite = len(self.junit.suite_properties()) if self.junit is not None else 0
+        self.coverage = cover.current()
+        self.data_files = cover.before_fork(self.coverage) if self.coverage is not None else set()
         self.report_hook = config.hook.pytest_runtest_logreport
         self.listeners = compat.of_plugins(self.report_hook, (
             item.session, config.pluginmanager.get_plugin("logging-plugin"), conductor))
 
 
-class Guest:
-    """Made by the fork, in the child; ends with the process. Holds the writing end of the pipe to the parent."""
+class Elsewhere(BaseException):
+    """Leaves the protocol of a test whose next attempt pytest, outside, does not make."""
 
-    def __init__(self, conductor: Conductor, item: pytest.Item, before: Before, descriptor: int) -> None:
+
+class Guest:
+    """Made by the fork, in the child; ends with the process. Holds the pipes to and from the parent."""
+
+    def __init__(self, conductor: Conductor, item: pytest.Item, before: Before, pipes: tuple[int, int],
+                 group: Group | None) -> None:
         self.pid = os.getpid()
         self.conductor = conductor
-        self.item = item
+        self.group = group
         self.overhead = 0.0
         self.made: pytest.TestReport | None = None  # the report that pytest made last
+        self.waits = False  # for the group's next test
+        self._may_start_over = before.printed is not None
+        self._descriptor, commands = pipes
+        self._orders = os.fdopen(commands, "rb") if commands >= 0 else None
+        self._order: list[Any] = []
+        compat.replace_implementations(before.report_hook, before.listeners)
+        self._recorder = None
+        if before.coverage is not None:
+            self._recorder = cover.begin(before.coverage, before.data_files)
+        conductor.patch.enter()
+        if group is not None:
+            compat.silence_progress(item.config)
+        if conductor.fault_descriptor is not None:
+            faulthandler.enable(conductor.fault_descriptor)
+        self._begin(item, before)
+
+    def _begin(self, item: pytest.Item, before: Before) -> None:
+        self.item = item
+        self.waits = False
         self._before = before
-        self._descriptor = descriptor
         self._phase = "setup"
         self._shipped: pytest.TestReport | None = None
         self._names: dict[int, str] = {}
         self._reports: dict[int, str] = {}
         self._sent: dict[str, Any] = {}
-        catcher = warnings.catch_warnings(record=True)  # never left: the parent replays what is recorded
-        recorded = catcher.__enter__()
-        assert recorded is not None
-        self._warnings: list[warnings.WarningMessage] = recorded
-        compat.replace_implementations(before.report_hook, before.listeners)
-        if conductor.fault_descriptor is not None:
-            faulthandler.enable(conductor.fault_descriptor)
+        # The parent replays what is recorded, if there is pytest's plugin that tells of it.
+        self._catcher = warnings.catch_warnings(record=item.config.pluginmanager.has_plugin("warnings"))
+        recorded = self._catcher.__enter__()
+        self._warnings: list[warnings.WarningMessage] = [] if recorded is None else recorded
+
+    # A process that serves several tests.
+
+    def serve(self) -> NoReturn:
+        """The protocol of the first test is over: runs one after the other what the parent asks for."""
+        items = self.item.session.items
+        while True:
+            self._check_process()
+            if not self.waits:
+                self.broke()  # the protocol ended without a report of a teardown
+            order = self._order or self._next_order()
+            item = items[order[1]]
+            nextitem = items[order[2]] if order[2] is not None else None
+            self._order = order
+            try:
+                item.config.hook.pytest_runtest_protocol(item=item, nextitem=nextitem)
+            except Elsewhere:
+                pass
+
+    def start(self, item: pytest.Item) -> None:
+        """Another set-up begins: of the next test, or of another attempt of the same."""
+        order = self._order or self._next_order()
+        if item.session.items[order[1]] is not item:
+            self._order = order
+            raise Elsewhere
+        self._order = []
+        item.session.testsfailed = order[3]
+        self._begin(item, Before(self.conductor, item))
+
+    def _next_order(self) -> list[Any]:
+        while True:
+            order = self._receive()
+            if order[0] == "run":
+                return order
+            items = self.item.session.items
+            self._leave(items[order[1]], items[order[2]] if order[2] is not None else None)
+
+    def _leave(self, item: pytest.Item, nextitem: pytest.Item | None) -> None:
+        """A test is over that did not run in here, or was not known to be the last: tears down what no other needs."""
+        self._begin(item, Before(self.conductor, item))
+        self._phase = "teardown"
+
+        def tear_down() -> None:
+            __tracebackhide__ = True
+            with compat.capturing(item, "teardown"):
+                self.teardown_exact(nextitem)
+
+        call = pytest.CallInfo.from_call(tear_down, when="teardown")
+        # Not by the hook: plugins that make reports expect to have seen the item's set-up in the same process.
+        self.reported("teardown", pytest.TestReport.from_item_and_call(item, call), nextitem)
+
+    def _receive(self) -> list[Any]:
+        """What the parent says next."""
+        line = self._orders.readline() if self._orders is not None else b""
+        if not line:
+            os._exit(1)  # it is gone
+        order: list[Any] = json.loads(line)
+        return order
 
     def leave_out_overhead(self, call: pytest.CallInfo[None]) -> None:
         """The time of the set-up without that of making the sandbox and forking into it."""
@@ -95,9 +179,11 @@ class Guest:
             data = reporting.report_to_data(report, self.item.config, self._name_of)
             message = wire.encode(["report", self._phase, data, {}, main])
         self._send(message)
+        if self.conductor.live:
+            self._receive()
 
-    def reported(self, when: str, report: pytest.TestReport) -> None:
-        """One phase is over, with ``report``. Does not return from the last one."""
+    def reported(self, when: str, report: pytest.TestReport, nextitem: pytest.Item | None) -> None:
+        """One phase is over, with ``report``. Returns from the last one only if the process serves another test."""
         self._check_process()
         if self._shipped is not report:  # whoever runs the phases logs the reports later
             self.made = report
@@ -105,21 +191,45 @@ class Guest:
         elif getattr(report, "_pdbshown", False):
             self._send(wire.encode(["shown", when]))
         if when == "teardown":
-            self.finish()
+            self._finish_test(nextitem)
+            return
         goes_on = when == "setup" and report.passed and not self.item.config.getoption("setuponly", False)
         self._phase = "call" if goes_on else "teardown"
+
+    def wants_outside(self, fixturedef: Any, request: Any) -> None:
+        """A fixture of higher scope is about to be set up in here: the test asked for it by name.
+
+        It would be another one for each test. So the parent is asked to set it up and to run the test again from the
+        start, of which nothing can be noticed; where it could, the fixture is set up in here, for this test.
+        """
+        if not self._may_start_over or os.getpid() != self.pid:
+            return
+        if fixturedef.scope == "class" and request.node.getparent(pytest.Class) is None:
+            return  # it lives as long as the test
+        path = (getattr(self.item, "funcargs", None) or {}).get("tmp_path")
+        if path is not None:
+            import shutil
+
+            shutil.rmtree(path, ignore_errors=True)  # the next attempt makes one of the same name
+        self._send(wire.encode(["fixture", self._phase, fixturedef.argname]))
+        os._exit(0)
+
+    def debugger(self, entered: bool) -> None:
+        """Someone came to a debugger's prompt, or left it: meanwhile an interrupt is the debugger's."""
+        if os.getpid() == self.pid:
+            self._send(wire.encode(["debugger", self._phase, entered]))
 
     def left_by(self, error: BaseException) -> NoReturn:
         """``pytest.exit`` or an interrupt ends the run: the parent raises it again. Function-scoped teardown first."""
         self._check_process()
         exits = isinstance(error, pytest.exit.Exception)
         message = ["exit", self._phase, "Exit" if exits else "KeyboardInterrupt",
-                   str(getattr(error, "msg", "") or ""), getattr(error, "returncode", None)]
+                   str(getattr(error, "msg", "") or ""), getattr(error, "returncode", None), reporting.place_of(error)]
+        self._send(wire.encode(message))
         try:
             self.teardown_exact(None)
-        except BaseException:  # noqa: BLE001 - the run is over; what ends it must still be told
+        except BaseException:  # noqa: BLE001 - the run is over whatever this says
             pass
-        self._send(wire.encode(message))
         self.finish()
 
     def broke(self) -> NoReturn:
@@ -128,30 +238,57 @@ class Guest:
         self._send(wire.encode(["broken", self._phase, traceback.format_exc()[-100_000:]]))
         self.finish()
 
+    def _finish_test(self, nextitem: pytest.Item | None) -> None:
+        group = self.group
+        if group is None or not group.keeps(nextitem):
+            self.finish()
+        self._flush()
+        self._send_coverage()
+        self.waits = True
+        self._catcher.__exit__(None, None, None)
+        self._send(wire.encode(["waits"]))
+
     def finish(self) -> NoReturn:
         """The last thing that happens in here."""
         self._check_process()
+        self._flush()
+        self._send_coverage()
+        self._send(b"\0\0\0\x08[\"done\"]")
+        os._exit(0)
+
+    def _send_coverage(self) -> None:
+        if self._recorder is not None:
+            try:
+                self._send(wire.encode(["coverage", "teardown", cover.take(self._recorder)]))
+            except SandboxProtocolError as error:
+                self._send(wire.encode(["coverage", "teardown", str(error)]))
+
+    def _flush(self) -> None:
         for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
             try:
                 stream.flush()  # type: ignore[union-attr]
             except (AttributeError, OSError, ValueError):
                 pass
-        self._send(b"\0\0\0\x08[\"done\"]")
-        os._exit(0)
 
     def teardown_exact(self, nextitem: pytest.Item | None) -> None:
         """In place of pytest's: ends the item, and what it requested of higher scope for itself alone.
 
         A fixture of higher scope that the item asked for by name (``getfixturevalue``) was set up in here, so its
-        finalizers are the ones that were not there at the fork.
+        finalizers are the ones that were not there at the fork. The last test of a group also ends what they shared.
         """
-        patch = self.conductor.patch
+        __tracebackhide__ = True
+        patch, group = self.conductor.patch, self.group
         exceptions: list[BaseException] = []
+        needed: pytest.Item | pytest.Collector | None = self.item.parent
+        if group is not None:
+            needed = nextitem if group.keeps(nextitem) else group.node.parent
         try:
-            patch.teardown_exact(self.item.parent)
+            patch.teardown_exact(needed)
         except compat.TEST_OUTCOME as error:
             exceptions.append(error)
         for node, (finalizers, _) in reversed(list(patch.stack.items())):
+            if self._is_shared(node):
+                continue  # its later tests have it too
             known = self._before.stack.get(node, 0)
             while len(finalizers) > known:
                 try:
@@ -162,6 +299,10 @@ class Guest:
             raise exceptions[0]
         if exceptions:
             raise compat.exception_group("errors during test teardown", exceptions[::-1])
+
+    def _is_shared(self, node: pytest.Item | pytest.Collector) -> bool:
+        """Whether what is set up for ``node`` in here belongs to all tests of the group."""
+        return self.group is not None and self.group.node in node.listchain()
 
     # What travels besides reports.
 
@@ -182,7 +323,8 @@ class Guest:
                 changes["suite_properties"] = [[str(name), str(value)] for name, value in properties]
             if attrs := before.junit.attributes(self.item.nodeid):
                 changes["xml_attributes"] = {str(name): str(value) for name, value in attrs.items()}
-        if self._phase == "teardown" and any(node not in self.conductor.patch.stack for node in before.stack):
+        if self._phase == "teardown" and any(node not in self.conductor.patch.stack and not self._is_shared(node)
+                                             for node in before.stack):
             changes["suspended"] = True  # a plugin took the higher scopes off the stack: it wants another attempt
         return changes
 

@@ -37,31 +37,44 @@ class Phase:
 class Inbox:
     """Follows the child through its phases.
 
-    ``now`` is the phase that the child is in (``over`` after the last), ``done`` whether it said goodbye, ``ending``
-    what it ended with if that was not a report: an exception to raise or to report in phase ``now``.
+    ``now`` is the phase that the child is in (``over`` after the last), ``done`` whether it said goodbye, ``waits``
+    whether it stays for the next test instead, ``ending`` what it ended with if that was not a report: an exception to
+    raise or to report in phase ``now``. ``wanted`` names a fixture that it asks to have set up outside, ``debugging``
+    says that someone sits at a debugger's prompt in there, ``coverage`` is what was measured.
     """
 
-    def __init__(self, item: pytest.Item, shared: Callable[[pytest.Item], dict[str, object]]) -> None:
+    def __init__(self, item: pytest.Item, shared: Callable[[pytest.Item], dict[str, object]],
+                 first: str = "setup") -> None:
         self.item = item
-        self.phases = {"setup": Phase()}
-        self.now = "setup"
+        self.phases = {first: Phase()}
+        self.now = first
         self.done = False
+        self.waits = False
+        self.debugging = False
+        self.wanted: str | None = None
+        self.coverage: Any = None
         self.ending: BaseException | None = None
         self._shared = shared
+        self._decoder = wire.Decoder()
 
-    def read(self, child: ForkedChild, descriptor: int) -> None:
+    def read(self, child: ForkedChild, descriptor: int, until: str | None = None,
+             answer: Callable[[str, bool], None] | None = None) -> None:
         """Reads messages from ``descriptor`` until the child has said goodbye or ended.
 
         The child's end is learnt from its pidfd: a process that it left behind may hold the pipe open for ever.
 
+        :param until: a phase; its own report, too, ends the reading.
+        :param answer: called for each report, as it comes, with its phase and whether it is the phase's own.
         :raises SandboxProtocolError: for anything that is not a message that fits here.
         """
-        decoder = wire.Decoder()
+        decoder = self._decoder
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
         poll.register(child.fileno(), select.POLLIN)
         ended = False
         while not self.done:
+            if until is not None and until in self.phases and self.phases[until].report is not None:
+                return
             if not ended:
                 ended = all(ready != descriptor for ready, _ in poll.poll())
             try:
@@ -71,6 +84,8 @@ class Inbox:
             if data:
                 for message in decoder.feed(data):
                     self.receive(message)
+                    if answer is not None and message[0] == "report":
+                        answer(message[1], message[4] is True)
             elif ended:
                 return
             else:  # closed in there; the child goes on without a voice
@@ -81,12 +96,16 @@ class Inbox:
     def receive(self, message: list[Any]) -> None:
         """Takes in one message."""
         kind = message[0]
-        if self.done or (self.ending is not None and kind != "done"):
+        if self.done or (self.ending is not None and kind not in ("done", "coverage")):
             raise SandboxProtocolError("the sandboxed test sent messages after its last one")
-        if kind == "done":
+        if kind == "done" or kind == "waits":
             if self.now != "over" and self.ending is None:
                 raise SandboxProtocolError(f"the sandboxed test said that it was done during its {self.now}")
             self.done = True
+            self.waits = kind == "waits"
+            return
+        if kind == "coverage":
+            self.coverage = message[2]
             return
         if kind == "shown":
             if message[1] in self.phases and (report := self.phases[message[1]].report) is not None:
@@ -96,12 +115,18 @@ class Inbox:
             raise SandboxProtocolError(f"the sandboxed test reported its {message[1]} during its {self.now}")
         if kind == "report":
             self._report(*message[2:])
+        elif kind == "debugger":
+            self.debugging = message[2] is True
+        elif kind == "fixture":
+            self.wanted = str(message[2])
+            self.done = True
         elif kind == "exit":
-            _, _, name, text, returncode = message
+            _, _, name, text, returncode, place = message
             if name == "Exit":
                 self.ending = pytest.exit.Exception(str(text), returncode if isinstance(returncode, int) else None)
             else:
                 self.ending = KeyboardInterrupt()
+            reporting.set_place(self.ending, place)
         else:
             self.ending = BrokenInside(f"pytest failed inside a sandbox, in {self.item.nodeid}:\n{message[2]}")
 

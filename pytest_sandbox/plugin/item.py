@@ -15,22 +15,28 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_sandbox.errors import SandboxCrashed, SandboxError, SandboxUnavailable
+from pytest_sandbox.errors import SandboxCrashed, SandboxError, SandboxProtocolError, SandboxUnavailable
 
-from . import compat, neighbours, reporting
+from . import compat, cover, neighbours, reporting
 from .fixtures import make_sandbox
 from .guest import SECTION_LIMIT, Before, Guest
-from .inbox import BrokenInside, Inbox
+from .household import Fork, Group
+from .inbox import BrokenInside, Inbox, Phase
 from .options import PytestSandboxWarning
+from .timers import Timers
 
 if TYPE_CHECKING:
-    from pytest_sandbox.sandbox import ForkedChild, Sandbox
+    from pytest_sandbox.sandbox import Sandbox
     from pytest_sandbox.spec import SandboxSpec
 
     from .conductor import Conductor
     from .reporting import Changes
 
 RUN: pytest.StashKey[ItemRun] = pytest.StashKey()
+
+#: How often a test may ask for another fixture to be set up outside before it has to make do inside.
+MOST_ATTEMPTS = 20
+
 
 class Over(pytest.exit.Exception):  # type: ignore[name-defined,misc]
     """Unwinds pytest's set-up in the parent when the child has ended. Never leaves ``ItemRun.call_and_report``.
@@ -46,6 +52,7 @@ class ItemRun:
         self.item = item
         self.spec = spec
         self.conductor = conductor
+        self.group: Group | None = None
         self.nextitem: pytest.Item | None = None
         self.attempt: Attempt | None = None
         self.warnings: list[Any] = []
@@ -55,16 +62,23 @@ class ItemRun:
         """In place of pytest's function of this name, around it. The child, too, comes back here from the fork."""
         __tracebackhide__ = True
         conductor = self.conductor
-        if when == "setup" and conductor.guest is None:
-            self.attempt = Attempt(self)
+        if when == "setup":
+            if conductor.guest is None:
+                self.attempt = Attempt(self)
+            elif conductor.guest.waits:
+                self.attempt = Attempt(self)
+                conductor.guest.start(self.item)
         attempt = self.attempt
         assert attempt is not None, "setup comes first"
         if attempt.forked and conductor.guest is None:
             return attempt.deliver(when, log, kwds.get("nextitem"))
+        shared = None
+        if when == "teardown" and conductor.guest is None and self.group is not None:
+            shared = attempt.leave_group(kwds.get("nextitem"))
         try:
-            report = original(self.item, when, log, **kwds)
+            report = original(self.item, when, log and shared is None, **kwds)
             if conductor.guest is not None:
-                conductor.guest.reported(when, report)
+                conductor.guest.reported(when, report, kwds.get("nextitem"))
         except Over:
             return attempt.deliver(when, log, None)
         except (pytest.exit.Exception, KeyboardInterrupt) as error:
@@ -77,8 +91,12 @@ class ItemRun:
             raise
         if attempt.forked and conductor.guest is None:
             return attempt.deliver(when, log, None)  # a hook around the set-up did not let ``Over`` pass
+        if shared is not None:
+            report = _both(report, shared)
+            if log:
+                self.item.ihook.pytest_runtest_logreport(report=report)
         if when == "teardown" and conductor.guest is None:
-            self.attempt = None
+            self.end_attempt()
         return report
 
     def end_attempt(self) -> None:
@@ -104,67 +122,148 @@ class Attempt:
         self.item = run.item
         self.conductor = run.conductor
         self.forked = False
-        self._sandbox: Sandbox | None = None
-        self._child: ForkedChild | None = None
         self.inbox = Inbox(run.item, run.conductor.shared_objects)
+        self._fork: Fork | None = None
         self._residue: dict[str, str] = {}  # what a crashed child had printed and not reported
         self._suspended = False
+        self._owes_answer = False
+        self._timers: Timers | None = None
 
     # Set-up: called from the patched SetupState.setup, in the middle of pytest_runtest_setup.
 
     def set_up(self) -> None:
-        """Sets up outside what outlives the item, and forks. Returns in the child; raises ``Over`` in the parent.
+        """Sets up outside what outlives the sandbox, and forks. Returns in the child; raises ``Over`` in the parent.
 
         Where the sandbox cannot be had and the user said ``run``, sets the item up here and returns, with no child.
         """
         __tracebackhide__ = True
-        item, conductor = self.item, self.conductor
-        patch = conductor.patch
-        parent = item.parent
-        assert parent is not None
-        patch.setup(parent)
-        stack = patch.stack
+        item, conductor, group = self.item, self.conductor, self.run.group
+        assert item.parent is not None
+        conductor.patch.setup(item.parent)
+        if group is not None and group.fork is not None:
+            if group.fork.command("run", *conductor.order_of(self.run)):
+                self._fork = group.fork
+                self.forked = True
+                self._listen()
+                raise Over
+            group.lost = group.lost or "while it waited for its next test"
+            group.close()
+        self._set_up_higher()
+        for attempts in range(MOST_ATTEMPTS, -1, -1):
+            before = self._enter(attempts > 0)
+            if before is None:
+                return
+            self._listen()
+            if self.inbox.wanted is None:
+                break
+            self._start_over(before)
+        raise Over
+
+    def _start_over(self, before: Before) -> None:
+        """The child asked for a fixture of higher scope by name: sets it up here, and forgets that attempt."""
+        fork, wanted, stack = self._fork, self.inbox.wanted, self.conductor.patch.stack
+        assert fork is not None
+        assert wanted is not None
+        fork.child.wait()
+        fork.close()
+        self._fork, self.forked = None, False
+        compat.restore_printed(before.printed or [])
+        self.inbox = Inbox(self.item, self.conductor.shared_objects)
+        stack[self.item] = ([], None)
+        try:
+            compat.set_up_fixture(self.item, wanted)
+        except compat.TEST_OUTCOME:
+            pass  # pytest keeps it, and raises it again where the test asks for it
+        finally:
+            del stack[self.item]
+
+    def _may_start_over(self) -> bool:
+        """Whether an attempt of this test can be thrown away without anybody noticing."""
+        spec = self.run.spec
+        return (self.run.group is None and not self.conductor.live and spec.network == "none"
+                and all(mount.read_only for mount in spec.mounts) and compat.may_request_by_name(self.item))
+
+    def _set_up_higher(self) -> None:
+        """Sets up the fixtures that outlive the sandbox. The tests of a group must find all of theirs at the fork."""
+        __tracebackhide__ = True
+        item, stack, group = self.item, self.conductor.patch.stack, self.run.group
+        above = "function" if group is None else self.run.spec.scope
         stack[item] = ([], None)  # pytest 9.2 asks whether the requesting node is being set up
         try:
-            for name in compat.higher_fixtures(item):
+            for name in compat.higher_fixtures(item, above):
                 compat.set_up_fixture(item, name)
-            began = time.perf_counter()
-            sandbox = self._start()
         except compat.TEST_OUTCOME as error:
             stack[item] = (stack[item][0], (error, error.__traceback__))
             raise
         del stack[item]
+        if group is not None:
+            for run in group.runs:
+                if group.positions[run.item] > group.positions[item]:
+                    self._set_up_ahead(run.item, above)
+
+    def _set_up_ahead(self, item: pytest.Item, above: str) -> None:
+        stack = self.conductor.patch.stack
+        try:
+            for name in compat.higher_fixtures(item, above):
+                stack[item] = ([], None)
+                compat.set_up_fixture(item, name)
+        except compat.TEST_OUTCOME:
+            pass  # pytest keeps it, and raises it again in the test that it belongs to
+        finally:
+            stack.pop(item, None)
+
+    def _enter(self, again: bool) -> Before | None:
+        """Starts the sandbox and forks. None in the child, or where there is none: then the item is set up.
+
+        :param again: the child may ask for another attempt.
+        """
+        __tracebackhide__ = True
+        item, conductor, group = self.item, self.conductor, self.run.group
+        patch = conductor.patch
+        began = time.perf_counter()
+        try:
+            sandbox = self._start()
+        except compat.TEST_OUTCOME as error:
+            patch.stack[item] = ([], (error, error.__traceback__))
+            raise
         if sandbox is None:
             patch.setup(item)
-            return
-        self._sandbox = sandbox
+            return None
         reading, writing = conductor.open_pipe()
-        before = Before(conductor, item)
+        orders, commands = os.pipe2(os.O_CLOEXEC) if conductor.live or group is not None else (-1, -1)
+        before = Before(conductor, item, again and self._may_start_over())
+        timers = self._timers = Timers(item, conductor.faults)
         try:
-            child = self._fork(sandbox)
+            child = self._fork_into(sandbox)
         except SandboxError as error:
-            os.close(reading)
-            os.close(writing)
+            for descriptor in (reading, writing, orders, commands):
+                if descriptor >= 0:
+                    os.close(descriptor)
             raise _failure(error) from None
         if child is None:
-            guest = conductor.guest = Guest(conductor, item, before, writing)
+            if commands >= 0:
+                os.close(commands)
+            guest = conductor.guest = Guest(conductor, item, before, (writing, orders), group)
             guest.overhead = time.perf_counter() - began
+            timers.go_on_inside()
             patch.setup(item)
-            return
-        self.forked = True
-        self._child = child
+            return None
         os.close(writing)
-        try:
-            self._listen(child, reading)
-        finally:
-            os.close(reading)
-        raise Over
+        if orders >= 0:
+            os.close(orders)
+        timers.stand_still()
+        self.forked = True
+        self._fork = Fork(sandbox, child, reading, commands)
+        if group is not None:
+            group.fork = self._fork
+        return before
 
     def _start(self) -> Sandbox | None:
         """The started sandbox; None to go on without.  Errors become the outcome of the test's set-up."""
         __tracebackhide__ = True
         try:
             sandbox = make_sandbox(self.run.spec)
+            sandbox.check_fork(self.run.spec)
             sandbox.start()
         except SandboxUnavailable as error:
             unavailable = self.conductor.settings.unavailable
@@ -178,32 +277,99 @@ class Attempt:
             raise _failure(error) from None
         return sandbox
 
-    def _fork(self, sandbox: Sandbox) -> ForkedChild | None:
+    def _fork_into(self, sandbox: Sandbox) -> Any:
         conductor = self.conductor
         conductor.warm_up(self.item)
-        conductor.prepare_for(self.run.nextitem)
-        for stream in (sys.stdout, sys.stderr):
+        conductor.prepare_for(self.run)
+        streams = [sys.stdout, sys.stderr]
+        if self.item.config.getoption("capture", "fd") != "fd":
+            # The terminal's: what is printed goes through it, or stays in its buffer (--capture=tee-sys, sys). Under fd
+            # its descriptor is pytest's file at this moment.
+            streams += [sys.__stdout__, sys.__stderr__]
+        for stream in streams:
             try:
                 stream.flush()  # the child has a copy of every buffer
             except (AttributeError, OSError, ValueError):
                 pass
         return sandbox.fork()
 
-    def _listen(self, child: ForkedChild, reading: int) -> None:
-        """Waits for the child's end. Whatever goes wrong meanwhile becomes the ending of the phase it was in."""
-        inbox = self.inbox
-        try:
-            inbox.read(child, reading)
-        except BaseException as error:  # noqa: BLE001 - garbage, an interrupt, a timeout's exception: told in time
-            child.kill()
-            inbox.ending = error
+    def _listen(self) -> None:
+        """Waits for the child's end. Whatever goes wrong meanwhile becomes the ending of the phase it was in.
+
+        Where reports are shown as they come, waits for that of the set-up only.
+        """
+        group = self.run.group
+        if group is not None and group.lost is not None:
+            lost, group.lost = group.lost, None
+            self.item.warn(PytestSandboxWarning(
+                f"this test started in a new sandbox: the process that the tests of {group.node.name} share "
+                f"died {lost}"))
+        self._hear("setup" if self.conductor.live else None)
+
+    def _hear(self, until: str | None) -> None:
+        """Reads what the child says, until its end or the report of phase ``until``."""
+        inbox, fork = self.inbox, self._fork
+        assert fork is not None
+        interrupted = False
+        while True:
+            try:
+                inbox.read(fork.child, fork.reading, until, self._answer if self.conductor.live else None)
+            except KeyboardInterrupt as error:
+                if inbox.debugging:
+                    self._pass_on_interrupt(fork)
+                    continue  # it is the debugger's to handle
+                if not interrupted:
+                    interrupted = True
+                    self._pass_on_interrupt(fork)
+                    continue
+                self._give_up(error)
+            except BaseException as error:  # noqa: BLE001 - garbage, a timeout's exception: told in time
+                self._give_up(error)
+            break
         if inbox.done and inbox.ending is None:
+            if interrupted:
+                raise KeyboardInterrupt
             return  # it has nothing more to say, and ends while its reports are dealt with
-        code = child.wait()
+        if inbox.ending is None and until is not None and inbox.phases[until].report is not None:
+            return
+        code = fork.child.wait()
         if inbox.ending is None:
-            inbox.ending = self._crashed(code)
+            timers = self._timers
+            inbox.ending = (timers.ended_it() if timers is not None and code == 1 else None) or self._crashed(code)
         if not inbox.done:
             self._residue = compat.captured_so_far(self.item.config, SECTION_LIMIT)
+        if (group := self.run.group) is not None:
+            group.lost = f"in {self.item.name}"
+            group.close()
+
+    def _give_up(self, error: BaseException) -> None:
+        assert self._fork is not None
+        self._fork.child.kill()
+        self.inbox.ending = error
+
+    @staticmethod
+    def _pass_on_interrupt(fork: Fork) -> None:
+        """The child has a session of its own: a terminal, too, interrupts pytest alone."""
+        fork.child.send_signal(signal.SIGINT)
+
+    def _answer(self, when: str, main: bool) -> None:
+        """Deals with a report as it comes; the child goes on when it is told so."""
+        assert self._fork is not None
+        if main and when != "teardown":
+            self._owes_answer = True  # the runner will log it first
+            return
+        if not main and when != "setup":  # a set-up is heard in the middle of its hook: no place for reports
+            self._log_extras(self.inbox.phases[when])
+        self._fork.command("go")
+
+    def _log_extras(self, phase: Phase) -> None:
+        """What a phase brought beside its own report."""
+        changes, phase.changes = phase.changes, []
+        extras, phase.extras = phase.extras, []
+        for change in changes:
+            self._apply(change)
+        for extra in extras:
+            self.item.ihook.pytest_runtest_logreport(report=extra)
 
     def _crashed(self, code: int) -> SandboxCrashed:
         if code < 0:
@@ -213,6 +379,8 @@ class Attempt:
                 why = f"it was killed by signal {-code}"
         else:
             why = f"it exited with status {code} before the test had ended"
+            if code == 0:
+                why += ", or it closed the descriptor by which its reports leave the sandbox"
         phase = self.inbox.now
         return SandboxCrashed(
             f"the process of {self.item.nodeid} died during its {phase}", why=why, phase=phase,
@@ -228,13 +396,15 @@ class Attempt:
         __tracebackhide__ = True
         item = self.item
         inbox = self.inbox
+        if self._owes_answer and (when not in inbox.phases or inbox.phases[when].report is None):
+            self._owes_answer = False
+            assert self._fork is not None
+            self._fork.command("go")
+            self._hear(None if when == "teardown" else when)
         phase = inbox.phases.get(when)
         report = None
         if phase is not None:
-            for change in phase.changes:
-                self._apply(change)
-            for extra in phase.extras:
-                item.ihook.pytest_runtest_logreport(report=extra)
+            self._log_extras(phase)
             report = phase.report
         if report is None and inbox.ending is not None and when == inbox.now:
             report = self._report_ending(when)
@@ -242,12 +412,26 @@ class Attempt:
             compat.attach_sections(item, report.sections)
             item.user_properties[:] = report.user_properties
         if when == "teardown":
+            if self._timers is not None:
+                self._timers.go_on()
+            self._add_coverage()
             report = self._tear_down_higher(report, nextitem)
             self.run.end_attempt()
         assert report is not None, "only a teardown can have none: the runner asks for the phases that were"
         if log:
             item.ihook.pytest_runtest_logreport(report=report)
         return report
+
+    def _add_coverage(self) -> None:
+        sent, self.inbox.coverage = self.inbox.coverage, None
+        if sent is None:
+            return
+        try:
+            if isinstance(sent, str):
+                raise SandboxProtocolError("what was measured in there could not leave the sandbox", why=sent)
+            cover.add(sent)
+        except SandboxProtocolError as error:
+            self.item.warn(PytestSandboxWarning(f"the coverage of this test is lost: {error}"))
 
     def _apply(self, changes: Changes) -> None:
         """What the inside changed besides its reports, where outside readers look for it."""
@@ -296,6 +480,9 @@ class Attempt:
         """
         item, patch = self.item, self.conductor.patch
         hooks_ran = self.inbox.now == "over"
+        if hooks_ran and self.inbox.waits and report is not None and (shared := self.leave_group(nextitem)) is not None:
+            report = _both(report, shared)
+            compat.attach_sections(item, report.sections)
         if hooks_ran:
             neighbours.before_teardown(item, patch.stack, self._suspended)
             if self._suspended or not patch.must_pop(nextitem):
@@ -328,11 +515,42 @@ class Attempt:
         report.sections = _merged(report.sections, compat.sections_of(item))
         return report
 
+    def leave_group(self, nextitem: pytest.Item | None) -> pytest.TestReport | None:
+        """Has the group's process tear down what ``nextitem`` does not need, where it could not know that itself.
+
+        Returns the report of that, as one of this item's teardown; None when there was nothing to do.
+        """
+        group = self.run.group
+        if group is None or group.fork is None or (
+                group.keeps(nextitem) and (self.forked or not self.conductor.patch.must_pop(nextitem))):
+            return None
+        self._fork = group.fork
+        self.inbox = Inbox(self.item, self.conductor.shared_objects, "teardown")
+        positions = group.positions
+        if not group.fork.command("leave", positions[self.item], None if nextitem is None else positions[nextitem]):
+            group.close()
+            return None
+        self._hear(None)
+        self._add_coverage()
+        phase = self.inbox.phases["teardown"]
+        self._log_extras(phase)
+        report = phase.report or self._report_ending("teardown")
+        self.inbox.now = "over"
+        if not self.inbox.waits:
+            group.close()
+        return report
+
     def close(self) -> None:
-        """The attempt is over. Its processes are gone, at the latest, when the next sandbox starts."""
-        if self._sandbox is not None:
-            self._sandbox.discard()
-            self._sandbox = self._child = None
+        """The attempt is over. Its processes are gone, at the latest, when the next sandbox starts.
+
+        A group's go on, unless the attempt was left before it had ended.
+        """
+        fork, self._fork = self._fork, None
+        group = self.run.group
+        if fork is not None and not (self.inbox.waits and group is not None and group.fork is fork):
+            fork.close()
+            if group is not None and group.fork is fork:
+                group.fork = None
         if self.forked:
             os.environ.pop("PYTEST_CURRENT_TEST", None)
 
@@ -340,6 +558,16 @@ class Attempt:
 def _failure(error: SandboxError) -> BaseException:
     """Fails the test with the error's own words; a traceback through this plugin would tell nobody anything."""
     return pytest.fail.Exception(f"{type(error).__name__}: {error}", pytrace=False)
+
+
+def _both(report: pytest.TestReport, shared: pytest.TestReport) -> pytest.TestReport:
+    """One report of two that tell of the same teardown: the test's own, and that of what it shared with others."""
+    told, other = (report, shared) if report.failed else (shared, report)
+    told.duration += other.duration
+    told.start = min(report.start, shared.start)
+    told.stop = max(report.stop, shared.stop)
+    told.sections = _merged(other.sections, told.sections)
+    return told
 
 
 def _merged(reported: list[tuple[str, str]], attached: list[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -1,13 +1,23 @@
-"""The messages that a sandboxed test's process sends to pytest. Used by ``guest`` (writes) and ``item`` (reads).
+"""The messages between a sandboxed test's process and pytest. Used by ``guest`` (writes) and ``inbox`` (reads).
 
 A message is a four byte length, most significant byte first, and that many bytes of JSON: an array of the message's
 kind and its fields. The kinds, and the order in which a test that ends normally sends them::
 
     ["report", phase, {report}, {item's changes}, main]    a phase's own report (main), or one logged from within it
     ["shown", phase]                                       the debugger has shown the failure that phase reported
-    ["exit", phase, type, text, returncode]                pytest.exit() or KeyboardInterrupt left the phase
+    ["debugger", phase, entered]                           someone sits at a debugger's prompt, or has left it
+    ["fixture", phase, name]                               asks for another attempt, with this fixture set up outside
+    ["exit", phase, type, text, returncode, place]         pytest.exit() or KeyboardInterrupt left the phase, at place
     ["broken", phase, text]                                pytest itself failed in there; text is the traceback
+    ["coverage", "teardown", {data}]                       what was measured in there
     ["done"]                                               the last one
+    ["waits"]                                              instead of "done": the process waits for its next test
+
+What pytest answers, a line of JSON each, only to a process that shares its sandbox or whose reports are shown at once::
+
+    ["go"]                              the report was dealt with
+    ["run", item, nextitem, failures]   the next test, by its position in the session
+    ["leave", item, nextitem]           item is over, but did not run in there, or nextitem is another than was said
 
 Whatever arrives is a claim of code that we do not trust: sizes are bounded before anything is kept, nothing is ever
 unpickled or imported, and what does not fit raises :class:`~pytest_sandbox.errors.SandboxProtocolError`.
@@ -29,7 +39,8 @@ TOTAL_LIMIT = 256 << 20
 #: Values nested deeper than this are not data that a report carries.
 DEPTH_LIMIT = 40
 
-KINDS = {"report": 5, "shown": 2, "exit": 5, "broken": 3, "done": 1}
+KINDS = {"report": 5, "shown": 2, "debugger": 3, "fixture": 3, "exit": 6, "broken": 3, "coverage": 3, "done": 1,
+         "waits": 1}
 PHASES = ("setup", "call", "teardown")
 
 _encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode

@@ -32,6 +32,14 @@ def normal(line: str) -> str:
     return re.sub(r"={3,}|-{3,}", "===", line)
 
 
+@pytest.fixture(autouse=True)
+def same_order(request: pytest.FixtureRequest) -> None:
+    """pytest-randomly, where it is installed, shuffles the suites that are compared unless a test asks for it."""
+    if "pytester" in request.fixturenames:
+        request.getfixturevalue("pytester")  # which removes the variable
+        request.getfixturevalue("monkeypatch").setenv("PYTEST_ADDOPTS", "-p no:randomly")
+
+
 @pytest.fixture
 def both(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Both]:
     """Runs pytest in the current pytester directory without and with ``--sandbox=all``."""

@@ -1,0 +1,49 @@
+"""Leaves the plugin's own frames out of a test's traceback. Called by ``conductor`` before a report is made.
+
+pytest hides such frames in the styles that it formats itself. Python's formatting (``--tb=native``, exception groups,
+``--full-trace``) shows every frame, and there they would be what tells a sandboxed test from a plain one.
+"""
+
+from __future__ import annotations
+
+import os
+from types import TracebackType
+
+_HERE = os.path.dirname(__file__)
+#: Between pytest's runner and the test there is nothing of this plugin but what is in these files.
+_OWN = frozenset(os.path.join(_HERE, name) for name in ("compat.py", "conductor.py", "guest.py", "item.py"))
+
+
+def leave_out_own_frames(error: BaseException) -> None:
+    """Unlinks those frames from the traceback of ``error`` and of all that it was raised from or holds."""
+    pending: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while pending:
+        one = pending.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        _unlink(one)
+        pending += (one.__cause__, one.__context__)
+        members = getattr(one, "exceptions", ())
+        if isinstance(members, tuple):  # of an exception group; the attribute of another kind may be anything
+            pending += [member for member in members if isinstance(member, BaseException)]
+
+
+def _unlink(error: BaseException) -> None:
+    trace = error.__traceback__
+    while trace is not None and _is_own(trace):
+        trace = trace.tb_next
+    if trace is None:
+        return  # all of it is ours: then it is ours to show
+    if trace is not error.__traceback__:
+        error.__traceback__ = trace
+    while trace.tb_next is not None:
+        if _is_own(trace.tb_next):
+            trace.tb_next = trace.tb_next.tb_next
+        else:
+            trace = trace.tb_next
+
+
+def _is_own(trace: TracebackType) -> bool:
+    return trace.tb_frame.f_code.co_filename in _OWN

@@ -1,0 +1,138 @@
+"""Time limits and interrupts reach a sandboxed test as they reach a plain one."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from .conftest import Both
+
+Run = Callable[..., pytest.RunResult]
+
+SLOW = """
+    import threading, pytest
+    @pytest.fixture
+    def function():
+        yield
+        print("function down")
+    @pytest.fixture(scope="module")
+    def module():
+        yield
+        print("module down")
+    def test_slow(function, module):
+        print("waiting")
+        threading.Event().wait()
+    def test_after(module):
+        pass
+"""
+
+
+@pytest.mark.parametrize("args", [("--timeout=0.7",), ("-o", "timeout=0.7", "-o", "timeout_func_only=true")],
+                         ids=" ".join)
+def test_pytest_timeout_by_signal(pytester: pytest.Pytester, both: Callable[..., Both], args: tuple[str, ...]) -> None:
+    pytest.importorskip("pytest_timeout")
+    pytester.makepyfile(SLOW)
+    # A thread of pytest-rerunfailures would show in the plain run's dump of all threads.
+    result = both(*args, "-rA", "--tb=short", "-p", "no:rerunfailures")
+    result.assert_equal()
+    result.boxed.assert_outcomes(passed=1, failed=1)
+
+
+def test_pytest_timeout_by_thread_ends_one_test(pytester: pytest.Pytester, boxed: Run) -> None:
+    """Plainly it ends the whole run."""
+    pytest.importorskip("pytest_timeout")
+    pytester.makepyfile(SLOW)
+    result = boxed("--timeout=0.7", "--timeout-method=thread", "-rA")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*Timeout (>0.7s) from pytest-timeout.*", "module down"])
+    assert "in test_slow" in result.stdout.str() + result.stderr.str()
+
+
+def test_faulthandler_timeout_shows_where_the_test_stands(pytester: pytest.Pytester, boxed: Run) -> None:
+    pytester.makepyfile("""
+        import threading
+        def test_slow(): threading.Event().wait(1.5)
+    """)
+    result = boxed("-o", "faulthandler_timeout=0.3")
+    result.assert_outcomes(passed=1)
+    text = result.stderr.str()
+    assert text.count("Timeout (0:00:00.3") == 1
+    assert "in test_slow" in text
+
+
+def start(pytester: pytest.Pytester, body: str) -> tuple[subprocess.Popen[str], int]:
+    """A run whose test has said that it began; the descriptor shows its end, when the last copy is closed."""
+    reading, writing = os.pipe()
+    os.set_inheritable(writing, True)
+    pytester.makepyfile(f"""
+        import os, threading, pytest
+        @pytest.fixture
+        def function():
+            yield
+            os.write({writing}, b"down")
+        def test_slow(function):
+            os.write({writing}, b"up")
+            {body.replace("WRITING", str(writing))}
+        def test_never(): pass
+    """)
+    run = subprocess.Popen([sys.executable, "-m", "pytest", "--sandbox=all", "-p", "no:cacheprovider"],
+                           cwd=pytester.path, stdout=subprocess.PIPE, text=True, pass_fds=[writing],
+                           start_new_session=True)
+    os.close(writing)
+    assert os.read(reading, 2) == b"up"
+    return run, reading
+
+
+def the_end(reading: int) -> str:
+    """What came until nobody is left that could write."""
+    text = b""
+    while select.select([reading], [], [], 20)[0]:
+        data = os.read(reading, 1000)
+        if not data:
+            os.close(reading)
+            return text.decode()
+        text += data
+    raise AssertionError("something lives on")
+
+
+@pytest.mark.parametrize("whom", ["the group, as a terminal does", "pytest alone"])
+def test_an_interrupt_ends_the_test_and_the_run(pytester: pytest.Pytester, whom: str) -> None:
+    run, reading = start(pytester, "threading.Event().wait()")
+    os.kill(run.pid if whom == "pytest alone" else -run.pid, signal.SIGINT)
+    out, _ = run.communicate(timeout=20)
+    assert "!!! KeyboardInterrupt !!!" in out
+    assert "no tests ran in" in out
+    assert run.returncode == pytest.ExitCode.INTERRUPTED
+    assert the_end(reading) == "down"
+
+
+def test_a_second_interrupt_ends_it_at_once(pytester: pytest.Pytester) -> None:
+    run, reading = start(pytester, """
+            import signal
+            def stubborn(*_): os.write(WRITING, b"!")
+            signal.signal(signal.SIGINT, stubborn)
+            os.write(WRITING, b"?")
+            while True:
+                threading.Event().wait()
+    """.strip())
+    assert os.read(reading, 1) == b"?"
+    os.kill(run.pid, signal.SIGINT)
+    assert os.read(reading, 1) == b"!"  # passed on, and ignored
+    os.kill(run.pid, signal.SIGINT)
+    out, _ = run.communicate(timeout=20)
+    assert "!!! KeyboardInterrupt !!!" in out
+    assert the_end(reading) == ""
+
+
+def test_sigterm_leaves_nothing_behind(pytester: pytest.Pytester, leak_check: None) -> None:
+    run, reading = start(pytester, "threading.Event().wait()")
+    run.terminate()
+    run.communicate(timeout=20)
+    assert run.returncode == -signal.SIGTERM
+    assert the_end(reading) == ""
