@@ -41,7 +41,10 @@ class Mount:
 
 @dataclass(frozen=True, slots=True)
 class SandboxSpec:
-    """One sandbox's description. ``persist`` is what the plugin mounts beside ``mounts``. Sizes are bytes, times are seconds; ``None`` means that nothing was asked for."""
+    """One sandbox's description. Sizes are bytes, times are seconds; ``None`` means that nothing was asked for.
+
+    ``persist`` is not an option: what the plugin lets show through in every test's sandbox.
+    """
 
     image: Any = "host"
     network: Any = "none"

@@ -371,6 +371,13 @@ def terminal_writer(config: pytest.Config, file: Any) -> Any:
     return writer
 
 
+def forget_line(config: pytest.Config) -> None:
+    """Somebody else wrote to the terminal: what pytest remembers of its current line is stale."""
+    reporter: Any = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and hasattr(reporter._tw, "_current_line"):
+        reporter._tw._current_line = ""
+
+
 def temporary_base(config: pytest.Config) -> Path | None:
     """The base directory of ``tmp_path``, made now: made in a fork, each test would make, and rotate, its own."""
     factory = getattr(config, "_tmp_path_factory", None)

@@ -225,8 +225,10 @@ class Guest:
         """``pytest.exit`` or an interrupt ends the run: the parent raises it again. Function-scoped teardown first."""
         self._check_process()
         exits = isinstance(error, pytest.exit.Exception)
-        message = ["exit", self._phase, "Exit" if exits else "KeyboardInterrupt",
+        message = ["exit", self._where(), "Exit" if exits else "KeyboardInterrupt",
                    str(getattr(error, "msg", "") or ""), getattr(error, "returncode", None), reporting.place_of(error)]
+        if getattr(self._shipped, "_pdbshown", False):
+            self._send(wire.encode(["shown", self._phase]))
         self._send(wire.encode(message))
         try:
             self.teardown_exact(None)
@@ -234,10 +236,14 @@ class Guest:
             pass
         self.finish()
 
+    def _where(self) -> str:
+        """The phase that has yet to be reported: a debugger is left after the report of what it shows."""
+        return "teardown" if self._phase in self._reports.values() else self._phase
+
     def broke(self) -> NoReturn:
         """pytest or a plugin failed, not the test: the parent's run ends with this traceback, as it would have here."""
         self._check_process()
-        self._send(wire.encode(["broken", self._phase, traceback.format_exc()[-100_000:]]))
+        self._send(wire.encode(["broken", self._where(), traceback.format_exc()[-100_000:]]))
         self.finish()
 
     def _finish_test(self, nextitem: pytest.Item | None) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from pytest_sandbox.errors import SandboxProtocolError
 
-from . import reporting, wire
+from . import compat, reporting, wire
 
 if TYPE_CHECKING:
     from pytest_sandbox.sandbox import ForkedChild
@@ -104,6 +104,10 @@ class Inbox:
             self.done = True
             self.waits = kind == "waits"
             return
+        if kind == "debugger":  # of a phase that was reported already, if it is a post-mortem
+            self.debugging = message[2] is True
+            compat.forget_line(self.item.config)
+            return
         if kind == "coverage":
             self.coverage = message[2]
             return
@@ -115,8 +119,6 @@ class Inbox:
             raise SandboxProtocolError(f"the sandboxed test reported its {message[1]} during its {self.now}")
         if kind == "report":
             self._report(*message[2:])
-        elif kind == "debugger":
-            self.debugging = message[2] is True
         elif kind == "fixture":
             self.wanted = str(message[2])
             self.done = True

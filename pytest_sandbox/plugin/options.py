@@ -58,8 +58,8 @@ def add_options(parser: pytest.Parser) -> None:
     parser.addini("sandbox_unavailable", "When a sandbox cannot be had: error, skip or run.", type="string",
                   default="error")
     parser.addini("sandbox_persist", "What sandboxed tests may change for good: 'tmp_path', 'cache_dir', and paths, "
-                  "relative ones to rootdir; 'none' for nothing (default: tmp_path cache_dir .hypothesis).", type="args",
-                  default=[])
+                  "relative ones to rootdir; 'none' for nothing (default: tmp_path cache_dir .hypothesis).",
+                  type="args", default=[])
     for name, kind, text in INI_OPTIONS:
         parser.addini(f"sandbox_{name}", f"Default of the sandbox marker's option {name}: {text}.",
                       type=kind, default="" if kind == "string" else [])  # type: ignore[arg-type]
