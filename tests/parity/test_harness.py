@@ -59,4 +59,4 @@ def test_an_explanation_covers_only_what_it_names(entry: Explanation, covers: bo
 
 
 def test_every_explanation_gives_a_cause() -> None:
-    assert all(len(one.cause) > 5 and one.line for one in harness.explanations())
+    assert all(len(one.cause) > 5 and (one.line or one.variant != "*") for one in harness.explanations())
