@@ -406,6 +406,8 @@ class Attempt:
         if phase is not None:
             self._log_extras(phase)
             report = phase.report
+        if when == "setup":
+            neighbours.after_setup(item)
         if report is None and inbox.ending is not None and when == inbox.now:
             report = self._report_ending(when)
         if report is not None:

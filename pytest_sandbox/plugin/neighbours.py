@@ -25,3 +25,11 @@ def before_teardown(item: pytest.Item, stack: dict[Any, tuple[list[Callable[[], 
         if node in stack:
             stack[node][0][:0] = [one for one in finalizers if one not in stack[node][0]]
     aside.clear()
+
+
+def after_setup(item: pytest.Item) -> None:
+    """pytest-rerunfailures wants these on the item. Exceptions in them cannot leave the sandbox, so neither did they."""
+    if "pytest_rerunfailures" in sys.modules:
+        for name in ("_rerun_condition_excinfos", "_rerun_condition_results"):
+            if not hasattr(item, name):
+                setattr(item, name, {})

@@ -164,14 +164,14 @@ def coverage_data(path: Path) -> Lines:
     return lines
 
 
-def cache(folder: Path) -> Lines:
+def cache(folder: Path, ordered: bool) -> Lines:
     """pytest's cache, as the next run finds it."""
     lines = []
     for path in sorted(folder.glob("v/**/*")):
         if path.is_file():
             for line in path.read_text(encoding="utf-8").splitlines():
-                lines.append(f"{path.relative_to(folder)}: {normal(line)}")
-    return lines
+                lines.append(f"{path.relative_to(folder)}: {normal(line if ordered else line.rstrip(','))}")
+    return lines if ordered else sorted(lines)
 
 
 #: What pytest tells plugins about a test that has run. A sandboxed test's reports are logged when it has ended (see

@@ -215,7 +215,7 @@ def _gather(variant: Variant, suite: Path, logs: Path, number: int, status: int,
         ("html", suite / "report.html", artefacts.html_report),
         ("log file", suite / "run.log", lambda path: artefacts.of_text(path.read_text(encoding="utf-8"))),
         ("coverage", suite / ".coverage", artefacts.coverage_data),
-        ("cache", suite / ".pytest_cache", artefacts.cache),
+        ("cache", suite / ".pytest_cache", lambda path: artefacts.cache(path, ordered)),
     )
     for name, path, read in readers:
         if path.exists():

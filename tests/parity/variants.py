@@ -150,7 +150,7 @@ VARIANTS: tuple[Variant, ...] = (
     _one("xdist-exitfirst", "-n1 -x -v", ("basics/test_outcomes.py",), needs=("xdist",)),
     _one("reruns", "-v", ("plugins/test_reruns.py",), needs=("pytest_rerunfailures",)),
     _one("reruns-all", "--reruns=1 -v", ("basics", "fixtures", "package"), needs=("pytest_rerunfailures",)),
-    _one("timeout", "-p no:faulthandler", ("plugins/test_timeout.py",), needs=("pytest_timeout",)),
+    _one("timeout", "-p no:rerunfailures", ("plugins/test_timeout.py",), needs=("pytest_timeout",)),
     _one("timeout-for-all", "--timeout=60", _FIXTURES, needs=("pytest_timeout",)),
     _one("mock", "-v", ("plugins/test_mock.py",), needs=("pytest_mock",)),
     _one("benchmark", "--benchmark-disable -v", ("plugins/test_benchmark.py",), needs=("pytest_benchmark",)),
