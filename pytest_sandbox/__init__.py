@@ -10,10 +10,14 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .errors import (
+        DiskLimitExceeded,
         ImageCorrupt,
         ImageError,
         ImageNotFound,
         LayerRejected,
+        LimitExceeded,
+        MemoryLimitExceeded,
+        PidsLimitExceeded,
         RegistryAuthError,
         RegistryError,
         SandboxCallError,
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
         SandboxUnavailable,
         SandboxUsageError,
         StoreError,
+        TimeLimitExceeded,
     )
     from .sandbox import Change, Process, Result, Sandbox, SandboxPath, inside
     from .spec import Mount, SandboxSpec
@@ -39,6 +44,7 @@ _HOME = {
     **dict.fromkeys(("Change", "Process", "Result", "Sandbox", "SandboxPath", "inside"), "sandbox"),
     **dict.fromkeys(("Mount", "SandboxSpec"), "spec"),
     **dict.fromkeys((
+        "DiskLimitExceeded", "LimitExceeded", "MemoryLimitExceeded", "PidsLimitExceeded", "TimeLimitExceeded",
         "ImageCorrupt", "ImageError", "ImageNotFound", "LayerRejected", "RegistryAuthError", "RegistryError",
         "SandboxCallError", "SandboxClosedError", "SandboxCommandDenied", "SandboxCommandError",
         "SandboxCommandMisplaced", "SandboxCommandNotFound",
@@ -49,11 +55,40 @@ _HOME = {
 }
 
 __all__ = [
-    "Change", "ImageCorrupt", "ImageError", "ImageNotFound", "LayerRejected", "Mount", "Process", "RegistryAuthError",
-    "RegistryError", "Result", "Sandbox", "SandboxCallError", "SandboxClosedError", "SandboxCommandDenied",
-    "SandboxCommandError", "SandboxCommandMisplaced", "SandboxCommandNotFound", "SandboxCommandRefused",
-    "SandboxCrashed", "SandboxError", "SandboxPath", "SandboxProtocolError", "SandboxSpec", "SandboxStartError",
-    "SandboxTimeout", "SandboxUnavailable", "SandboxUsageError", "StoreError", "inside",
+    "Change",
+    "DiskLimitExceeded",
+    "ImageCorrupt",
+    "ImageError",
+    "ImageNotFound",
+    "LayerRejected",
+    "LimitExceeded",
+    "MemoryLimitExceeded",
+    "Mount",
+    "PidsLimitExceeded",
+    "Process",
+    "RegistryAuthError",
+    "RegistryError",
+    "Result",
+    "Sandbox",
+    "SandboxCallError",
+    "SandboxClosedError",
+    "SandboxCommandDenied",
+    "SandboxCommandError",
+    "SandboxCommandMisplaced",
+    "SandboxCommandNotFound",
+    "SandboxCommandRefused",
+    "SandboxCrashed",
+    "SandboxError",
+    "SandboxPath",
+    "SandboxProtocolError",
+    "SandboxSpec",
+    "SandboxStartError",
+    "SandboxTimeout",
+    "SandboxUnavailable",
+    "SandboxUsageError",
+    "StoreError",
+    "TimeLimitExceeded",
+    "inside",
 ]
 
 

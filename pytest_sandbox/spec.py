@@ -56,6 +56,7 @@ class SandboxSpec:
     disk: int | None = None
     capabilities: tuple[str, ...] | None = None
     scope: str = "function"
+    timeout: float | None = None
     hide: tuple[str, ...] = HIDDEN_BY_DEFAULT
     persist: tuple[Mount, ...] = ()
     given: frozenset[str] = field(default=frozenset(), compare=False)
@@ -214,6 +215,18 @@ def _scope(option: str, value: object) -> str:
                   _closest(value, ("function", "class", "module")) if isinstance(value, str) else None)
 
 
+def _timeout(option: str, value: object) -> float:
+    allowed = "a number of seconds, more than 0"
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            raise _refuse(option, value, allowed) from None
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e9:
+        return float(value)
+    raise _refuse(option, value, allowed)
+
+
 def _hide(option: str, value: object) -> tuple[str, ...]:
     if isinstance(value, str):
         value = value.split()
@@ -228,11 +241,12 @@ def _hide(option: str, value: object) -> tuple[str, ...]:
 OPTIONS: dict[str, Callable[[str, object], Any]] = {
     "image": _image, "network": _network, "user": _user, "env": _env, "workdir": _workdir, "mounts": _mounts,
     "hostname": _hostname, "disk": parse_size, "capabilities": _capabilities, "scope": _scope, "hide": _hide,
+    "timeout": _timeout,
 }
 
 #: Options of the interface that a later version brings. Using one is an error: nothing is left out in silence.
 COMING: frozenset[str] = frozenset({
-    "memory", "swap", "cpus", "cpu_weight", "io_weight", "pids", "timeout", "seccomp",
+    "memory", "swap", "cpus", "cpu_weight", "io_weight", "pids", "seccomp",
 })
 
 
