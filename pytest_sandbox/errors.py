@@ -249,6 +249,9 @@ class TimeLimitExceeded(LimitExceeded, TimeoutError):
         self.verdict, self.stacks = verdict, stacks
         self._tell(what, why, remedy)
 
+    def __str__(self) -> str:
+        return f"{self._text}\n\n{self.stacks}" if self.stacks else self._text
+
 
 class SandboxCommandError(SandboxError, subprocess.CalledProcessError):
     """A command in a sandbox failed and ``check=True`` was given. Carries what ``CalledProcessError`` carries."""

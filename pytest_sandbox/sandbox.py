@@ -27,10 +27,12 @@ from .runtime.running import ForkedChild, Running, give_up, inside
 from .spec import SandboxSpec, parse_options
 
 if TYPE_CHECKING:
+    from .deadline import Deadline
     from .errors import MemoryLimitExceeded
     from .files import SandboxPath
     from .layerdiff import Change
     from .process import Process, Result
+    from .stacks import ProcessStack
     from .usage import LimitEvents, Usage
 
     StrPath = str | os.PathLike[str] | bytes
@@ -51,7 +53,7 @@ def __getattr__(name: str) -> Any:
 
 
 #: Members of the interface that a later version brings.
-COMING = frozenset({"commit", "connect", "forward", "stacks", "wait_for_port"})
+COMING = frozenset({"commit", "connect", "forward", "wait_for_port"})
 
 
 class Sandbox:
@@ -67,6 +69,7 @@ class Sandbox:
         self.spec = (spec or SandboxSpec()).merged(parse_options(options))
         self._running: Running | None = None
         self._closed = False
+        self._deadline: Deadline | None = None
         self._lock = threading.RLock()
 
     def __repr__(self) -> str:
@@ -110,9 +113,25 @@ class Sandbox:
                 except SandboxStartError as error:
                     from .runtime.probe import explain
                     raise explain(error) from error
+                if self.spec.timeout is not None and self._deadline is None:
+                    from .deadline import Deadline
+                    self._deadline = Deadline(self, self.spec.timeout)
             return self._running
 
+    def _in_time(self) -> Running:
+        """As :meth:`_ready`, for what runs something inside.
+
+        :raises TimeLimitExceeded: when its ``timeout`` has passed.
+        """
+        running = self._ready()
+        if self._deadline is not None:
+            self._deadline.raise_if_over()
+        return running
+
     def _part(self) -> Running | None:
+        deadline = self._deadline
+        if self._closed and deadline is not None:
+            deadline.cancel()
         with self._lock:
             running, self._running = self._running, None
             return running
@@ -159,6 +178,14 @@ class Sandbox:
             child.kill()
         running.ask({"ping": True})
 
+    def raise_untold(self) -> None:
+        """Raises the limit that ended it, unless a call has done so already.
+
+        :raises TimeLimitExceeded: when its ``timeout`` had passed.
+        """
+        if self._deadline is not None and not self._deadline.told:
+            self._deadline.raise_if_over()
+
     def __enter__(self) -> Sandbox:
         return self.start()
 
@@ -195,7 +222,7 @@ class Sandbox:
         """
         self.check_fork(self.spec)
         where = self.spec.workdir or os.getcwd()
-        running = self._ready()
+        running = self._in_time()
         if running.alive:  # else the fork will say what is wrong
             os.close(sc.openat2(running.root, where, os.O_PATH | os.O_DIRECTORY, resolve=sc.RESOLVE_IN_ROOT))
         child = running.fork(self.ids)
@@ -228,7 +255,7 @@ class Sandbox:
         :raises FileNotFoundError: when there is no such command, or directory, inside.
         """
         from .process import start
-        running = self._ready()
+        running = self._in_time()
         return start(running, self._command(args, env, cwd, user, running), (stdin, stdout, stderr), text)
 
     def _command(self, args: Sequence[StrPath], env: Mapping[str, str | None] | None,
@@ -295,6 +322,7 @@ class Sandbox:
                 raise
             out, err, truncated = process.output()
         assert process.returncode is not None
+        self._in_time()
         oom_killed = killed_for_memory(running)
         result = Result(process.args, process.returncode, out, err, timed_out=timed_out, truncated=truncated,
                         oom_killed=oom_killed, usage=watch.end(process._used))
@@ -316,6 +344,15 @@ class Sandbox:
     def processes(self) -> list[dict[str, Any]]:
         """What runs inside, init left out: dicts with ``pid``, ``ppid``, ``state``, ``name`` and ``args``."""
         return list(self._ready().ask({"list": True})["processes"])
+
+    def stacks(self) -> list[ProcessStack]:
+        """Where everything inside stands: each process with its threads, what each waits for, and its Python frames.
+
+        Read from outside without stopping anything: Python frames from the memory of every CPython 3.10 to 3.14 that
+        this user may read, for the rest what the kernel tells. ``str()`` of each is text to print.
+        """
+        from .stacks import stacks
+        return stacks(self._root_fd)
 
     # Resource control.
 

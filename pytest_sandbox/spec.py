@@ -69,6 +69,7 @@ class SandboxSpec:
     disk: int | None = None
     capabilities: tuple[str, ...] | None = None
     scope: str = "function"
+    timeout: float | None = None
     hide: tuple[str, ...] = HIDDEN_BY_DEFAULT
     persist: tuple[Mount, ...] = ()
     given: frozenset[str] = field(default=frozenset(), compare=False)
@@ -256,6 +257,18 @@ def _scope(option: str, value: object) -> str:
                   _closest(value, ("function", "class", "module")) if isinstance(value, str) else None)
 
 
+def _timeout(option: str, value: object) -> float:
+    allowed = "a number of seconds, more than 0"
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            raise _refuse(option, value, allowed) from None
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e9:
+        return float(value)
+    raise _refuse(option, value, allowed)
+
+
 def _hide(option: str, value: object) -> tuple[str, ...]:
     if isinstance(value, str):
         value = value.split()
@@ -271,11 +284,11 @@ OPTIONS: dict[str, Callable[[str, object], Any]] = {
     "image": _image, "network": _network, "user": _user, "env": _env, "workdir": _workdir, "mounts": _mounts,
     "hostname": _hostname, "memory": parse_size, "swap": _swap, "cpus": _cpus, "cpu_weight": _weight,
     "io_weight": _weight, "pids": _whole(1, 4_000_000, "a number of processes and threads"), "disk": parse_size,
-    "capabilities": _capabilities, "scope": _scope, "hide": _hide,
+    "capabilities": _capabilities, "scope": _scope, "hide": _hide, "timeout": _timeout,
 }
 
 #: Options of the interface that a later version brings. Using one is an error: nothing is left out in silence.
-COMING: frozenset[str] = frozenset({"timeout", "seccomp"})
+COMING: frozenset[str] = frozenset({"seccomp"})
 
 
 def _closest(name: str, known: Iterable[str]) -> str | None:

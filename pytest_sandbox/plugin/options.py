@@ -18,7 +18,7 @@ UNAVAILABLE = ("error", "skip", "run")
 
 MARKER = (
     "sandbox(*, image, network, user, env, workdir, mounts, hostname, memory, swap, cpus, cpu_weight, io_weight, "
-    "pids, disk, capabilities, scope, hide): "
+    "pids, disk, capabilities, scope, hide, timeout): "
     "run this test's body in a fork of the pytest process that sits in a sandbox of its own: fresh Linux namespaces "
     "and a copy-on-write view of the file system, gone when the test ends. Function-scoped fixtures run inside, "
     "fixtures of higher scope once, outside. Options are keyword-only; the nearest marker wins option by option. "
@@ -44,6 +44,7 @@ INI_OPTIONS = (
     ("capabilities", "args", "the capabilities that are kept inside, by name"),
     ("scope", "string", "which tests share a sandbox"),
     ("hide", "args", "paths that the host image does not show"),
+    ("timeout", "string", "seconds from a test's start to its end"),
 )
 
 
@@ -79,7 +80,7 @@ def add_options(parser: pytest.Parser) -> None:
 
 
 #: Parts of the interface that a later version brings. Using one is an error: nothing is left out in silence.
-COMING_INI = ("timeout", "seccomp", "keep", "report")
+COMING_INI = ("seccomp", "keep", "report")
 COMING_OPTIONS = ("keep", "report", "usage")
 
 

@@ -2,8 +2,8 @@
 
 A comment above a block can say more: ``<!-- example: failed=1 -->`` names other outcomes than all passed,
 ``<!-- example: conftest -->`` keeps the block as conftest.py for the next block of its page, and
-``<!-- example: not run, because ... -->`` gives a reason; ``<!-- example: needs=memory -->`` runs it where this host can
-enforce that limit.
+``<!-- example: not run, because ... -->`` gives a reason; ``<!-- example: needs=memory -->`` runs it where this host
+can enforce that limit.
 """
 
 from __future__ import annotations

@@ -63,6 +63,7 @@ GOOD: dict[str, list[tuple[Any, Any]]] = {
         (frozenset({"CHOWN"}), ("CHOWN",)),
     ],
     "scope": [("function", "function"), ("class", "class"), ("module", "module")],
+    "timeout": [(10, 10.0), (0.5, 0.5), ("2.5", 2.5)],
     "hide": [
         ([], ()), ("", ()), (".ssh .aws", (".ssh", ".aws")), (["/etc/ssl/private"], ("/etc/ssl/private",)),
         ((".config/x",), (".config/x",)),
@@ -92,6 +93,7 @@ BAD: dict[str, list[Any]] = {
     ],
     "capabilities": [None, 3, ["NOPE"], ["KILL", None], "ALL", [""], {"KILL": True}],
     "scope": ["session", "classes", "", None],
+    "timeout": [None, 0, -1, "soon", True, float("inf"), float("nan")],
     "hide": [None, 3, [""], [3], ["../x"], "a/../b", {".ssh"}],
 }
 
