@@ -75,38 +75,12 @@ def events(running: Running) -> LimitEvents:
     return LimitEvents(met.oom_kills, met.victims, met.pids_refused, full)
 
 
-def killed_for_memory(running: Running) -> bool:
-    """Whether the memory limit has ended this sandbox; if so it has ended when this returns."""
-    group = running.group
-    if group is None or running.plan.body["group"]["watch"] is False or not group.oom_kills():
-        return False
-    if running.pidfd >= 0:
+def exceeded(running: Running) -> MemoryLimitExceeded | None:
+    """Why the sandbox has ended, if that was its memory limit; then it has ended when this returns."""
+    error = running.group.exceeded() if running.group is not None else None
+    if error is not None and running.pidfd >= 0:
         wait_readable(running.pidfd, 5)
-    return True
-
-
-def memory_error(running: Running, spec: SandboxSpec) -> MemoryLimitExceeded:
-    """The error for a sandbox that :func:`killed_for_memory` tells of."""
-    met, used = events(running), usage(running)
-    victim = met.victims[0] if met.victims else None
-    who = f"{victim.name} (pid {victim.pid})" if victim is not None else "a process"
-    more = f" and {met.oom_kills - 1} more" if met.oom_kills and met.oom_kills > 1 else ""
-    peak = f"; the peak was {size(used.memory_peak)}" if used.memory_peak is not None else ""
-    return MemoryLimitExceeded(
-        f"the sandbox reached its memory limit of {size(spec.memory)}", limit=spec.memory, peak=used.memory_peak,
-        kills=met.oom_kills, victim=victim.name if victim else None, victim_pid=victim.pid if victim else None,
-        why=f"the kernel killed {who}{more} in it, and with that the sandbox ended{peak}",
-        remedy="Use less, or raise its memory option. Files of the writable layer count as memory.")
-
-
-def size(number: int | None) -> str:
-    """Bytes as people write them."""
-    if number is None:
-        return "an unknown size"
-    for unit, factor in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if number >= factor:
-            return f"{number / factor:.4g} {unit}"
-    return f"{number} bytes"
+    return error
 
 
 def update(running: Running, spec: SandboxSpec, options: dict[str, Any]) -> SandboxSpec:

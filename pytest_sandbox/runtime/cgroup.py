@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ..errors import SandboxError, SandboxUnavailable
+from ..errors import MemoryLimitExceeded, SandboxError, SandboxUnavailable
 from ..spec import SandboxSpec
 from ..usage import LimitEvents, Usage, Victim
 from . import cgroup_make
@@ -58,11 +58,11 @@ class Group:
     def __init__(self, control: Control, layout: Layout, name: str) -> None:
         self.control, self.layout, self.name = control, layout, name
         self.paths = {key: f"{place}/{name}" for key, place in layout["places"]}
-        inner = f"/{cgroup_make.INNER}" if layout["inner"] else ""
-        self.inner = {key: path + inner for key, path in self.paths.items()}
+        self.inner = {key: f"{path}/{cgroup_make.INNER}" for key, path in self.paths.items()}
         self.join_fds: list[int] = []
         self.tell: Callable[[dict[str, Any]], bool] = lambda message: False  # to the helper
         self.frozen = False
+        self.memory: int | None = layout["memory"]
         self._fds: dict[str, int] = {}
         self._peak = 0  # the highest memory peak that has been reset
         self._marks = 0
@@ -210,11 +210,30 @@ class Group:
                 try:
                     self.write(f"{self.paths[key]}/{file}", text)
                 except OSError as error:
-                    why = error.strerror
+                    why: str | None = error.strerror
                     if error.errno == errno.EBUSY:
                         why = f"it uses more than that ({self.usage().memory} bytes of memory)"
                     what = f"the limit {option}={getattr(spec, option)} could not be set"
                     raise SandboxError(what, why=why) from error
+
+            if option == "memory":
+                self.memory = spec.memory
+                self.tell({"watch": self.name})
+
+    def exceeded(self) -> MemoryLimitExceeded | None:
+        """Why the sandbox has ended, if that was its memory limit."""
+        if self.memory is None or not self.oom_kills():
+            return None
+        met, peak = self.events(), self.total().memory_peak
+        victim = met.victims[0] if met.victims else None
+        who = f"{victim.name} (pid {victim.pid})" if victim is not None else "a process"
+        more = f" and {met.oom_kills - 1} more" if met.oom_kills and met.oom_kills > 1 else ""
+        told = f"; the peak was {size(peak)}" if peak is not None else ""
+        return MemoryLimitExceeded(
+            f"the sandbox reached its memory limit of {size(self.memory)}", limit=self.memory, peak=peak,
+            kills=met.oom_kills, victim=victim.name if victim else None, victim_pid=victim.pid if victim else None,
+            why=f"the kernel killed {who}{more} in it, and with that the sandbox ended{told}",
+            remedy="Use less, or raise its memory option. Files of the writable layer count as memory.")
 
     def ordered(self, files: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
         """The order in which limits that depend on one another can be changed."""
@@ -253,6 +272,14 @@ class Group:
         cgroup_make.remove(list(self.paths.values()))
 
 
+def size(number: int) -> str:
+    """Bytes as people write them."""
+    for unit, factor in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if number >= factor:
+            return f"{number / factor:.4g} {unit}"
+    return f"{number} bytes"
+
+
 def _less(after: Any, before: Any) -> Any:
     return None if after is None or before is None else max(after - before, 0)
 
@@ -268,7 +295,7 @@ def oom_victims(paths: list[str]) -> tuple[Victim, ...]:
     except OSError:
         return ()
     found = []
-    names = ["/".join(path.split("/")[-(3 if path.endswith(f"/{cgroup_make.INNER}") else 2):]) for path in paths]
+    names = ["/".join(path.split("/")[-3:]) for path in paths]  # of the run, of the sandbox, and the inner one
     try:
         while True:
             try:

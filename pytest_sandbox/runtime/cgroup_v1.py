@@ -28,6 +28,7 @@ class ControlV1(Control):
     """Resource control on cgroup v1."""
 
     version = 1
+    freezer = "freezer"
 
     def place(self, controller: str, asked: bool) -> str:
         base = self.found.v1.get(controller)

@@ -37,6 +37,7 @@ class ControlV2(Control):
     """Resource control on cgroup v2."""
 
     version = 2
+    freezer = "unified"
 
     def __init__(self, found: Hierarchies) -> None:
         super().__init__(found)

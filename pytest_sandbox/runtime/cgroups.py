@@ -45,6 +45,8 @@ class Control:
     """What this process can limit. Made by :func:`host_control`; one of the two versions, or none at all."""
 
     version = 0
+    #: The controller by which processes are frozen.
+    freezer = ""
 
     def __init__(self, found: Hierarchies) -> None:
         self.found = found
@@ -109,9 +111,9 @@ class Control:
                 places[self.key(controller)] = place
         if not places:
             return None
-        return {"version": self.version, "places": sorted(places.items()), "inner": bool(given),
+        return {"version": self.version, "places": sorted(places.items()),
                 "files": [(self.key(controller), file, text) for controller, file, text in files],
-                "join": "tasks" if self.version == 1 else "cgroup.procs", "watch": spec.memory is not None}
+                "join": "tasks" if self.version == 1 else "cgroup.procs", "memory": spec.memory}
 
     def key(self, controller: str) -> str:
         """Under which name a controller's directory travels."""
@@ -129,6 +131,13 @@ class Control:
                 found[option] = Ability(True, f"cgroup v{self.version}, below {os.path.dirname(place)}")
             except Missing as missing:
                 found[option] = Ability(False, *missing.args)
+        for feature, controller in (("freeze", self.freezer), ("accounting", self.accounting()[0] if self.accounting()
+                                                                else "")):
+            try:
+                place = self.place(controller, False)
+                found[feature] = Ability(True, f"cgroup v{self.version}, below {os.path.dirname(place)}")
+            except Missing as missing:
+                found[feature] = Ability(False, *missing.args)
         return found
 
 
