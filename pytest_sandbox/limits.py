@@ -47,12 +47,19 @@ def _completed(running: Running, counted: Usage, wall: float, pids: int | None =
 
 
 class Watch:
-    """One command: from just before it starts until :meth:`end`."""
+    """One command: from just before it starts until :meth:`end`, or until the ``with`` block is left without that."""
 
     def __init__(self, running: Running) -> None:
         self.running = running
         self.began = time.monotonic()
         self.mark: Mark | None = running.group.mark() if running.group is not None else None
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.mark is not None:
+            self.end()
 
     def end(self, used: list[float] | None = None) -> Usage:
         """What the command used.
@@ -60,8 +67,9 @@ class Watch:
         :param used: what its init counted, for hosts without cgroups.
         """
         wall = time.monotonic() - self.began
-        if self.mark is not None and self.running.group is not None:
-            return _completed(self.running, self.running.group.since(self.mark), wall)
+        mark, self.mark = self.mark, None
+        if mark is not None and self.running.group is not None:
+            return _completed(self.running, self.running.group.since(mark), wall)
         return _completed(self.running, _counted(used) if used else Usage(), wall)
 
 

@@ -304,28 +304,28 @@ class Sandbox:
         from .limits import Watch, exceeded
         from .process import OUTPUT_LIMIT, Result
         running = self._ready()
-        watch = Watch(running)
-        process = self.popen(args, stdin=None if input is None else subprocess.PIPE, env=env, cwd=cwd, user=user,
-                             text=text)
-        timed_out = False
-        with process:
-            limit = OUTPUT_LIMIT if output_limit is None else output_limit
-            try:
-                process.communicate(input, timeout, limit)
-            except subprocess.TimeoutExpired:
-                timed_out = True
-                process.kill()
-                with suppress(subprocess.TimeoutExpired):  # by whatever left the group and still holds the output
-                    process.communicate(None, 0.5, limit)
-            except BaseException:
-                process.kill()
-                raise
-            out, err, truncated = process.output()
-        assert process.returncode is not None
-        self._in_time()
-        error = exceeded(running)
-        result = Result(process.args, process.returncode, out, err, timed_out=timed_out, truncated=truncated,
-                        oom_killed=error is not None, usage=watch.end(process._used))
+        with Watch(running) as watch:
+            process = self.popen(args, stdin=None if input is None else subprocess.PIPE, env=env, cwd=cwd, user=user,
+                                 text=text)
+            timed_out = False
+            with process:
+                limit = OUTPUT_LIMIT if output_limit is None else output_limit
+                try:
+                    process.communicate(input, timeout, limit)
+                except subprocess.TimeoutExpired:
+                    timed_out = True
+                    process.kill()
+                    with suppress(subprocess.TimeoutExpired):  # by whatever left the group and still holds the output
+                        process.communicate(None, 0.5, limit)
+                except BaseException:
+                    process.kill()
+                    raise
+                out, err, truncated = process.output()
+            assert process.returncode is not None
+            self._in_time()
+            error = exceeded(running)
+            result = Result(process.args, process.returncode, out, err, timed_out=timed_out, truncated=truncated,
+                            oom_killed=error is not None, usage=watch.end(process._used))
         if check and error is not None:
             raise error
         if check and (result.returncode or timed_out):

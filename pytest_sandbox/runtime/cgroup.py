@@ -30,8 +30,7 @@ FEATURES = {
     "io_weight": ("io-weight", "weigh block I/O"),
     "pids": ("pids-limit", "limit processes"),
     "freeze": ("freeze", "freeze a sandbox"),
-    "kill": ("kill", "kill all of a sandbox"),
-    "accounting": ("accounting", "count exactly what a sandbox uses"),
+    "accounting": ("accounting", "count all that a sandbox uses"),
 }
 
 
@@ -47,6 +46,7 @@ class Mark:
 
     usage: Usage
     reset: bool  # the memory peak counts from here
+    peak: int = -1  # a file with the peak from here on
 
 
 class Group:
@@ -138,6 +138,10 @@ class Group:
         """Lets the memory peak count from now, where the kernel can."""
         return False
 
+    def own_peak(self) -> int:
+        """A descriptor of the memory peak from now on, beside which others count theirs; -1 where there is no such."""
+        return -1
+
     def freeze(self) -> None:
         """Stops every process; they use no CPU time when this returns."""
         raise NotImplementedError
@@ -167,7 +171,8 @@ class Group:
             self._marks += 1
             if alone and usage.memory_peak is not None:
                 self._peak = max(self._peak, usage.memory_peak)
-        return Mark(usage, alone and self.reset_peak())
+        peak = self.own_peak()
+        return Mark(usage, peak < 0 and alone and self.reset_peak(), peak)
 
     def since(self, mark: Mark) -> Usage:
         """What has been used since ``mark``. A peak that nothing tells apart from an earlier one is None."""
@@ -175,7 +180,10 @@ class Group:
         with self._lock:
             self._marks -= 1
         peak = usage.memory_peak
-        if not mark.reset and peak is not None and (before.memory_peak is None or peak <= before.memory_peak):
+        if mark.peak >= 0:
+            peak = int(os.pread(mark.peak, 64, 0))
+            os.close(mark.peak)
+        elif not mark.reset and peak is not None and (before.memory_peak is None or peak <= before.memory_peak):
             peak = None
         tasks = usage.pids_peak
         if tasks is not None and (before.pids_peak is None or tasks <= before.pids_peak):
