@@ -23,6 +23,8 @@ if TYPE_CHECKING:
         SandboxCommandMisplaced,
         SandboxCommandNotFound,
         SandboxCommandRefused,
+        SandboxConnectionError,
+        SandboxConnectionRefused,
         SandboxCrashed,
         SandboxError,
         SandboxProtocolError,
@@ -42,7 +44,7 @@ _HOME = {
         "ImageCorrupt", "ImageError", "ImageNotFound", "LayerRejected", "RegistryAuthError", "RegistryError",
         "SandboxCallError", "SandboxClosedError", "SandboxCommandDenied", "SandboxCommandError",
         "SandboxCommandMisplaced", "SandboxCommandNotFound",
-        "SandboxCommandRefused", "SandboxCrashed", "SandboxError",
+        "SandboxCommandRefused", "SandboxConnectionError", "SandboxConnectionRefused", "SandboxCrashed", "SandboxError",
         "SandboxProtocolError", "SandboxStartError", "SandboxTimeout", "SandboxUnavailable", "SandboxUsageError",
         "StoreError",
     ), "errors"),
@@ -52,8 +54,9 @@ __all__ = [
     "Change", "ImageCorrupt", "ImageError", "ImageNotFound", "LayerRejected", "Mount", "Process", "RegistryAuthError",
     "RegistryError", "Result", "Sandbox", "SandboxCallError", "SandboxClosedError", "SandboxCommandDenied",
     "SandboxCommandError", "SandboxCommandMisplaced", "SandboxCommandNotFound", "SandboxCommandRefused",
-    "SandboxCrashed", "SandboxError", "SandboxPath", "SandboxProtocolError", "SandboxSpec", "SandboxStartError",
-    "SandboxTimeout", "SandboxUnavailable", "SandboxUsageError", "StoreError", "inside",
+    "SandboxConnectionError", "SandboxConnectionRefused", "SandboxCrashed", "SandboxError", "SandboxPath",
+    "SandboxProtocolError", "SandboxSpec", "SandboxStartError", "SandboxTimeout", "SandboxUnavailable",
+    "SandboxUsageError", "StoreError", "inside",
 ]
 
 

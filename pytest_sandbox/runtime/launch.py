@@ -6,6 +6,7 @@ It owns the helper and the sandboxes made ahead. What it makes is a :class:`~.ru
 from __future__ import annotations
 
 import atexit
+import errno
 import os
 import socket
 import subprocess
@@ -106,8 +107,23 @@ class Supervisor:
                 self.lost = True
                 raise SandboxClosedError("the helper process of the sandboxes has ended", why=error.strerror) from error
             made = Running(ours, plan, self.host)
+            made.ask_helper = self.send
             self.made.add(made)
             return made
+
+    def send(self, message: protocol.Message, fds: tuple[int, ...] = ()) -> None:
+        """Sends the helper a request.
+
+        :raises SandboxClosedError: when it is gone.
+        """
+        try:
+            with self.lock:
+                self.greet()
+                protocol.send(self.sock, message, fds)
+        except OSError as error:
+            if error.errno not in (*GONE, errno.EBADF):
+                raise
+            raise SandboxClosedError("the helper process of the sandboxes has ended", why=error.strerror) from error
 
     def take(self, plan: Plan) -> Running:
         """A ready sandbox: one that was made ahead, or a new one."""

@@ -72,6 +72,8 @@ class Running:
         self.pidfd = self.root = self.scratch = -1
         self.lock = threading.Lock()
         self.children: list[ForkedChild] = []
+        self.ask_helper: Callable[..., None] | None = None  # sends a request to the helper that made it
+        self.relays: list[socket.socket] = []  # each readable once its relay has ended
         everyone.add(self)
 
     def wait_ready(self) -> None:
@@ -246,6 +248,9 @@ class Running:
     def forget(self) -> None:
         """Closes our descriptors. In a fork of the caller: its copies of them, which changes nothing for the caller."""
         self.control.close()
+        for relay in self.relays:
+            relay.close()
+        self.relays.clear()
         for fd in (self.pidfd, self.root, self.scratch):
             if fd >= 0:
                 os.close(fd)
@@ -267,6 +272,9 @@ class Running:
         with suppress(OSError):
             self.control.shutdown(socket.SHUT_RDWR)  # to close it is not enough while a fork of ours has a copy
         self.control.close()
+        for relay in self.relays:
+            with suppress(OSError):
+                relay.shutdown(socket.SHUT_WR)
 
     def gone(self) -> bool:
         """After :meth:`let_go`: as :meth:`wait_gone` if that need not wait, else False."""
@@ -274,6 +282,8 @@ class Running:
             if not all(child.ended() for child in list(self.children)):
                 return False
             if self.pidfd >= 0 and self.alive:
+                return False
+            if not all(wait_readable(relay.fileno(), 0) for relay in self.relays):
                 return False
         self.forget()
         return True
@@ -284,6 +294,8 @@ class Running:
             self.reap()
             if self.pidfd >= 0:
                 wait_readable(self.pidfd)
+            for relay in self.relays:
+                wait_readable(relay.fileno())
         self.forget()
 
     def reap(self) -> None:
