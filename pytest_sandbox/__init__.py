@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         ImageError,
         ImageNotFound,
         LayerRejected,
+        NetworkError,
         RegistryAuthError,
         RegistryError,
         SandboxCallError,
@@ -34,34 +35,36 @@ if TYPE_CHECKING:
         SandboxUsageError,
         StoreError,
     )
+    from .network import Network
     from .sandbox import Change, Process, Result, Sandbox, SandboxPath, inside
     from .spec import Mount, SandboxSpec
 
 _HOME = {
     **dict.fromkeys(("Change", "Process", "Result", "Sandbox", "SandboxPath", "inside"), "sandbox"),
+    "Network": "network",
     **dict.fromkeys(("Mount", "SandboxSpec"), "spec"),
     **dict.fromkeys((
-        "ImageCorrupt", "ImageError", "ImageNotFound", "LayerRejected", "RegistryAuthError", "RegistryError",
-        "SandboxCallError", "SandboxClosedError", "SandboxCommandDenied", "SandboxCommandError",
-        "SandboxCommandMisplaced", "SandboxCommandNotFound",
-        "SandboxCommandRefused", "SandboxConnectionError", "SandboxConnectionRefused", "SandboxCrashed", "SandboxError",
+        "ImageCorrupt", "ImageError", "ImageNotFound", "LayerRejected", "NetworkError", "RegistryAuthError",
+        "RegistryError", "SandboxCallError", "SandboxClosedError", "SandboxCommandDenied", "SandboxCommandError",
+        "SandboxCommandMisplaced", "SandboxCommandNotFound", "SandboxCommandRefused", "SandboxConnectionError",
+        "SandboxConnectionRefused", "SandboxCrashed", "SandboxError",
         "SandboxProtocolError", "SandboxStartError", "SandboxTimeout", "SandboxUnavailable", "SandboxUsageError",
         "StoreError",
     ), "errors"),
 }
 
 __all__ = [
-    "Change", "ImageCorrupt", "ImageError", "ImageNotFound", "LayerRejected", "Mount", "Process", "RegistryAuthError",
-    "RegistryError", "Result", "Sandbox", "SandboxCallError", "SandboxClosedError", "SandboxCommandDenied",
-    "SandboxCommandError", "SandboxCommandMisplaced", "SandboxCommandNotFound", "SandboxCommandRefused",
-    "SandboxConnectionError", "SandboxConnectionRefused", "SandboxCrashed", "SandboxError", "SandboxPath",
-    "SandboxProtocolError", "SandboxSpec", "SandboxStartError", "SandboxTimeout", "SandboxUnavailable",
+    "Change", "ImageCorrupt", "ImageError", "ImageNotFound", "LayerRejected", "Mount", "Network", "NetworkError",
+    "Process", "RegistryAuthError", "RegistryError", "Result", "Sandbox", "SandboxCallError", "SandboxClosedError",
+    "SandboxCommandDenied", "SandboxCommandError", "SandboxCommandMisplaced", "SandboxCommandNotFound",
+    "SandboxCommandRefused", "SandboxConnectionError", "SandboxConnectionRefused", "SandboxCrashed", "SandboxError",
+    "SandboxPath", "SandboxProtocolError", "SandboxSpec", "SandboxStartError", "SandboxTimeout", "SandboxUnavailable",
     "SandboxUsageError", "StoreError", "inside",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Image", "Network", "Outbound", "Usage"):
+    if name in ("Image", "Outbound", "Usage"):
         raise AttributeError(f"{__name__}.{name} is not available yet in this version")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -25,43 +25,18 @@ from .errors import (
 )
 from .runtime import protocol
 from .runtime import syscalls as sc
+from .runtime.netns import in_namespace
 from .runtime.running import forking
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Iterator
 
-    from .runtime.running import Running
     from .sandbox import Sandbox
 
 #: How much is read of a table that the sandbox can make longer.
 _MOST = 4 << 20
 _TABLES = {socket.SOCK_STREAM: "tcp", socket.SOCK_DGRAM: "udp"}
-
-
-def in_namespace(running: Running, what: dict[str, Any], namespace: int | None) -> list[int]:
-    """Has the helper do something in a network namespace; returns the descriptors that it made there.
-
-    :param running: a sandbox of that helper's.
-    :param namespace: a network namespace or a pidfd; None for a new namespace.
-    :raises SandboxClosedError: when the helper, or whoever the pidfd names, is gone.
-    :raises OSError: as the kernel says, with the path.
-    """
-    assert running.ask_helper is not None
-    ours, theirs = protocol.pair()
-    with ours:
-        with theirs:
-            fds = (theirs.fileno(),) if namespace is None else (theirs.fileno(), namespace)
-            running.ask_helper({"net": what}, fds)
-        got = protocol.receive(ours)
-    if got is None:
-        raise SandboxClosedError("the helper process of the sandboxes has ended")
-    message, made = got
-    if "errno" in message:
-        if message["errno"] == errno.ESRCH:
-            raise SandboxClosedError("the sandbox has ended")
-        raise OSError(message["errno"], os.strerror(message["errno"]), message.get("path"))
-    return made
 
 
 def make_socket(sandbox: Sandbox, family: int, kind: int) -> socket.socket:
@@ -71,7 +46,8 @@ def make_socket(sandbox: Sandbox, family: int, kind: int) -> socket.socket:
         raise SandboxClosedError("the sandbox has ended")
     if not running.plan.body["namespaces"] & sc.CLONE_NEWNET:
         return socket.socket(family, kind)
-    (fd,) = in_namespace(running, {"sockets": [[int(family), int(kind), 0]]}, running.pidfd)
+    assert running.ask_helper is not None
+    (fd,) = in_namespace(running.ask_helper, {"sockets": [[int(family), int(kind), 0]]}, running.pidfd)
     return socket.socket(fileno=fd)
 
 

@@ -14,6 +14,7 @@
     ├── SandboxCommandError      (CalledProcessError)  a command failed and check=True was given
     ├── SandboxConnectionError   (ConnectionError)     a server inside could not be reached
     │   └── SandboxConnectionRefused (ConnectionRefusedError) nobody listens there
+    ├── NetworkError             (OSError)             a network could not be made or changed as asked
     ├── SandboxTimeout           (TimeoutError)        something awaited did not happen in time
     ├── SandboxProtocolError     (ValueError)          what came out of a sandbox is not a valid message
     ├── SandboxCallError         (RuntimeError)        a function called inside raised, or its value is not data
@@ -166,6 +167,16 @@ class SandboxConnectionError(SandboxError, ConnectionError):
 
 class SandboxConnectionRefused(SandboxConnectionError, ConnectionRefusedError):
     """Nobody listens there."""
+
+
+class NetworkError(SandboxError, OSError):
+    """A network could not be made, joined or changed. ``network`` is its range, ``errno`` the kernel's answer."""
+
+    def __init__(self, what: str, *, network: str, errno: int | None = None, why: str | None = None,
+                 remedy: str | None = None) -> None:
+        self.network = network
+        self.errno = errno
+        self._tell(what, why, remedy)
 
 
 class SandboxTimeout(SandboxError, TimeoutError):

@@ -42,7 +42,8 @@ def plan_for(spec: SandboxSpec) -> Plan:
     host = launch.supervisor().host
     with _planning:
         root = _host_root(spec, host) if spec.image == "host" else _image_root(spec.image)
-    key = (spec.image, spec.network, spec.user, spec.mounts, spec.persist, spec.hostname, spec.disk, spec.capabilities,
+    kind = spec.network if isinstance(spec.network, str) else "networks"  # which ones is no matter of the plan
+    key = (spec.image, kind, spec.user, spec.mounts, spec.persist, spec.hostname, spec.disk, spec.capabilities,
            spec.hide, spec.workdir, host)
     made = _plans.get(key)
     if made is None or made[0] != root or spec.mounts:  # the source of a mount may have gone since

@@ -107,11 +107,24 @@ class Sandbox:
                                                                           "reset() instead of close().")
             if self._running is None:
                 try:
-                    self._running = launch.take(plan_for(self.spec))
+                    running = launch.take(plan_for(self.spec))
                 except SandboxStartError as error:
                     from .runtime.probe import explain
                     raise explain(error) from error
+                if not isinstance(self.spec.network, str):
+                    self._connect(running)
+                self._running = running
             return self._running
+
+    def _connect(self, running: Running) -> None:
+        """Joins its networks."""
+        try:
+            for position, endpoint in enumerate(self.spec.network):
+                endpoint.network.attach(self, running, endpoint, position)
+        except BaseException:
+            running.let_go()
+            running.wait_gone()
+            raise
 
     def _part(self) -> Running | None:
         with self._lock:

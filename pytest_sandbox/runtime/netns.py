@@ -8,6 +8,7 @@ Nothing of this runs code of a sandbox, or where such code could reach it.
 from __future__ import annotations
 
 import array
+import errno
 import os
 import select
 import socket
@@ -17,7 +18,33 @@ from . import syscalls as sc
 
 TYPE_CHECKING = False  # as typing's, whose import the helper's heap can do without
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
+
+
+def in_namespace(ask: Callable[..., None], what: dict[str, Any], namespace: int | None) -> list[int]:
+    """The caller's side: has a helper do something in a network namespace; returns the descriptors that it made there.
+
+    :param ask: sends that helper a request.
+    :param what: see :func:`serve`.
+    :param namespace: a network namespace or a pidfd; None for a new namespace.
+    :raises SandboxClosedError: when the helper, or whoever the pidfd names, is gone.
+    :raises OSError: as the kernel says, with the path.
+    """
+    from ..errors import SandboxClosedError
+    ours, theirs = protocol.pair()
+    with ours:
+        with theirs:
+            ask({"net": what}, (theirs.fileno(),) if namespace is None else (theirs.fileno(), namespace))
+        got = protocol.receive(ours)
+    if got is None:
+        raise SandboxClosedError("the helper process of the sandboxes has ended")
+    message, made = got
+    if "errno" in message:
+        if message["errno"] == errno.ESRCH:
+            raise SandboxClosedError("the sandbox has ended")
+        raise OSError(message["errno"], os.strerror(message["errno"]), message.get("path"))
+    return made
 
 
 def serve(what: dict[str, Any], channel: socket.socket, namespace: int | None) -> None:

@@ -74,6 +74,7 @@ class Running:
         self.children: list[ForkedChild] = []
         self.ask_helper: Callable[..., None] | None = None  # sends a request to the helper that made it
         self.relays: list[socket.socket] = []  # each readable once its relay has ended
+        self.when_leaving: list[Callable[[], None]] = []  # called when it is let go
         everyone.add(self)
 
     def wait_ready(self) -> None:
@@ -261,6 +262,9 @@ class Running:
         if self.owner != os.getpid():
             self.forget()  # a fork of the owner: not ours to end
             return
+        for function in self.when_leaving:
+            function()
+        self.when_leaving.clear()
         if self.pidfd < 0 and self.control.fileno() >= 0:
             with suppress(SandboxError):
                 self.wait_ready()  # which brings its pidfd, by which we shall know that it has gone

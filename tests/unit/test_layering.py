@@ -28,7 +28,7 @@ LEVELS = {
 }
 
 #: Modules that are part of another room: a sandbox's host side is one room in several files.
-PART_OF = {"calls": "sandbox", "connections": "sandbox", "copying": "sandbox", "files": "sandbox",
+PART_OF = {"calls": "sandbox", "connections": "sandbox", "copying": "sandbox", "faults": "network", "files": "sandbox",
            "layerdiff": "sandbox", "planning": "sandbox", "process": "sandbox"}
 
 #: The modules (with all that lies below them) that may import what is not everybody's.
