@@ -232,6 +232,8 @@ def watch_port(number: int) -> Message:
 def filter_port(number: int, losses: dict[str, float]) -> Message:
     """Drops what leaves for the member and comes from one of these MAC addresses, at random with a given share.
 
+    All but the questions and answers of address resolution.
+
     Takes the place of what the port had before, at once. By a classic BPF program (cls_bpf), which needs neither the
     rights nor the kernel options of the newer kind.
     """
@@ -264,8 +266,18 @@ def _drop(losses: dict[str, float]) -> bytes:
     def op(code: int, true: int = 0, false: int = 0, value: int = 0) -> bytes:
         return struct.pack("=HBBI", code, true, false, value)
 
-    ld_word, ld_half, jump_equal, jump_greater_equal, ret = 0x20, 0x28, 0x15, 0x35, 0x06
-    program = b""
+    ld_word, ld_half, ld_byte, jump_equal, jump_greater_equal, ret = 0x20, 0x28, 0x30, 0x15, 0x35, 0x06
+    # Who has which address may always be asked and said: a neighbour that could not be found would stay unknown for up
+    # to a second after the fault.
+    program = op(ld_half, value=12)
+    program += op(jump_equal, 6, 0, 0x0806)  # ARP
+    program += op(jump_equal, 0, 6, 0x86DD)  # IPv6
+    program += op(ld_byte, value=20)
+    program += op(jump_equal, 0, 4, 58)  # ICMPv6
+    program += op(ld_byte, value=54)
+    program += op(jump_equal, 1, 0, 135)  # neighbour solicitation
+    program += op(jump_equal, 0, 1, 136)  # neighbour advertisement
+    program += op(ret, value=0xFFFFFFFF)
     for mac, share in losses.items():
         raw = bytes.fromhex(mac.replace(":", ""))
         whole = share >= 1

@@ -27,6 +27,7 @@ EXAMPLES = {
     "SandboxClosedError": errors.SandboxClosedError("the sandbox is closed"),
     "SandboxConnectionError": errors.SandboxConnectionError("no way there", address="198.51.100.7:80", errno=101),
     "SandboxConnectionRefused": errors.SandboxConnectionRefused("nobody is there", address="[::1]:80", errno=111),
+    "NetworkError": errors.NetworkError("nobody can join", network="10.0.0.0/30", errno=28),
     "SandboxTimeout": errors.SandboxTimeout("port 80 did not open", seconds=2.5),
     "SandboxProtocolError": errors.SandboxProtocolError("not a message", why="it is not JSON"),
     "SandboxCallError": errors.SandboxCallError("it raised", type_name="ValueError", traceback="Traceback ..."),
