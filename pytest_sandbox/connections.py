@@ -46,8 +46,7 @@ def make_socket(sandbox: Sandbox, family: int, kind: int) -> socket.socket:
         raise SandboxClosedError("the sandbox has ended")
     if not running.plan.body["namespaces"] & sc.CLONE_NEWNET:
         return socket.socket(family, kind)
-    assert running.ask_helper is not None
-    (fd,) = in_namespace(running.ask_helper, {"sockets": [[int(family), int(kind), 0]]}, running.pidfd)
+    (fd,) = in_namespace(running.tell, {"sockets": [[int(family), int(kind), 0]]}, running.pidfd)
     return socket.socket(fileno=fd)
 
 
@@ -216,15 +215,13 @@ def forward(sandbox: Sandbox, port: int, host: str) -> tuple[str, int]:
     if not running.plan.body["namespaces"] & sc.CLONE_NEWNET:
         return "127.0.0.1", number  # the network is the host's own
     address = resolve(sandbox, host)[0]
-    assert running.ask_helper is not None
     with forking, socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
         ours, theirs = protocol.pair()
         with theirs:
-            try:
-                running.ask_helper({"relay": [address, number]}, (theirs.fileno(), listener.fileno(), running.pidfd))
-            except BaseException:
-                ours.close()
-                raise
+            told = running.tell({"relay": [address, number]}, (theirs.fileno(), listener.fileno(), running.pidfd))
+        if not told:
+            ours.close()
+            raise SandboxClosedError("the helper process of the sandboxes has ended")
         running.relays.append(ours)
         return "127.0.0.1", int(listener.getsockname()[1])
 

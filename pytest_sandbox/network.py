@@ -129,8 +129,10 @@ class Network(Faulty):
                 raise SandboxClosedError(f"the network {self.subnet} is closed", remedy="Make a new Network.")
             if self._netlink is None:
                 try:
+                    supervisor = launch.supervisor()
+                    supervisor.greet()
                     made = netdev.Netlink(*in_namespace(
-                        launch.supervisor().send, {"namespace": True, "sockets": [netdev.NETLINK_ROUTE]}, None))
+                        supervisor.tell, {"namespace": True, "sockets": [netdev.NETLINK_ROUTE]}, None))
                     made.send([netdev.add_bridge()])
                 except OSError as error:
                     raise self._error("the network cannot be made", error) from error
@@ -198,12 +200,11 @@ class Network(Faulty):
             names = self._names(sandbox, endpoint)
             address, address6 = self._addresses(sandbox, names[0], endpoint)
             raw = ipaddress.IPv4Address(address).packed
-            assert running.ask_helper is not None
             what: dict[str, Any] = {"namespace": True, "sockets": [netdev.NETLINK_ROUTE]}
             if endpoint.router:
                 what["sysctl"] = _FORWARDING
             try:
-                own = netdev.Netlink(*in_namespace(running.ask_helper, what, running.pidfd))
+                own = netdev.Netlink(*in_namespace(running.tell, what, running.pidfd))
             except OSError as error:
                 raise self._error(f"{names[0]} cannot join the network {self.subnet}", error) from error
             member = Member(sandbox, running, names, self._ports, _FIRST_INDEX + position,

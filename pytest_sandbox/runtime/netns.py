@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-def in_namespace(ask: Callable[..., None], what: dict[str, Any], namespace: int | None) -> list[int]:
+def in_namespace(tell: Callable[[protocol.Message, tuple[int, ...]], bool], what: dict[str, Any],
+                 namespace: int | None) -> list[int]:
     """The caller's side: has a helper do something in a network namespace; returns the descriptors that it made there.
 
-    :param ask: sends that helper a request.
+    :param tell: sends that helper a request.
     :param what: see :func:`serve`.
     :param namespace: a network namespace or a pidfd; None for a new namespace.
     :raises SandboxClosedError: when the helper, or whoever the pidfd names, is gone.
@@ -35,8 +36,8 @@ def in_namespace(ask: Callable[..., None], what: dict[str, Any], namespace: int 
     ours, theirs = protocol.pair()
     with ours:
         with theirs:
-            ask({"net": what}, (theirs.fileno(),) if namespace is None else (theirs.fileno(), namespace))
-        got = protocol.receive(ours)
+            tell({"net": what}, (theirs.fileno(),) if namespace is None else (theirs.fileno(), namespace))
+        got = protocol.receive(ours)  # nothing, when it could not be told
     if got is None:
         raise SandboxClosedError("the helper process of the sandboxes has ended")
     message, made = got
