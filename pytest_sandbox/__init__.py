@@ -10,11 +10,19 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .errors import (
+        ImageCorrupt,
         ImageError,
         ImageNotFound,
+        LayerRejected,
+        RegistryAuthError,
+        RegistryError,
         SandboxCallError,
         SandboxClosedError,
+        SandboxCommandDenied,
         SandboxCommandError,
+        SandboxCommandMisplaced,
+        SandboxCommandNotFound,
+        SandboxCommandRefused,
         SandboxCrashed,
         SandboxError,
         SandboxProtocolError,
@@ -22,6 +30,7 @@ if TYPE_CHECKING:
         SandboxTimeout,
         SandboxUnavailable,
         SandboxUsageError,
+        StoreError,
     )
     from .sandbox import Change, Process, Result, Sandbox, SandboxPath, inside
     from .spec import Mount, SandboxSpec
@@ -30,21 +39,27 @@ _HOME = {
     **dict.fromkeys(("Change", "Process", "Result", "Sandbox", "SandboxPath", "inside"), "sandbox"),
     **dict.fromkeys(("Mount", "SandboxSpec"), "spec"),
     **dict.fromkeys((
-        "ImageError", "ImageNotFound", "SandboxCallError", "SandboxClosedError", "SandboxCommandError",
-        "SandboxCrashed", "SandboxError", "SandboxProtocolError", "SandboxStartError", "SandboxTimeout",
-        "SandboxUnavailable", "SandboxUsageError",
+        "ImageCorrupt", "ImageError", "ImageNotFound", "LayerRejected", "RegistryAuthError", "RegistryError",
+        "SandboxCallError", "SandboxClosedError", "SandboxCommandDenied", "SandboxCommandError",
+        "SandboxCommandMisplaced", "SandboxCommandNotFound",
+        "SandboxCommandRefused", "SandboxCrashed", "SandboxError",
+        "SandboxProtocolError", "SandboxStartError", "SandboxTimeout", "SandboxUnavailable", "SandboxUsageError",
+        "StoreError",
     ), "errors"),
 }
 
 __all__ = [
-    "Change", "ImageError", "ImageNotFound", "Mount", "Process", "Result", "Sandbox", "SandboxCallError",
-    "SandboxClosedError", "SandboxCommandError", "SandboxCrashed", "SandboxError", "SandboxPath",
-    "SandboxProtocolError", "SandboxSpec", "SandboxStartError", "SandboxTimeout", "SandboxUnavailable",
-    "SandboxUsageError", "inside",
+    "Change", "ImageCorrupt", "ImageError", "ImageNotFound", "LayerRejected", "Mount", "Process", "RegistryAuthError",
+    "RegistryError", "Result", "Sandbox", "SandboxCallError", "SandboxClosedError", "SandboxCommandDenied",
+    "SandboxCommandError", "SandboxCommandMisplaced", "SandboxCommandNotFound", "SandboxCommandRefused",
+    "SandboxCrashed", "SandboxError", "SandboxPath", "SandboxProtocolError", "SandboxSpec", "SandboxStartError",
+    "SandboxTimeout", "SandboxUnavailable", "SandboxUsageError", "StoreError", "inside",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name in ("Image", "Network", "Outbound", "Usage"):
+        raise AttributeError(f"{__name__}.{name} is not available yet in this version")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

@@ -6,6 +6,7 @@ no link is followed that an earlier copy could have put there.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import warnings
@@ -47,10 +48,31 @@ def _file_in(src: str, there: SandboxPath) -> None:
 
 
 def _pump(source: int, target: int) -> None:
-    while chunk := os.read(source, 1 << 20):
-        view = memoryview(chunk)
-        while view:
-            view = view[os.write(target, view):]
+    """Copies content. Holes stay holes: the size that a file claims inside is no measure of what it holds."""
+    end = os.fstat(source).st_size
+    at = 0
+    while at < end:
+        try:
+            at = os.lseek(source, at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                break  # a hole up to the end
+            raise
+        hole = os.lseek(source, at, os.SEEK_HOLE)
+        os.lseek(source, at, os.SEEK_SET)
+        os.lseek(target, at, os.SEEK_SET)
+        while at < hole:
+            chunk = os.read(source, min(1 << 20, hole - at))
+            if not chunk:
+                break
+            at += len(chunk)
+            view = memoryview(chunk)
+            while view:
+                view = view[os.write(target, view):]
+        else:
+            continue
+        break  # it shrank meanwhile
+    os.ftruncate(target, end)
 
 
 def copy_out(src: SandboxPath, dst: str) -> None:
@@ -59,8 +81,17 @@ def copy_out(src: SandboxPath, dst: str) -> None:
         dst = os.path.join(dst, src.name)
     left_out: list[str] = []
     fd = src._open(os.O_PATH)
+    pending: list[tuple[str, tuple[str, ...]]] = []
     try:
-        _out(fd, dst, str(src), left_out)
+        _out(fd, dst, str(src), left_out, (), pending)
+        while pending:
+            path, parts = pending.pop()
+            inner = _down(fd, parts)
+            if inner is not None:
+                try:
+                    _out(inner, path, "/".join((str(src), *parts)), left_out, parts, pending)
+                finally:
+                    os.close(inner)
     finally:
         os.close(fd)
     if left_out:
@@ -68,13 +99,34 @@ def copy_out(src: SandboxPath, dst: str) -> None:
                       stacklevel=3)
 
 
-def _out(fd: int, dst: str, name: str, left_out: list[str]) -> None:
-    """Copies what the O_PATH descriptor ``fd`` is. A link in the target's place on the host is not followed either."""
+def _down(fd: int, parts: tuple[str, ...]) -> int | None:
+    """Follows names from a directory, no link among them; None where one has gone meanwhile."""
+    here = os.dup(fd)
+    for part in parts:
+        try:
+            following = os.open(part, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=here)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        finally:
+            os.close(here)
+        here = following
+    return here
+
+
+def _out(fd: int, dst: str, name: str, left_out: list[str], parts: tuple[str, ...],
+         pending: list[tuple[str, tuple[str, ...]]]) -> None:
+    """Copies what the O_PATH descriptor ``fd`` is; what a directory holds is put on ``pending``.
+
+    A link in the target's place on the host is not followed either.
+    """
     look = os.fstat(fd)
     if stat.S_ISLNK(look.st_mode):
+        if os.path.islink(dst):
+            os.unlink(dst)
         os.symlink(os.readlink("", dir_fd=fd), dst)
     elif stat.S_ISREG(look.st_mode):
-        source = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+        # Not blocking: whoever holds a lease on the file inside would otherwise make us wait for it.
+        source = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             target = os.open(dst, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             try:
@@ -90,17 +142,13 @@ def _out(fd: int, dst: str, name: str, left_out: list[str]) -> None:
             os.mkdir(dst, 0o700)
         except FileExistsError:
             if os.path.islink(dst):  # copied out earlier, perhaps: it was the sandbox that said where it leads
-                raise OSError(20, "a symbolic link stands where a directory is to be made", dst) from None
+                raise OSError(errno.ENOTDIR, "a symbolic link stands where a directory is to be made", dst) from None
         listing = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            for entry in sorted(os.listdir(listing)):
-                inner = os.open(entry, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=listing)
-                try:
-                    _out(inner, os.path.join(dst, entry), f"{name}/{entry}", left_out)
-                finally:
-                    os.close(inner)
+            names = os.listdir(listing)
         finally:
             os.close(listing)
-        os.chmod(dst, stat.S_IMODE(look.st_mode) & 0o777)
+        pending += [(os.path.join(dst, one), (*parts, one)) for one in sorted(names, reverse=True)]
+        os.chmod(dst, stat.S_IMODE(look.st_mode) & 0o777 | 0o700)
     else:
         left_out.append(name)

@@ -6,27 +6,38 @@
     ├── SandboxUsageError        (ValueError)          what the user typed is wrong
     ├── SandboxUnavailable       (OSError)             this host cannot give what was asked for
     ├── SandboxStartError        (OSError)             a step of the start-up failed
+    ├── SandboxCommandNotFound   (FileNotFoundError)   there is no such command, or directory, in a sandbox
+    ├── SandboxCommandRefused    (OSError)             a command is there and could not be started
+    │   ├── SandboxCommandDenied (PermissionError)     the sandbox's user may not start it
+    │   └── SandboxCommandMisplaced (NotADirectoryError) where it was to start is no directory
     ├── SandboxClosedError       (RuntimeError)        the sandbox is not running any more
     ├── SandboxCommandError      (CalledProcessError)  a command failed and check=True was given
     ├── SandboxTimeout           (TimeoutError)        something awaited did not happen in time
     ├── SandboxProtocolError     (ValueError)          what came out of a sandbox is not a valid message
     ├── SandboxCallError         (RuntimeError)        a function called inside raised, or its value is not data
     ├── SandboxCrashed           (RuntimeError)        a test's process died before it could report
+    ├── StoreError               (OSError)             the layer store cannot be used, or is full
     └── ImageError               (ValueError)          an image reference, or an image, is unusable
-        └── ImageNotFound        (LookupError)         there is no such image
+        ├── ImageNotFound        (LookupError)         there is no such image
+        ├── ImageCorrupt         (ValueError)          an image's bytes are not what its digests promise
+        │   └── LayerRejected    (ValueError)          a layer asks for something that no layer may do
+        └── RegistryError        (ConnectionError)     a registry did not answer as it should
+            └── RegistryAuthError (PermissionError)    a registry wants other credentials
 
 Every error keeps its facts as attributes, can be pickled, and reads as *what failed: why. Remedy*.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable, Sequence
 from typing import Any
 
 
 def _rebuild(cls: type[SandboxError], state: dict[str, Any]) -> SandboxError:
-    error = cls.__new__(cls)
+    # Not cls.__new__: where ValueError comes before OSError, that is ValueError's, which cannot make what OSError is.
+    error = OSError.__new__(cls) if issubclass(cls, OSError) else Exception.__new__(cls)
     Exception.__init__(error, state.get("_text", ""))
     for name, value in state.items():
         setattr(error, name, value)
@@ -62,7 +73,8 @@ class SandboxError(Exception):
     def __reduce__(self) -> tuple[Callable[..., SandboxError], tuple[type[SandboxError], dict[str, Any]]]:
         state = self.__dict__.copy()
         if isinstance(self, OSError):
-            state["errno"] = self.errno  # a slot of OSError's own, absent from __dict__
+            state["errno"] = self.errno  # slots of OSError's own, absent from __dict__
+            state["strerror"], state["filename"] = self.strerror, self.filename
         return _rebuild, (type(self), state)
 
 
@@ -107,6 +119,33 @@ class SandboxStartError(SandboxError, OSError):
         self.step, self.path = step, path
         self.errno = errno
         self._tell(what, why, remedy)
+
+
+class SandboxCommandNotFound(SandboxError, FileNotFoundError):
+    """A command, or the directory it was to start in, does not exist inside. ``filename`` is what was looked for."""
+
+    def __init__(self, what: str, *, filename: str, why: str | None = None, remedy: str | None = None) -> None:
+        self.filename = filename
+        self.errno, self.strerror = 2, os.strerror(2)
+        self._tell(what, why, remedy)
+
+
+class SandboxCommandRefused(SandboxError, OSError):
+    """The kernel refused to start a command inside: ``errno`` says why, ``filename`` is the file it was about."""
+
+    def __init__(self, what: str, *, filename: str, errno: int, why: str | None = None,
+                 remedy: str | None = None) -> None:
+        self.filename = filename
+        self.errno, self.strerror = errno, os.strerror(errno)
+        self._tell(what, why, remedy)
+
+
+class SandboxCommandDenied(SandboxCommandRefused, PermissionError):
+    """The sandbox's user may not execute a command inside, or not enter the directory it was to start in."""
+
+
+class SandboxCommandMisplaced(SandboxCommandRefused, NotADirectoryError):
+    """Where a command was to start inside, or what leads to it, is no directory."""
 
 
 class SandboxClosedError(SandboxError, RuntimeError):
@@ -175,3 +214,46 @@ class ImageError(SandboxError, ValueError):
 
 class ImageNotFound(ImageError, LookupError):
     """There is no image of that name where the reference points."""
+
+
+class ImageCorrupt(ImageError):
+    """Bytes of an image are not what its digests, sizes or formats promise. Nothing of them was used."""
+
+
+class LayerRejected(ImageCorrupt):
+    """A layer asks for what no layer may do, or goes over a limit; what was unpacked of it is gone.
+
+    ``entry`` is the name in the archive as printable text, ``rule`` a short fixed word for what was broken
+    (``name``, ``type``, ``link``, ``whiteout``, ``header``, ``sparse``, ``limit``).
+    """
+
+    def __init__(self, what: str, *, reference: str, entry: str = "", rule: str = "header",
+                 why: str | None = None, remedy: str | None = None) -> None:
+        self.entry, self.rule = entry, rule
+        super().__init__(what, reference=reference, why=why, remedy=remedy)
+
+
+class RegistryError(ImageError, ConnectionError):
+    """A registry could not be reached or gave an answer that cannot be used, after the retries that make sense.
+
+    ``url`` is what was asked for (never with credentials), ``status`` the HTTP status or None.
+    """
+
+    def __init__(self, what: str, *, reference: str, url: str | None = None, status: int | None = None,
+                 why: str | None = None, remedy: str | None = None) -> None:
+        self.url, self.status = url, status
+        super().__init__(what, reference=reference, why=why, remedy=remedy)
+
+
+class RegistryAuthError(RegistryError, PermissionError):
+    """A registry refused: no credentials, wrong ones, or ones that do not reach this repository."""
+
+
+class StoreError(SandboxError, OSError):
+    """The layer store cannot be used. ``path`` is the file or directory it was about, ``errno`` the kernel's answer."""
+
+    def __init__(self, what: str, *, path: str | None = None, errno: int | None = None,
+                 why: str | None = None, remedy: str | None = None) -> None:
+        self.path = path
+        self.errno = errno
+        self._tell(what, why, remedy)

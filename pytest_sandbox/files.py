@@ -170,11 +170,19 @@ class SandboxPath:
 
     def rglob(self, pattern: str) -> Iterator[SandboxPath]:
         """What lies below and matches, links not followed."""
-        for entry in self.iterdir():
-            if entry._path.match(pattern):
-                yield entry
-            if stat.S_ISDIR(entry._mode(follow=False)):
-                yield from entry.rglob(pattern)
+        pending = [self]
+        while pending:
+            folder = pending.pop()
+            try:
+                entries = list(folder.iterdir())
+            except (FileNotFoundError, NotADirectoryError):
+                if folder is self:
+                    raise
+                continue  # it went meanwhile
+            for entry in entries:
+                if entry._path.match(pattern):
+                    yield entry
+            pending += [entry for entry in reversed(entries) if stat.S_ISDIR(entry._mode(follow=False))]
 
     def glob(self, pattern: str) -> Iterator[SandboxPath]:
         """The directory's own entries whose names match."""
@@ -210,7 +218,7 @@ class SandboxPath:
         return open(fd, mode, encoding=encoding or "utf-8", errors=errors, newline=newline)
 
     def _own(self, fd: int) -> None:
-        if os.getuid() == 0 and self._sandbox.ids != (0, 0):
+        if self._sandbox._ready().host.privileged and self._sandbox.ids != (0, 0):
             os.chown(fd, *self._sandbox.ids)
 
     def read_bytes(self) -> bytes:

@@ -6,13 +6,16 @@ things down: kernel documentation, filesystems/overlayfs.rst, "whiteouts and opa
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from .errors import SandboxProtocolError
 from .rootfs import Tree
 from .runtime import syscalls as sc
+from .runtime.own import reduced
 
 if TYPE_CHECKING:
     from .runtime.plan import Plan
@@ -31,11 +34,17 @@ class Change(NamedTuple):
 def changes(plan: Plan, scratch: int, root: int, privileged: bool) -> list[Change]:
     """See ``Sandbox.changes``. Reads the overlays' upper directories, through a descriptor of the writable layer."""
     found: list[Change] = []
-    for number, tree in enumerate(plan.trees):
+    for number, tree in enumerate(plan.root.trees):
         upper = os.open(f"{number}/upper", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=scratch)
         try:
-            diff = LayerDiff(tree, privileged, root)
+            diff = LayerDiff(tree, privileged, root, plan.ids[0] != 0)
             found += [Change(path, kind) for path, kind in diff.walk(upper)]
+        except (RecursionError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in (errno.EMFILE, errno.ENAMETOOLONG):
+                raise
+            raise SandboxProtocolError(
+                "the sandbox's changes cannot be listed", why=f"its directories are nested too deeply ({error})",
+                remedy="Remove the deepest ones inside first.") from None
         finally:
             os.close(upper)
     ignored = plan.made
@@ -47,11 +56,13 @@ class LayerDiff:
 
     :param privileged: whether owners below are mapped, so that they can be compared.
     :param root: a descriptor of the sandbox's root, to list what a renamed directory brought along.
+    :param reduced: whether directories of others were repeated with the permissions that the caller has outside.
     """
 
-    def __init__(self, tree: Tree, privileged: bool, root: int) -> None:
+    def __init__(self, tree: Tree, privileged: bool, root: int, reduced: bool) -> None:
         self.tree = tree
         self.privileged = privileged
+        self.reduced = reduced and not privileged
         self.root = root
         self.space = "trusted" if privileged else "user"
 
@@ -61,13 +72,8 @@ class LayerDiff:
 
     def _directory(self, fd: int, below: str, fresh: bool) -> Found:
         """``fresh``: nothing of the lower layers shows here."""
-        for name in sorted(os.listdir(fd)):
-            path = f"{below}/{name}" if below else name
-            entry = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
-            try:
-                yield from self._entry(entry, path, fresh)
-            finally:
-                os.close(entry)
+        for name, entry in _entries(fd):
+            yield from self._entry(entry, f"{below}/{name}" if below else name, fresh)
 
     def _entry(self, fd: int, path: str, fresh: bool) -> Found:
         look = os.fstat(fd)
@@ -105,20 +111,19 @@ class LayerDiff:
 
     def _replaced(self, listing: int, path: str) -> Found:
         """The content of a directory that was removed and made again: what had been there before is modified."""
-        for name in sorted(os.listdir(listing)):
-            entry = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=listing)
-            try:
-                yield from self._entry(entry, f"{path}/{name}", fresh=self._lower(f"{path}/{name}") is None)
-            finally:
-                os.close(entry)
+        for name, entry in _entries(listing):
+            yield from self._entry(entry, f"{path}/{name}", fresh=self._lower(f"{path}/{name}") is None)
 
     def _renamed(self, full: str) -> Found:
         """A directory moved here with all that it holds, of which the upper layer keeps no list."""
-        fd = sc.openat2(self.root, full, os.O_RDONLY | os.O_DIRECTORY, resolve=sc.RESOLVE_IN_ROOT)
         try:
-            for name in sorted(os.listdir(fd)):
+            fd = sc.openat2(self.root, full, os.O_RDONLY | os.O_DIRECTORY, resolve=sc.RESOLVE_IN_ROOT)
+        except (FileNotFoundError, NotADirectoryError):
+            return  # it went meanwhile
+        try:
+            for name, entry in _entries(fd):
                 yield f"{full}/{name}", "added"
-                if stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
+                if stat.S_ISDIR(os.fstat(entry).st_mode):
                     yield from self._renamed(f"{full}/{name}")
         finally:
             os.close(fd)
@@ -173,9 +178,25 @@ class LayerDiff:
     def _metadata(self, look: os.stat_result, lower: os.stat_result | None) -> bool:
         if lower is None:
             return False
-        if stat.S_IMODE(look.st_mode) != stat.S_IMODE(lower.st_mode):
+        mode = stat.S_IMODE(lower.st_mode)
+        if self.reduced and stat.S_ISDIR(lower.st_mode) and lower.st_uid != os.getuid():
+            mode = reduced(mode, lower.st_gid in os.getgroups())
+        if stat.S_IMODE(look.st_mode) != mode:
             return True
         return self.privileged and (look.st_uid, look.st_gid) != (lower.st_uid, lower.st_gid)
+
+
+def _entries(fd: int) -> Iterator[tuple[str, int]]:
+    """The directory's entries, sorted, each with an O_PATH descriptor that lasts until the next."""
+    for name in sorted(os.listdir(fd)):
+        try:
+            entry = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+        except FileNotFoundError:
+            continue  # what runs inside has removed it meanwhile
+        try:
+            yield name, entry
+        finally:
+            os.close(entry)
 
 
 def _same_content(fd: int, path: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import reprlib
@@ -11,13 +12,22 @@ import socket
 import subprocess
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import IO, Any
 
-from .errors import SandboxClosedError, SandboxProtocolError
+from .errors import (
+    SandboxClosedError,
+    SandboxCommandDenied,
+    SandboxCommandMisplaced,
+    SandboxCommandNotFound,
+    SandboxCommandRefused,
+    SandboxError,
+    SandboxProtocolError,
+)
 from .runtime import protocol
-from .runtime.running import Running, forking
+from .runtime.running import Running, forking, when_inside
 
 #: How much of each output stream ``run()`` keeps unless it is told otherwise, in bytes.
 OUTPUT_LIMIT = 16 << 20
@@ -41,14 +51,34 @@ class Result(subprocess.CompletedProcess[Any]):
         self.usage: None = None
 
 
+_live: weakref.WeakSet[Process] = weakref.WeakSet()
+
+
+def _leave_outside() -> None:
+    """In a fork that goes into a sandbox: gives up every command that runs elsewhere, without a word to it."""
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for process in _live:
+        process._channel.close()
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream is not None and not stream.closed:
+                os.dup2(null, stream.fileno(), False)  # not closed: that would write out what is still buffered
+    os.close(null)
+
+
+when_inside.append(_leave_outside)
+
+
 class Process:
     """A live command in a sandbox, as ``Sandbox.popen`` returns it: the useful part of :class:`subprocess.Popen`.
 
-    Lives until it is waited for; leaving a ``with`` block closes its streams and waits. ``pid`` is its number inside.
+    Lives until it is waited for; leaving a ``with`` block closes its streams and waits, and kills it first if that
+    is left by an exception. ``pid`` is its number inside.
     """
 
-    def __init__(self, args: Sequence[str], channel: socket.socket, streams: tuple[int, int, int], text: bool) -> None:
+    def __init__(self, args: Sequence[str], channel: socket.socket, streams: tuple[int, int, int], text: bool,
+                 stop_signal: int = signal.SIGTERM) -> None:
         self.args = list(args)
+        self._stop_signal = stop_signal
         self.returncode: int | None = None
         self.pid = -1
         self._channel = channel
@@ -57,6 +87,7 @@ class Process:
         self._read = (bytearray(), bytearray())  # what communicate() has read so far
         self._cut = False
         self._started()
+        _live.add(self)
         self.stdin = _stream(streams[0], "w", text)
         self.stdout = _stream(streams[1], "r", text)
         self.stderr = _stream(streams[2], "r", text)
@@ -64,8 +95,7 @@ class Process:
     def _started(self) -> None:
         message = self._receive()
         if "errno" in message:
-            code, path = message["errno"], message.get("path") or self.args[0]
-            raise OSError(code, f"{os.strerror(code)} (in the sandbox)", path)
+            raise _not_started(self.args[0], int(message["errno"]), str(message.get("path") or self.args[0]))
         self.pid = int(message["pid"])
 
     def _receive(self) -> protocol.Message:
@@ -124,8 +154,8 @@ class Process:
         self._signal(number, False)
 
     def terminate(self) -> None:
-        """SIGTERM."""
-        self._signal(signal.SIGTERM, False)
+        """Asks it to end: SIGTERM, or the signal that its image names for that."""
+        self._signal(self._stop_signal, False)
 
     def kill(self) -> None:
         """SIGKILL to the command and to every process that stayed in its process group."""
@@ -163,13 +193,32 @@ class Process:
     def __enter__(self) -> Process:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            self.kill()  # a failed assertion must not wait for a server that nobody will stop any more
         for stream in (self.stdin, self.stdout, self.stderr):
             if stream is not None:
                 with suppress(BrokenPipeError):
                     stream.close()
         with suppress(SandboxClosedError):
             self.wait()
+
+
+def _not_started(command: str, code: int, path: str) -> SandboxError:
+    what = f"{command!r} cannot be started in the sandbox"
+    if code == errno.ENOENT and path == command and "/" not in command:
+        return SandboxCommandNotFound(what, filename=path, why="no directory of its PATH inside has it",
+                                      remedy="Install it in the image, or give its whole path.")
+    why = f"{os.strerror(code)}: {path}"
+    if code == errno.ENOENT:
+        return SandboxCommandNotFound(what, filename=path, why=why,
+                                      remedy="Check the path inside, and the interpreter that a script names.")
+    remedy = {errno.EACCES: "Make it executable inside, for the sandbox's user.",
+              errno.ENOTDIR: "Give a directory as cwd.",
+              errno.ENOEXEC: "It is no program for this machine; start a script by its interpreter."}.get(code)
+    kinds = {errno.EACCES: SandboxCommandDenied, errno.EPERM: SandboxCommandDenied,
+             errno.ENOTDIR: SandboxCommandMisplaced}
+    return kinds.get(code, SandboxCommandRefused)(what, filename=path, errno=code, why=why, remedy=remedy)
 
 
 def start(running: Running, what: dict[str, Any], given: tuple[Any, Any, Any], text: bool) -> Process:
@@ -196,7 +245,7 @@ def start(running: Running, what: dict[str, Any], given: tuple[Any, Any, Any], t
                 running.request({"spawn": what}, (*theirs, other.fileno()))
             finally:
                 protocol.close(keep)
-        return Process(what["argv"], channel, (ours[0], ours[1], ours[2]), text)
+        return Process(what["argv"], channel, (ours[0], ours[1], ours[2]), text, running.plan.root.stop_signal)
     except BaseException:
         protocol.close([fd for fd in ours if fd >= 0])
         channel.close()

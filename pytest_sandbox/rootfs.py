@@ -25,6 +25,7 @@ class Tree:
     :param lowers: read-only directories of the host, lowest first. With ``entries`` they only lend their looks.
     :param hidden: paths below the tree's root, relative to it, that are not shown.
     :param entries: what the tree's root holds, where the host's directory cannot be a lower layer itself.
+    :param files: files below the tree's root, relative to it, that others are mounted on: those are copied.
     :param noexec: whether programs may not be run from it.
     """
 
@@ -32,6 +33,7 @@ class Tree:
     lowers: tuple[str, ...]
     hidden: tuple[str, ...] = ()
     entries: tuple[Entry, ...] | None = None
+    files: tuple[str, ...] = ()
     noexec: bool = False
 
 
@@ -41,9 +43,19 @@ class Root:
 
     :param trees: the overlays, parents before children.
     :param host: whether these are the host's own directories, whose owners may be unmapped inside.
+    :param look: mode, owner and group of the root directory itself; None to take them from its lowest layer.
     :param env: the image's variables; None for the host's root, where the caller's own hold.
+    :param user: the uid, gid and home directory that the image wants to be run as.
+    :param workdir: where its commands start.
+    :param command: what it runs when nothing else is said.
+    :param stop_signal: the number of the signal that asks its command to end.
     """
 
     trees: tuple[Tree, ...]
     host: bool = False
+    look: tuple[int, int, int] | None = None
     env: tuple[tuple[str, str], ...] | None = None
+    user: tuple[int, int, str] = (0, 0, "/root")
+    workdir: str = "/"
+    command: tuple[str, ...] = ()
+    stop_signal: int = 15

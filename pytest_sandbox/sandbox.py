@@ -12,27 +12,24 @@ from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from .errors import (
-    ImageError,
-    ImageNotFound,
     SandboxClosedError,
     SandboxCommandError,
     SandboxStartError,
     SandboxTimeout,
     SandboxUsageError,
 )
+from .planning import plan_for
 from .runtime import launch
 from .runtime import syscalls as sc
 from .runtime.launch import shutdown
-from .runtime.plan import Host, Plan, make_plan, user_ids
+from .runtime.plan import user_ids
 from .runtime.running import ForkedChild, Running, give_up, inside
 from .spec import SandboxSpec, parse_options
 
 if TYPE_CHECKING:
     from .files import SandboxPath
-    from .image.host import HostImage
     from .layerdiff import Change
     from .process import Process, Result
-    from .rootfs import Root
 
     StrPath = str | os.PathLike[str] | bytes
 
@@ -51,58 +48,8 @@ def __getattr__(name: str) -> Any:
     return getattr(module, name)
 
 
-_host_image: HostImage | None = None
-_plans: dict[Any, tuple[Root, Plan]] = {}
-
-
-def cache_directory() -> str:
-    """Where layers are kept: ``PYTEST_SANDBOX_CACHE``, or ``pytest-sandbox`` in the user's cache directory."""
-    given = os.environ.get("PYTEST_SANDBOX_CACHE")
-    if given:
-        return os.path.abspath(given)
-    return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "pytest-sandbox")
-
-
-def plan_for(spec: SandboxSpec) -> Plan:
-    """The plan by which sandboxes of this spec are made here.
-
-    :raises ImageNotFound: when there is no such image.
-    :raises SandboxStartError: when a mount's source does not exist.
-    """
-    host = launch.supervisor().host
-    if spec.image != "host":
-        raise _no_such_image(spec.image)
-    root = _host_root(spec, host)
-    key = (spec.network, spec.user, spec.mounts, spec.persist, spec.hostname, spec.disk, spec.capabilities, spec.hide,
-           host)
-    made = _plans.get(key)
-    if made is None or made[0] is not root or spec.mounts:  # the source of a mount may have gone since
-        made = _plans[key] = root, make_plan(spec, root, host)
-    return made[1]
-
-
-def _host_root(spec: SandboxSpec, host: Host) -> Root:
-    global _host_image
-    with _planning:
-        if _host_image is None:
-            from .image.host import HostImage
-            _host_image = HostImage()
-        return _host_image.root(spec.hide, cache_directory(), not host.privileged)
-
-
-def _in_fork() -> None:
-    global _planning
-    _planning = threading.Lock()  # another thread of the parent may have held it, and does not exist here
-
-
-_planning = threading.Lock()
-os.register_at_fork(after_in_child=_in_fork)
-
-
-def _no_such_image(reference: Any) -> ImageError:
-    return ImageNotFound(f"image {reference!r} cannot be used", reference=str(reference),
-                         why="this version of pytest-sandbox knows only the image 'host'",
-                         remedy='Use image="host", which needs no download.')
+#: Members of the interface that a later version brings.
+COMING = frozenset({"commit", "connect", "forward", "freeze", "stacks", "thaw", "update", "usage", "wait_for_port"})
 
 
 class Sandbox:
@@ -123,6 +70,11 @@ class Sandbox:
     def __repr__(self) -> str:
         state = "closed" if self._closed else "not started" if self._running is None else "running"
         return f"<Sandbox image={self.spec.image!r} user={self.spec.user or 'me'!r} {state}>"
+
+    def __getattr__(self, name: str) -> Any:
+        if name in COMING:
+            raise AttributeError(f"Sandbox.{name} is not available yet in this version of pytest-sandbox")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(f"{self!r} cannot be pickled: it belongs to the process that made it. "
@@ -213,7 +165,19 @@ class Sandbox:
     @property
     def ids(self) -> tuple[int, int]:
         """The uid and gid that processes have inside."""
-        return user_ids(self.spec, launch.supervisor().host)
+        return self._ready().plan.ids
+
+    @staticmethod
+    def check_fork(spec: SandboxSpec) -> None:
+        """Whether this process could go on in such a sandbox.
+
+        :raises SandboxUsageError: when its image is another system than the host.
+        """
+        if spec.image != "host":
+            raise SandboxUsageError(
+                f"a test's body cannot run in image {spec.image!r} yet", option="image", value=spec.image,
+                why="its process is a fork of pytest, whose interpreter and libraries are the host's",
+                remedy='Use image="host", or request the sandbox fixture and run commands in the image with it.')
 
     def fork(self) -> ForkedChild | None:
         """Forks the calling process into the sandbox.
@@ -224,6 +188,7 @@ class Sandbox:
         :raises FileNotFoundError: when there is no such directory inside.
         :raises SandboxClosedError: when the sandbox has ended.
         """
+        self.check_fork(self.spec)
         where = self.spec.workdir or os.getcwd()
         running = self._ready()
         if running.alive:  # else the fork will say what is wrong
@@ -248,11 +213,12 @@ class Sandbox:
               cwd: str | os.PathLike[str] | None = None, user: str | None = None, text: bool = True) -> Process:
         """Starts a command and returns at once.
 
-        :param args: the command and its arguments; found by the ``PATH`` of its environment, inside.
+        :param args: the command and its arguments; found by the ``PATH`` of its environment, inside. Empty: what the
+            image runs by itself.
         :param stdin: ``subprocess.PIPE``, a descriptor or file, or None for an empty input. ``stdout`` and ``stderr``:
             ``PIPE``, ``DEVNULL``, a descriptor or file, or None for the caller's own; ``stderr`` also ``STDOUT``.
         :param env: changes to the sandbox's environment; None as a value removes a variable.
-        :param cwd: where it starts; else the spec's ``workdir``, else the caller's working directory.
+        :param cwd: where it starts; else the spec's ``workdir``, else the caller's working directory, or the image's.
         :param user: ``"root"``, ``"me"`` or ``"uid:gid"``; else the spec's.
         :raises FileNotFoundError: when there is no such command, or directory, inside.
         """
@@ -262,24 +228,28 @@ class Sandbox:
 
     def _command(self, args: Sequence[StrPath], env: Mapping[str, str | None] | None,
                  cwd: str | os.PathLike[str] | None, user: str | None, running: Running) -> dict[str, Any]:
+        args = args or running.plan.root.command
         if isinstance(args, (str, bytes)) or not args:
             raise SandboxUsageError(f"a command is a list of words, not {args!r}", option="args", value=args,
                                     remedy='Write ["ls", "-l"], or ["sh", "-c", "..."] for a shell.')
-        environment = dict(os.environ)
+        root = running.plan.root
+        environment = dict(os.environ if root.env is None else root.env)
         for name, value in (*self.spec.env, *(env or {}).items()):
             if value is None:
                 environment.pop(name, None)
             else:
                 environment[name] = value
         spec = self.spec if user is None else self.spec.merged(parse_options({"user": user}))
-        ids = user_ids(spec, running.host)
-        own = (0, 0) if running.host.privileged else self.ids
+        ids = user_ids(spec, running.host, root)
+        own = (0, 0) if running.host.privileged else running.plan.ids
         if ids != own and not running.host.privileged:
             raise SandboxUsageError(f"user={user!r} cannot be used in this sandbox", option="user", value=user,
                                     why="an unprivileged sandbox has a single user id",
                                     remedy=f"Start a sandbox with user={user!r}.")
         argv = [os.fsdecode(one) for one in args]
-        where = os.fsdecode(cwd) if cwd is not None else self.spec.workdir or os.getcwd()
+        where = os.fsdecode(cwd) if cwd is not None else self.spec.workdir
+        if where is None:
+            where = os.getcwd() if root.host else root.workdir
         if any("\0" in one for one in (*argv, where, *environment, *environment.values())):
             raise ValueError("a command, its environment and its directory hold no NUL character")
         return {"argv": argv, "env": environment, "cwd": where, "ids": None if ids == own else list(ids)}
@@ -343,7 +313,10 @@ class Sandbox:
 
     @property
     def _root_fd(self) -> int:
-        return self._ready().root
+        running = self._ready()
+        if running.root < 0:  # the helper's end has ended it
+            raise SandboxClosedError("the sandbox has ended")
+        return running.root
 
     def copy_in(self, src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> None:
         """Copies a file or tree of the host into the sandbox; into ``dst`` if that is a directory, else as ``dst``."""
@@ -361,8 +334,8 @@ class Sandbox:
     def changes(self) -> list[Change]:
         """What the writable layer holds, sorted by path."""
         from .layerdiff import changes
-        running = self._ready()
-        return changes(running.plan, running.scratch, running.root, running.host.privileged)
+        root, running = self._root_fd, self._ready()
+        return changes(running.plan, running.scratch, root, running.host.privileged)
 
     def wait_for_file(self, path: str | os.PathLike[str], timeout: float = 10.0) -> None:
         """Waits until ``path`` exists inside.

@@ -117,7 +117,8 @@ def parse_size(option: str, value: object) -> int:
 def _image(option: str, value: object) -> Any:
     if isinstance(value, str) and value.strip():
         return value.strip()
-    raise _refuse(option, value, 'a reference such as "host"')
+    several = "a list of images is not available yet" if isinstance(value, (list, tuple)) else None
+    raise _refuse(option, value, 'a reference such as "host"', several)
 
 
 def _network(option: str, value: object) -> str:

@@ -6,15 +6,23 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+#: Commands of the interface that a later version brings.
+COMING = frozenset({"build", "export", "replay", "run", "shell"})
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parses the command line and runs the subcommand. Returns the exit status."""
-    from pytest_sandbox.cli import doctor
+    from pytest_sandbox.cli import doctor, images
     parser = argparse.ArgumentParser(
         prog="pytest-sandbox", description="Sandboxes for tests: what this host can do, and what to do about the rest.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     doctor.register(commands)
-    given = parser.parse_args(arguments)
+    images.register(commands)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] and words[0] in COMING:
+        print(f"pytest-sandbox: the command {words[0]!r} is not available yet in this version", file=sys.stderr)
+        return 2
+    given = parser.parse_args(words)
     from pytest_sandbox.errors import SandboxError
     try:
         status: int = given.run(given)

@@ -12,6 +12,7 @@ import pwd
 import re
 import select
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..rootfs import Entry, Root, Tree
@@ -32,11 +33,12 @@ _OCTAL = re.compile(r"\\([0-7]{3})")
 
 @dataclass(frozen=True, slots=True)
 class MountPoint:
-    """A line of ``/proc/self/mountinfo`` (proc_pid_mountinfo(5))."""
+    """A line of ``/proc/self/mountinfo`` (proc_pid_mountinfo(5)). ``number``: the mount's id."""
 
     path: str
     fstype: str
     options: frozenset[str]
+    number: int
 
 
 def read_mounts(text: str) -> list[MountPoint]:
@@ -53,7 +55,8 @@ def read_mounts(text: str) -> list[MountPoint]:
         for below in [one for one in found if one.startswith(where.rstrip("/") + "/")]:
             del found[below]  # a later mount on a parent covers it
         found.pop(where, None)
-        found[where] = MountPoint(where, right.split(" ")[0], frozenset(fields[5].split(",")))
+        found[where] = MountPoint(where, right.split(" ")[0], frozenset(fields[5].split(",")),
+                                  int(fields[0]))
     return list(found.values())
 
 
@@ -68,32 +71,53 @@ def read_host(hide: tuple[str, ...], cache: str, split: bool) -> Root:
     :param cache: the layer cache, hidden too.
     :param split: whether directories with mounts below them must be made anew (an unprivileged caller).
     """
-    with open("/proc/self/mountinfo", encoding="latin-1") as file:
-        mounts = read_mounts(file.read())
+    mounts = _mounts()
     others = [one for one in mounts if one.path != "/" and not _below(one.path, FRESH)]
-    real = [one for one in others if one.fstype not in PSEUDO and os.path.isdir(one.path)]
+    pseudo = tuple(one.path for one in others if one.fstype in PSEUDO)
+    whole = tuple(one.path for one in others if one.fstype in PSEUDO - {"autofs"})  # with whatever is mounted below
+    kept = [one.path for one in others if one.fstype not in PSEUDO and not _below(one.path, whole)]
+    real = [path for path in kept if os.path.isdir(path)]
+    files = [path for path in kept if _is_small_file(path)]
     noexec = {one.path: "noexec" in one.options for one in mounts}
     hidden = _hidden(hide, cache)
     trees: dict[str, tuple[Entry, ...] | None] = {"/": None}
-    for one in sorted(real, key=lambda one: one.path):
-        if not _below(one.path, hidden):
-            trees[one.path] = None
+    for path in sorted(real):
+        if not _below(path, hidden):
+            trees[path] = None
     if split:
         _split(trees, [one.path for one in mounts if one.path != "/"], hidden)
-        for one in others:
-            if one not in real:
-                trees.pop(one.path, None)  # a /proc or the like, elsewhere: an empty directory
+        for path in [path for path in trees if path not in real and _below(path, pseudo)]:
+            del trees[path]  # a /proc or the like, elsewhere: an empty directory
     ordered = sorted(trees, key=lambda path: (path.count("/"), path) if path != "/" else (0, ""))
-    return Root(tuple(_tree(path, trees[path], ordered, hidden, noexec) for path in ordered), host=True)
+    return Root(tuple(_tree(path, trees[path], ordered, hidden, files, noexec) for path in ordered), host=True)
+
+
+def _mounts() -> list[MountPoint]:
+    with open("/proc/self/mountinfo", encoding="latin-1") as file:
+        return read_mounts(file.read())
+
+
+def _is_small_file(path: str) -> bool:
+    try:
+        look = os.lstat(path)
+    except OSError:
+        return False
+    return stat.S_ISREG(look.st_mode) and look.st_size <= _COPIED
 
 
 def _tree(path: str, entries: tuple[Entry, ...] | None, all_trees: list[str], hidden: tuple[str, ...],
-          noexec: dict[str, bool]) -> Tree:
+          files: list[str], noexec: dict[str, bool]) -> Tree:
     mount = max((one for one in noexec if _below(path, (one,)) or one == "/"), key=len, default="/")
-    nearer = [one for one in all_trees if one != path and (path == "/" or one.startswith(path + "/"))]
-    ours = tuple(os.path.relpath(one, path) for one in hidden
-                 if one != path and (path == "/" or one.startswith(path + "/")) and not _below(one, tuple(nearer)))
-    return Tree(path, (path,), ours if entries is None else (), entries, noexec=noexec.get(mount, False))
+    nearer = tuple(one for one in all_trees if one != path and (path == "/" or one.startswith(path + "/")))
+
+    def ours(paths: Iterable[str]) -> tuple[str, ...]:
+        return tuple(os.path.relpath(one, path) for one in paths
+                     if one != path and (path == "/" or one.startswith(path + "/")) and not _below(one, nearer))
+
+    if entries is not None:
+        return Tree(path, (path,), (), entries, noexec=noexec.get(mount, False))
+    return Tree(path, (path,), ours(hidden), None, ours(one for one in files if not _below(one, hidden)),
+                noexec.get(mount, False))
 
 
 def _split(trees: dict[str, tuple[Entry, ...] | None], mounts: list[str],
@@ -159,13 +183,24 @@ class HostImage:
         self._fd = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLPRI)  # proc(5): readable as an exception when a mount came or went
+        #: Goes up with each change of the mounts: whoever holds copies of them from before has too few, or too many.
+        self.generation = 0
+        self._mounts = _mounts()
         self._roots: dict[tuple[tuple[str, ...], str, bool], tuple[object, Root]] = {}
         self._parents: dict[tuple[tuple[str, ...], str, str], list[str]] = {}
+
+    def close(self) -> None:
+        """Lets go of the mount table, which a fork must not take into a sandbox."""
+        os.close(self._fd)
 
     def root(self, hide: tuple[str, ...], cache: str, split: bool) -> Root:
         """As :func:`read_host`."""
         if self._poll.poll(0):
-            self._roots.clear()
+            before, self._mounts = self._mounts, _mounts()
+            # Where nothing looks different, one has been replaced by another: the kernel gives a number again at once.
+            if before == self._mounts or _with_files(before) != _with_files(self._mounts):
+                self._roots.clear()
+                self.generation += 1
         key = (hide, cache, split)
         known, look = self._roots.get(key), self._look(hide, cache)
         if known is None or known[0] != look:
@@ -193,6 +228,10 @@ def _existing(path: str) -> str:
     while not os.path.isdir(path):
         path = os.path.dirname(path)
     return path
+
+
+def _with_files(mounts: list[MountPoint]) -> list[MountPoint]:
+    return [one for one in mounts if one.fstype not in PSEUDO and not _below(one.path, FRESH)]
 
 
 def _changed(path: str) -> int | None:

@@ -1,7 +1,7 @@
 """Coverage of what runs inside, added to that of the pytest process. Acts only while coverage.py measures in here.
 
-The child keeps what it measures in memory, instead of in a database file of its own, and sends it as data. With it goes
-what subprocesses left in files beside the data file (``patch = subprocess``): these exist in the sandbox only. The
+The child keeps what it measures in memory, instead of in a database file of its own, and sends it as data. With it
+goes what subprocesses left in files beside the data file (``patch = subprocess``), which exist in the sandbox only. The
 parent adds it through coverage's own :class:`CoverageData`. Nothing of coverage's serialised form travels: that is SQL,
 and whoever runs the SQL of a stranger writes the stranger's files.
 

@@ -86,6 +86,12 @@ def start(config: pytest.Config, spec: Any) -> Sandbox:
     return sandbox
 
 
+@pytest.fixture
+def sandbox_network() -> None:
+    """Not available yet: a private network for the sandboxes of one test."""
+    raise pytest.UsageError("the fixture sandbox_network is not available yet in this version of pytest-sandbox")
+
+
 def make_sandbox(spec: SandboxSpec) -> Sandbox:
     """A sandbox that is not started.
 

@@ -73,10 +73,10 @@ class Guest:
         self._orders = os.fdopen(commands, "rb") if commands >= 0 else None
         self._order: list[Any] = []
         compat.replace_implementations(before.report_hook, before.listeners)
-        conductor.patch.enter()
         self._recorder = None
         if before.coverage is not None:
             self._recorder = cover.begin(before.coverage, before.data_files)
+        conductor.patch.enter()
         if group is not None:
             compat.silence_progress(item.config)
         if conductor.fault_descriptor is not None:

@@ -7,7 +7,6 @@ starts the sandbox, forks, listens until the child has ended, and then hands out
 from __future__ import annotations
 
 import os
-import select
 import signal
 import sys
 import time
@@ -264,6 +263,7 @@ class Attempt:
         __tracebackhide__ = True
         try:
             sandbox = make_sandbox(self.conductor.sandbox_of(self.run))
+            sandbox.check_fork(self.run.spec)
             sandbox.start()
         except SandboxUnavailable as error:
             unavailable = self.conductor.settings.unavailable
@@ -316,7 +316,8 @@ class Attempt:
                 inbox.read(fork.child, fork.reading, until, self._answer if self.conductor.live else None)
             except KeyboardInterrupt as error:
                 if inbox.debugging:
-                    continue  # the terminal told the debugger too, and it is the debugger's to handle
+                    self._pass_on_interrupt(fork)
+                    continue  # it is the debugger's to handle
                 if not interrupted:
                     interrupted = True
                     self._pass_on_interrupt(fork)
@@ -348,12 +349,8 @@ class Attempt:
 
     @staticmethod
     def _pass_on_interrupt(fork: Fork) -> None:
-        """A terminal interrupts the child as well, and it says so at once. Whoever else did it meant pytest alone."""
-        poll = select.poll()
-        poll.register(fork.reading, select.POLLIN)
-        poll.register(fork.child.fileno(), select.POLLIN)
-        if not poll.poll(300):
-            fork.child.send_signal(signal.SIGINT)
+        """The child has a session of its own: a terminal, too, interrupts pytest alone."""
+        fork.child.send_signal(signal.SIGINT)
 
     def _answer(self, when: str, main: bool) -> None:
         """Deals with a report as it comes; the child goes on when it is told so."""
@@ -382,6 +379,8 @@ class Attempt:
                 why = f"it was killed by signal {-code}"
         else:
             why = f"it exited with status {code} before the test had ended"
+            if code == 0:
+                why += ", or it closed the descriptor by which its reports leave the sandbox"
         phase = self.inbox.now
         return SandboxCrashed(
             f"the process of {self.item.nodeid} died during its {phase}", why=why, phase=phase,

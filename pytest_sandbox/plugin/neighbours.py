@@ -28,7 +28,7 @@ def before_teardown(item: pytest.Item, stack: dict[Any, tuple[list[Callable[[], 
 
 
 def after_setup(item: pytest.Item) -> None:
-    """pytest-rerunfailures wants these on the item. With exceptions in them they could not leave the sandbox."""
+    """pytest-rerunfailures wants these on the item. Exceptions in them cannot leave the sandbox, nor did they."""
     if "pytest_rerunfailures" in sys.modules:
         for name in ("_rerun_condition_excinfos", "_rerun_condition_results"):
             if not hasattr(item, name):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from typing import TYPE_CHECKING
 
 import pytest
@@ -44,7 +45,7 @@ class PytestSandboxWarning(pytest.PytestWarning):
 
 
 def add_options(parser: pytest.Parser) -> None:
-    """Registers what this version understands; options that are still to come stay unknown to pytest."""
+    """Registers what this version understands, and what is still to come, so that it can be refused by name."""
     group = parser.getgroup("sandbox", "sandboxed tests")
     group.addoption("--sandbox", choices=MODES, default=None, dest="sandbox_mode",
                     help="Sandbox the tests that are marked so (default), all tests, or none.")
@@ -63,6 +64,24 @@ def add_options(parser: pytest.Parser) -> None:
     for name, kind, text in INI_OPTIONS:
         parser.addini(f"sandbox_{name}", f"Default of the sandbox marker's option {name}: {text}.",
                       type=kind, default="" if kind == "string" else [])  # type: ignore[arg-type]
+    for name in COMING_INI:
+        parser.addini(f"sandbox_{name}", "Not available yet.", type="string", default="")
+    for name in COMING_OPTIONS:
+        group.addoption(f"--sandbox-{name}", nargs="?", const="", default=None, dest=f"sandbox_coming_{name}",
+                        help=argparse.SUPPRESS)
+
+
+#: Parts of the interface that a later version brings. Using one is an error: nothing is left out in silence.
+COMING_INI = ("memory", "swap", "cpus", "cpu_weight", "io_weight", "pids", "timeout", "seccomp", "keep", "report")
+COMING_OPTIONS = ("keep", "report", "usage")
+
+
+def _refuse_coming(config: pytest.Config) -> None:
+    asked = [f"ini option sandbox_{name}" for name in COMING_INI if config.getini(f"sandbox_{name}")]
+    asked += [f"--sandbox-{name}" for name in COMING_OPTIONS if config.getoption(f"sandbox_coming_{name}") is not None]
+    if asked:
+        raise pytest.UsageError(f"{', '.join(asked)}: not available yet. Remove it: this version of pytest-sandbox "
+                                "would not act on it.")
 
 
 def _chosen(config: pytest.Config, dest: str, ini: str, allowed: tuple[str, ...]) -> str:
@@ -83,6 +102,7 @@ class Settings:
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
+        _refuse_coming(config)
         self.mode = _chosen(config, "sandbox_mode", "sandbox", MODES)
         self.unavailable = _chosen(config, "sandbox_unavailable", "sandbox_unavailable", UNAVAILABLE)
         self._base: SandboxSpec | None = None

@@ -116,13 +116,33 @@ def _report_from_data(data: Any, item: pytest.Item, named: Callable[[str], objec
     report.location = item.location  # tuples again, and nobody can report another test's
     report.sections = [(str(name), str(text)) for name, text in report.sections]
     report.user_properties = [(str(name), value) for name, value in report.user_properties]
-    report.outcome = str(report.outcome)  # type: ignore[assignment]
-    for figure in (report.duration, report.start, report.stop):
-        if not isinstance(figure, (int, float)):
-            raise SandboxProtocolError("the sandboxed test sent a report with a time that is not a number")
+    _check_shape(report)
     if isinstance(context, dict):
         _restore_subtest(report, context)
     return report
+
+
+def _check_shape(report: pytest.TestReport) -> None:
+    """What pytest and other plugins take for granted of a report, and would break the run over."""
+    def refuse(what: str) -> SandboxProtocolError:
+        return SandboxProtocolError(f"the sandboxed test sent a report with {what}")
+
+    if report.outcome not in ("passed", "failed", "skipped"):
+        raise refuse(f"the outcome {report.outcome!r:.60}")
+    for figure in (report.duration, report.start, report.stop):
+        if isinstance(figure, bool) or not isinstance(figure, (int, float)) or not -1e12 < figure < 1e12:
+            raise refuse("a time that is not a sensible number")
+    if not isinstance(getattr(report, "wasxfail", ""), str):
+        raise refuse("a reason for an expected failure that is not text")
+    longrepr: Any = report.longrepr
+    if report.outcome == "failed" and longrepr is None:
+        raise refuse("a failure and nothing to show for it")
+    if report.outcome == "skipped" and not hasattr(report, "wasxfail") and not isinstance(longrepr, tuple):
+        raise refuse("a skip without its place and reason")
+    crash = getattr(longrepr, "reprcrash", None)
+    if crash is not None and not (isinstance(crash.message, str) and isinstance(crash.path, str)
+                                  and isinstance(crash.lineno, int)):
+        raise refuse("a failure at no place")
 
 
 _known_methods: frozenset[str] = frozenset()

@@ -66,10 +66,17 @@ def _new_root() -> None:
     base = "/tmp"
     sc.mount("pytest-sandbox", base, "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, "mode=0755")
     os.chdir(base)
-    for name in ("host", "own", "scratch", "root", "proc"):
+    for name in ("host", "own", "scratch", "root", "proc", "nodes"):
         os.mkdir(name)
     sc.move_mount(host, "", sc.AT_FDCWD, "host", sc.MOVE_MOUNT_F_EMPTY_PATH)
     os.close(host)
+    for name in mounts.NODES:
+        # Read-only, as their binds in the sandboxes will be: a device can be written to all the same, but nobody
+        # inside, whose root may be the host's, can change its mode or owner.
+        if os.path.exists(f"host/dev/{name}"):
+            os.close(os.open(f"nodes/{name}", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+            sc.mount(f"host/dev/{name}", f"nodes/{name}", None, sc.MS_BIND)
+            sc.mount_setattr(sc.AT_FDCWD, f"nodes/{name}", 0, sc.MOUNT_ATTR_RDONLY | sc.MOUNT_ATTR_NOSUID)
     sc.pivot_root(".", ".")
     sc.umount2(".", sc.MNT_DETACH)
     os.chdir("/")

@@ -78,6 +78,7 @@ def _set_up(sync: socket.socket | None, body: dict[str, Any]) -> int:
     for number in body["drop"]:
         sc.prctl(sc.PR_CAPBSET_DROP, number)
     sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
+    sc.new_session_keyring()
     return scratch
 
 

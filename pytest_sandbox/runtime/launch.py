@@ -141,19 +141,31 @@ class Supervisor:
             while len(self.ending) > 4:
                 self.ending.pop(0).wait_gone()
 
+    @property
+    def in_use(self) -> bool:
+        """Whether one of its sandboxes is not closed yet."""
+        return any(one.control.fileno() >= 0 for one in self.made)
+
+    def clear(self) -> None:
+        """Ends what was made ahead."""
+        with self.lock:
+            for one in self.ahead.values():
+                one.let_go()
+            for one in [*self.ahead.values(), *self.ending]:
+                one.wait_gone()
+            self.ahead.clear()
+            self.ending.clear()
+
     def close(self) -> None:
         """Ends every sandbox and the helper, and waits for it."""
         with self.lock:
             with suppress(SandboxError, protocol.BadMessage, OSError):
                 self.greet()  # which brings its pidfd, by which it can be waited for
-            for one in [*self.made, *self.ahead.values()]:
+            for one in [*self.made]:
                 one.let_go()
             for one in [*self.made]:
                 one.reap()
-            for one in [*self.ahead.values(), *self.ending]:
-                one.wait_gone()
-            self.ahead.clear()
-            self.ending.clear()
+            self.clear()
             with suppress(OSError):
                 self.sock.shutdown(socket.SHUT_RDWR)  # to close it is not enough while a fork of ours has a copy
             self.sock.close()
@@ -172,6 +184,7 @@ class Supervisor:
 
 
 _supervisor: Supervisor | None = None
+_retired: list[Supervisor] = []
 _lock = threading.Lock()
 
 
@@ -189,6 +202,19 @@ def supervisor() -> Supervisor:
         return _supervisor
 
 
+def renew() -> None:
+    """From now on sandboxes are made by a new helper; the old one goes when the last that it has made is closed."""
+    global _supervisor
+    with _lock:
+        if _supervisor is not None and _supervisor.pid == os.getpid():
+            _supervisor.clear()
+            _retired.append(_supervisor)
+            _supervisor = Supervisor(_supervisor.host)
+        for one in [one for one in _retired if one.pid == os.getpid() and not one.in_use]:
+            _retired.remove(one)
+            one.close()
+
+
 def take(plan: Plan) -> Running:
     """A ready sandbox of this process's supervisor; of a new one where the old one's helper turns out to be gone."""
     try:
@@ -201,8 +227,10 @@ def shutdown() -> None:
     """Ends the helper and every sandbox of this process. Does nothing when there is none."""
     global _supervisor
     with _lock:
-        if _supervisor is not None and _supervisor.pid == os.getpid():
-            _supervisor.close()
+        for one in (*_retired, _supervisor):
+            if one is not None and one.pid == os.getpid():
+                one.close()
+        _retired.clear()
         _supervisor = None
 
 
@@ -212,8 +240,9 @@ def _in_fork() -> None:
 
 
 def _entered() -> None:
-    if _supervisor is not None:
-        _supervisor.forget()
+    for one in (*_retired, _supervisor):
+        if one is not None:
+            one.forget()
 
 
 os.register_at_fork(after_in_child=_in_fork)

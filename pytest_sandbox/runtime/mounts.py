@@ -15,7 +15,18 @@ import stat
 import struct
 
 from . import syscalls as sc
-from .own import copy_stat, own_dir, own_file, own_hide, own_layer, own_link, own_ways
+from .own import (
+    copy_stat,
+    own_dir,
+    own_file,
+    own_files,
+    own_hide,
+    own_layer,
+    own_link,
+    own_names,
+    own_parents,
+    own_ways,
+)
 from .shadow import own_shadow
 
 TYPE_CHECKING = False  # as typing's, whose import the helper's heap can do without
@@ -24,6 +35,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 ROOT = "/root"
+NODES = ("null", "zero", "full", "random", "urandom", "tty")
 HOST = "/host"
 
 
@@ -89,18 +101,31 @@ def scratch(options: str) -> None:
     sc.mount("pytest-sandbox", "/scratch", "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, options)
 
 
-def overlay(number: int, target: str, lowers: list[str], like: str, flags: int, options: str,
-            may_write: bool) -> None:
+def overlay(number: int, target: str, lowers: list[str], short: str | None, like: str | list[int], flags: int,
+            options: str, may_write: bool) -> None:
     """One overlay: read-only ``lowers`` (lowest first), the writable layer's directory ``number`` on top.
 
-    An overlay's root looks like the root of its uppermost layer, which therefore gets the look of ``like``.
+    An overlay's root looks like the root of its uppermost layer, which therefore gets the look of ``like``: a
+    directory, or mode, owner and group. ``short`` is a directory with short names for the layers: mount(2) takes no
+    more than 4,095 bytes of options, which 500 short names fit into.
     """
     upper, work = f"/scratch/{number}/upper", f"/scratch/{number}/work"
     os.mkdir(f"/scratch/{number}")
     os.mkdir(upper)
     os.mkdir(work)
-    copy_stat(upper, os.stat(like), may_write)
-    stack = ":".join(_escape(lower) for lower in reversed(lowers))
+    if isinstance(like, str):
+        copy_stat(upper, os.stat(like), may_write)
+    else:
+        os.chmod(upper, like[0])
+        try:
+            os.chown(upper, like[1], like[2])
+        except OSError:
+            pass  # not mapped: it stays ours
+    if short is None:
+        stack = ":".join(_escape(lower) for lower in reversed(lowers))
+    else:
+        stack = ":".join(str(one) for one in reversed(range(len(lowers))))
+        os.chdir(short)
     if target == "/":
         where = ROOT
     else:
@@ -139,7 +164,7 @@ def _mask(paths: list[str]) -> None:
         if os.path.isdir(path):
             sc.mount("masked", path, "tmpfs", sc.MS_RDONLY | sc.MS_NOSUID | sc.MS_NODEV | sc.MS_NOEXEC, "size=4k")
         else:
-            sc.mount(f"{HOST}/dev/null", path, None, sc.MS_BIND)
+            sc.mount("/nodes/null", path, None, sc.MS_BIND)
 
 
 def sys(masked: list[str]) -> None:
@@ -166,7 +191,7 @@ def dev(nodes: list[str]) -> None:
     _enter("/dev")
     for node in nodes:
         os.close(os.open(node, os.O_CREAT | os.O_WRONLY, 0o666))
-        sc.mount(f"{HOST}/dev/{node}", node, None, sc.MS_BIND)
+        sc.mount(f"/nodes/{node}", node, None, sc.MS_BIND)
     for name, text in (("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"),
                        ("stderr", "/proc/self/fd/2"), ("ptmx", "pts/ptmx")):
         os.symlink(text, name)
@@ -251,6 +276,6 @@ def loopback() -> None:
 
 OPERATIONS: dict[str, Callable[..., None]] = {
     one.__name__: one for one in (
-        own_layer, own_hide, own_link, own_file, own_dir, own_ways, own_shadow, scratch, overlay, proc, sys, dev,
-        tmpfs, run, bind, pivot, fresh_sys, mqueue, hostname, loopback)
+        own_layer, own_parents, own_hide, own_link, own_file, own_dir, own_files, own_names, own_ways, own_shadow,
+        scratch, overlay, proc, sys, dev, tmpfs, run, bind, pivot, fresh_sys, mqueue, hostname, loopback)
 }

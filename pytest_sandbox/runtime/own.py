@@ -36,7 +36,13 @@ def own_layer(layer: str, like: str) -> None:
 
 
 def own_hide(layer: str, tree: str, path: str) -> None:
-    """A whiteout for ``path`` in ``layer``, below directories that look like those of the host's ``tree``."""
+    """A whiteout for ``path`` in ``layer``."""
+    own_parents(layer, tree, path)
+    os.mknod(f"{layer}/{path}", stat.S_IFCHR, 0)
+
+
+def own_parents(layer: str, tree: str, path: str) -> None:
+    """The directories that lead to ``path`` in ``layer``, which look like those of the host's ``tree``."""
     parts = path.split("/")
     for number in range(1, len(parts)):
         below = "/".join(parts[:number])
@@ -44,7 +50,6 @@ def own_hide(layer: str, tree: str, path: str) -> None:
         if not os.path.lexists(made):
             os.mkdir(made)
             copy_stat(made, os.lstat(f"{tree}/{below}"), False)
-    os.mknod(f"{layer}/{path}", stat.S_IFCHR, 0)
 
 
 def own_link(layer: str, path: str, text: str) -> None:
@@ -83,10 +88,49 @@ def copy_stat(path: str, like: os.stat_result, may_write: bool) -> None:
         os.chown(path, like.st_uid, like.st_gid)
     except OSError:
         if not may_write and like.st_uid != os.getuid():
-            ours = mode & 7 | (mode >> 3 & 7 if like.st_gid in os.getgroups() else 0)
-            mode = mode & 0o7077 | ours << 6
+            mode = reduced(mode, like.st_gid in os.getgroups())
     os.chmod(path, mode)
     os.utime(path, ns=(like.st_atime_ns, like.st_mtime_ns))
+
+
+def reduced(mode: int, in_group: bool) -> int:
+    """The mode of somebody else's directory with, for its owner, what the caller may do with it outside."""
+    return mode & 0o7077 | (mode & 7 | (mode >> 3 & 7 if in_group else 0)) << 6
+
+
+def own_names(folder: str, lowers: list[str]) -> None:
+    """Symbolic links named 0, 1, 2, ... to the layers of a stack."""
+    os.makedirs(folder, exist_ok=True)
+    for number, lower in enumerate(lowers):
+        os.symlink(lower, f"{folder}/{number}")
+
+
+def own_files(layer: str, lowers: list[str], files: dict[str, str], user: str) -> None:
+    """Small files above those of an image, and ``user`` as a line of its /etc/passwd if that does not know the uid.
+
+    Only where the image's /etc is a directory or absent: one that is a link would be hidden, and is left alone.
+    """
+    os.makedirs(layer)
+    look = next((os.lstat(f"{one}/etc") for one in reversed(lowers) if os.path.lexists(f"{one}/etc")), None)
+    if look is not None and not stat.S_ISDIR(look.st_mode):
+        return
+    os.mkdir(f"{layer}/etc", 0o755)
+    if look is not None:
+        copy_stat(f"{layer}/etc", look, True)
+    known = next((f"{one}/etc/passwd" for one in reversed(lowers) if os.path.lexists(f"{one}/etc/passwd")), None)
+    if known is None:
+        files = {**files, "etc/passwd": user}
+    elif stat.S_ISREG(os.lstat(known).st_mode):
+        with open(known, "rb") as file:
+            lines = file.read(1 << 20)
+        if not any(line.split(b":")[2:3] == [user.split(":")[2].encode()] for line in lines.splitlines()):
+            files = {**files, "etc/passwd": lines.decode(errors="surrogateescape").rstrip("\n") + "\n" + user}
+    for path, text in files.items():
+        fd = os.open(f"{layer}/{path}", os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644)
+        try:
+            os.write(fd, text.encode(errors="surrogateescape"))
+        finally:
+            os.close(fd)
 
 
 def own_ways(layer: str, tree: str, known: list[str], scan: bool) -> None:

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import os
+import pwd
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,14 +21,18 @@ from ..errors import SandboxStartError
 from ..rootfs import Root, Tree
 from ..spec import CAPABILITIES, DEFAULT_CAPABILITIES, SandboxSpec
 from . import syscalls as sc
+from .mounts import NODES
 
 #: How each operation reads; the arguments are those of the function of the same name in :mod:`.mounts`.
 _READS = {
     "own_layer": "make the layer {0} in the likeness of {1}",
     "own_hide": "hide {2} of {1}",
+    "own_parents": "make what leads to {2} in {0}",
     "own_link": "link {1} to {2} in {0}",
     "own_file": "copy {2} to {1} in {0}",
     "own_dir": "make the directory {1} in {0} like {2}",
+    "own_files": "make {2} of the sandbox's own in {0}",
+    "own_names": "give the layers short names in {0}",
     "own_ways": "repeat the directories of others in {1} that lead to what the caller may write to, in {0}",
     "own_shadow": "repeat the directories of {1}, owned by the caller, in {0}",
     "scratch": "mount a tmpfs ({0}) as the writable layer",
@@ -70,14 +75,16 @@ class Host:
 class Plan:
     """All that the helper and init need to know. ``key`` names its content; ``kept`` is root's capabilities, as bits.
 
-    ``made`` holds the paths that the making itself leaves in the writable layer: where mounts are put.
+    ``made`` holds the paths that the making itself leaves in the writable layer: where mounts are put. ``ids`` are the
+    uid and gid inside that processes run as.
     """
 
     key: str
     body: dict[str, Any]
-    trees: tuple[Tree, ...]
+    root: Root
     kept: int
     made: frozenset[str]
+    ids: tuple[int, int]
 
     def steps(self) -> Iterable[str]:
         """Every operation in words, in order."""
@@ -87,17 +94,19 @@ class Plan:
 
 
 #: OCI's masked and read-only paths (runtime-spec, config-linux.md), and Docker's additions, below /proc.
-_MASKED = ("acpi", "asound", "interrupts", "kcore", "keys", "latency_stats", "sched_debug", "scsi", "timer_list",
-           "timer_stats")
+_MASKED = ("acpi", "asound", "interrupts", "iomem", "ioports", "kcore", "keys", "kpagecgroup", "kpagecount",
+           "kpageflags", "latency_stats", "pagetypeinfo", "sched_debug", "scsi", "slabinfo", "timer_list",
+           "timer_stats", "vmallocinfo")
 _READ_ONLY = ("bus", "fs", "irq", "sys", "sysrq-trigger")
 _MASKED_SYS = ("devices/virtual/powercap", "firmware")
-_NODES = ("null", "zero", "full", "random", "urandom", "tty")
 
 
-def user_ids(spec: SandboxSpec, host: Host) -> tuple[int, int]:
-    """The uid and gid inside that a sandbox's processes run as."""
-    user = spec.user or ("me" if spec.image == "host" else "root")
-    if user == "me":
+def user_ids(spec: SandboxSpec, host: Host, root: Root | None = None) -> tuple[int, int]:
+    """The uid and gid inside that a sandbox's processes run as; an image may name them where the spec does not."""
+    user = spec.user
+    if user is None and root is not None and not root.host:
+        return root.user[0], root.user[1]
+    if user is None or user == "me":
         return host.uid, host.gid
     if user == "root":
         return 0, 0
@@ -110,24 +119,30 @@ def make_plan(spec: SandboxSpec, root: Root, host: Host) -> Plan:
 
     :raises SandboxStartError: when a mount's source does not exist.
     """
-    uid, gid = user_ids(spec, host)
+    uid, gid = user_ids(spec, host, root)
     owns = not host.privileged and uid == 0 and root.host  # root of a tree whose owners are not mapped
     template, overlays = [], []
-    layers = f"/own/{_layers_name(root, owns, host, spec.workdir)}"
+    layers = f"/own/{_layers_name(root, owns, host, spec.workdir, None if root.host else (spec.hostname, uid, gid))}"
     for number, tree in enumerate(root.trees):
         lowers = [f"/host{lower}".rstrip("/") for lower in tree.lowers]
-        like = lowers[-1]
+        like: str | list[int] = lowers[-1] if root.look is None else list(root.look)
         layer = f"{layers}/{number}"
-        made = _own_layer(layer, tree, owns, () if host.privileged or not root.host else _written(spec))
+        if root.host:
+            made = _own_layer(layer, tree, owns, () if host.privileged else _written(spec))
+        else:
+            made = _image_layer(layer, lowers, spec, (uid, gid), root.user[2])
         if made:
             template += made
             if tree.entries is not None:
                 lowers = [layer]
             else:
-                lowers.append(layer)
+                lowers += [f"{layer}.data", layer] if made[-1][0] == "own_shadow" else [layer]
         options = "redirect_dir=on,xino=auto" if host.privileged else "userxattr,xino=auto"
         flags = sc.MS_NODEV | (sc.MS_NOEXEC if tree.noexec else 0)
-        overlays.append(["overlay", number, tree.target, lowers, like, flags, options, uid == 0])
+        short = f"{layer}.short" if len(lowers) > 20 else None
+        if short is not None:
+            template.append(["own_names", short, lowers])
+        overlays.append(["overlay", number, tree.target, lowers, short, like, flags, options, uid == 0])
     size = f"size={spec.disk}" if spec.disk else "size=50%"
     namespaces = sc.CLONE_NEWUSER | sc.CLONE_NEWNS | sc.CLONE_NEWUTS | sc.CLONE_NEWIPC | sc.CLONE_NEWCGROUP
     inside: list[list[Any]] = [["hostname", spec.hostname], ["mqueue"]]
@@ -145,8 +160,8 @@ def make_plan(spec: SandboxSpec, root: Root, host: Host) -> Plan:
             ["proc", [one for one in _MASKED if os.path.exists(f"/proc/{one}")],
              [one for one in _READ_ONLY if os.path.exists(f"/proc/{one}")]],
             ["sys", [] if spec.network == "none" else masked_sys],
-            ["dev", [one for one in _NODES if os.path.exists(f"/dev/{one}")]],
-            ["tmpfs", "/dev/shm", sc.MS_NOSUID | sc.MS_NODEV, "mode=1777"],
+            ["dev", [one for one in NODES if os.path.exists(f"/dev/{one}")]],
+            ["tmpfs", "/dev/shm", sc.MS_NOSUID | sc.MS_NODEV, f"mode=1777,{size}"],
             _run(uid, gid, spec, host),
             *_binds(spec),
             ["pivot"],
@@ -159,7 +174,8 @@ def make_plan(spec: SandboxSpec, root: Root, host: Host) -> Plan:
     }
     key = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:24]
     kept = sum(1 << number for number, one in enumerate(CAPABILITIES) if one in keep)
-    return Plan(key, body, root.trees, kept, frozenset(_made(spec)))
+    made_paths = frozenset(_made(spec)) | (frozenset() if root.host else _MOUNTED)
+    return Plan(key, body, root, kept, made_paths, (uid, gid))
 
 
 def _last_capability() -> int:
@@ -170,8 +186,8 @@ def _last_capability() -> int:
         return len(CAPABILITIES) - 1
 
 
-def _layers_name(root: Root, owns: bool, host: Host, workdir: str | None) -> str:
-    return hashlib.sha256(repr((root, owns, host, workdir)).encode()).hexdigest()[:16]
+def _layers_name(*parts: object) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 #: Trees of system software, where a search for places that the caller may write to would be long and in vain.
@@ -187,6 +203,39 @@ def _places() -> tuple[str, ...]:
 
 def _written(spec: SandboxSpec) -> tuple[str, ...]:
     return (*_places(), os.path.realpath(spec.workdir)) if spec.workdir else _places()
+
+
+#: What an image may lack and every sandbox has: made, if need be, to mount something there.
+_MOUNTED = frozenset({"/proc", "/sys", "/dev", "/run"})
+
+
+def _image_layer(layer: str, lowers: list[str], spec: SandboxSpec, ids: tuple[int, int],
+                 home: str) -> list[list[Any]]:
+    """The files of /etc that must fit this sandbox and not the machine that the image was made on."""
+    files = {
+        "etc/hostname": f"{spec.hostname}\n",
+        "etc/hosts": f"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{spec.hostname}\n",
+        "etc/machine-id": hashlib.sha256(spec.hostname.encode()).hexdigest()[:32] + "\n",
+    }
+    if spec.network == "host":
+        try:
+            with open("/etc/resolv.conf") as file:
+                files["etc/resolv.conf"] = file.read(65536)
+        except OSError:
+            pass  # no resolver on the host, none in here
+    else:
+        files["etc/resolv.conf"] = ""
+    return [["own_files", layer, lowers, files, f"{_name(ids[0])}:x:{ids[0]}:{ids[1]}::{home}:/bin/sh\n"]]
+
+
+def _name(uid: int) -> str:
+    """What a uid is called in an image that does not know it."""
+    if uid == 0:
+        return "root"
+    try:
+        return pwd.getpwuid(uid).pw_name if uid == os.getuid() else "sandbox"
+    except KeyError:
+        return "sandbox"
 
 
 #: Where an unprivileged root can edit the host's files in place.
@@ -208,6 +257,8 @@ def _own_layer(layer: str, tree: Tree, owns: bool, written: tuple[str, ...]) -> 
             steps.append(["own_file", layer, entry.name, source])
     for path in tree.hidden:
         steps.append(["own_hide", layer, top, path])
+    for path in tree.files:
+        steps += [["own_parents", layer, top, path], ["own_file", layer, path, f"{top}/{path}"]]
     if owns and tree.entries is None:
         files = [os.path.relpath(one, tree.target) for one in _EDITABLE if one.startswith(inside)]
         if any(f"{tree.target}/".startswith(f"{one}/") for one in _EDITABLE):

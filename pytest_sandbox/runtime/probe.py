@@ -280,6 +280,8 @@ def remedy(name: str, step: str, errno: int) -> str:
 
 
 def _namespace_remedy() -> str:
+    if os.path.exists("/run/pytest-sandbox"):
+        return "This process is in a sandbox itself, where a second one needs more than is kept: start it outside."
     if _knob("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1":
         return ("Ubuntu restricts user namespaces to profiled programs: `sudo sysctl -w "
                 "kernel.apparmor_restrict_unprivileged_userns=0` (and a file in /etc/sysctl.d to keep it), or give "

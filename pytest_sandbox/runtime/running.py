@@ -10,6 +10,7 @@ import os
 import select
 import signal
 import socket
+import stat
 import struct
 import sys
 import threading
@@ -48,9 +49,14 @@ def start_error(failed: dict[str, Any]) -> SandboxStartError:
     why = failed.get("error") or (os.strerror(number) if number else "unknown")
     if path:
         why = f"{why} ({path})"
+    remedy = "Run `pytest-sandbox doctor` to see what this host lacks."
+    if step[0] == "bind" and number != errno.EPERM:
+        remedy = ("A file can be mounted on a file and a directory on a directory only, and nothing within /proc or "
+                  "/sys: correct the sandbox's mounts option.")
+    elif number == errno.ENOSPC:
+        remedy = "The writable layer is too small for the sandbox's own start: raise its disk option."
     return SandboxStartError(f"a sandbox could not start: it failed to {words}", step=str(step[0]), path=path,
-                             errno=number or None, why=why,
-                             remedy="Run `pytest-sandbox doctor` to see what this host lacks.")
+                             errno=number or None, why=why, remedy=remedy)
 
 
 class Running:
@@ -146,6 +152,7 @@ class Running:
             return fork(ids)
 
     def _fork_as_root(self, ids: tuple[int, int]) -> ForkedChild | None:
+        folders = _open_folders()
         # Root may point its children to come at the sandbox's pid namespace, which saves a second fork.
         pid = -1
         with forking:
@@ -164,12 +171,13 @@ class Running:
                 os.close(own)
         if pid:
             return ForkedChild(pid, self)
-        self._join(sc.CLONE_NEWUSER | self._namespaces(), ids)
+        self._join(sc.CLONE_NEWUSER | self._namespaces(), ids, folders)
         return None
 
     def _fork_twice(self, ids: tuple[int, int]) -> ForkedChild | None:
         # Others may enter a pid namespace only from within the user namespace that owns it, and only by a fork.
         interrupt = signal.getsignal(signal.SIGINT)
+        folders = _open_folders()
         with forking:
             self._still_there(None)
             reading, writing = os.pipe2(os.O_CLOEXEC)
@@ -197,7 +205,7 @@ class Running:
             give_up(error)
         os.close(writing)
         signal.signal(signal.SIGINT, interrupt)
-        self._join(0, ids)
+        self._join(0, ids, folders)
         return None
 
     def _still_there(self, error: OSError | None) -> None:
@@ -210,13 +218,16 @@ class Running:
         made: int = self.plan.body["namespaces"]
         return made & (sc.CLONE_NEWNS | sc.CLONE_NEWUTS | sc.CLONE_NEWIPC | sc.CLONE_NEWCGROUP | sc.CLONE_NEWNET)
 
-    def _join(self, namespaces: int, ids: tuple[int, int]) -> None:
+    def _join(self, namespaces: int, ids: tuple[int, int], folders: list[tuple[int, str]]) -> None:
         """In the child: enters what it is not in yet, takes on its identity and gives up everything else."""
         global _inside
         try:
             if namespaces:
                 sc.setns(self.pidfd, namespaces)
             _inside = True
+            # A session of its own: no terminal of the caller's to type into, no process group to send signals to.
+            os.setsid()
+            sc.new_session_keyring()
             for running in everyone:
                 running.forget()
             for function in when_inside:
@@ -228,6 +239,7 @@ class Running:
             keep = self.plan.kept if ids[0] == 0 else 0
             sc.capset(keep, keep, 0)
             sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
+            _reopen(folders)
         except BaseException as error:  # noqa: BLE001 - half inside, nothing of the caller's may go on
             give_up(error)
 
@@ -278,6 +290,34 @@ class Running:
         """Waits for those forks inside that nobody has waited for: the kernel keeps the sandbox until they are."""
         for child in list(self.children):
             child.wait()
+
+
+def _open_folders() -> list[tuple[int, str]]:
+    """The descriptors of directories that this process has, with their paths: through them lies the host's tree."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if stat.S_ISDIR(os.fstat(int(name)).st_mode):
+                found.append((int(name), os.readlink(f"/proc/self/fd/{name}")))
+        except OSError:
+            continue  # the listing's own descriptor
+    return found
+
+
+def _reopen(folders: list[tuple[int, str]]) -> None:
+    """In the child: lets these descriptors mean the same paths of the sandbox. What is not there is closed."""
+    for fd, path in folders:
+        try:
+            inheritable = os.get_inheritable(fd)
+        except OSError:
+            continue  # one of ours, closed meanwhile
+        try:
+            inside = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            os.close(fd)
+            continue
+        os.dup2(inside, fd, inheritable)
+        os.close(inside)
 
 
 everyone: weakref.WeakSet[Running] = weakref.WeakSet()

@@ -160,7 +160,10 @@ class _OpenHow(ctypes.Structure):
 def openat2(dirfd: int, path: str | bytes, flags: int, mode: int = 0, resolve: int = 0) -> int:
     """openat2(2): opens ``path`` below ``dirfd`` under the ``RESOLVE_*`` rules (Linux 5.6)."""
     how = _OpenHow(flags=flags | os.O_CLOEXEC, mode=mode, resolve=resolve)
-    return _check(_libc.syscall(_SYS_OPENAT2, dirfd, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how)), path)
+    name = os.fsencode(path)
+    if b"\0" in name:
+        raise ValueError("embedded null byte")  # as Python's own calls; C would stop reading there
+    return _check(_libc.syscall(_SYS_OPENAT2, dirfd, name, ctypes.byref(how), ctypes.sizeof(how)), path)
 
 
 def pidfd_open(pid: int) -> int:
@@ -176,6 +179,19 @@ def pidfd_send_signal(pidfd: int, signal: int) -> None:
 def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 0) -> int:
     """prctl(2)."""
     return _check(_libc.prctl(option, arg2, arg3, arg4, arg5))
+
+
+_SYS_KEYCTL = {"x86_64": 250, "aarch64": 219, "riscv64": 219, "ppc64le": 271, "s390x": 280, "i686": 288, "armv7l": 311}
+
+
+def new_session_keyring() -> None:
+    """keyctl(KEYCTL_JOIN_SESSION_KEYRING, NULL): leaves the session keyring for a new, empty one.
+
+    Does nothing on a machine whose number of the call is not known, or whose kernel has no keyrings.
+    """
+    number = _SYS_KEYCTL.get(os.uname().machine)
+    if number is not None and _libc.syscall(number, 1, None) < 0 and ctypes.get_errno() not in (1, 38):
+        _check(-1)
 
 
 class _CapHeader(ctypes.Structure):

@@ -27,6 +27,7 @@ class Project:
     requires: list[str] = field(default_factory=list)
     arguments: list[str] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
+    leaves: list[str] = field(default_factory=list)
 
 
 def projects() -> dict[str, Project]:

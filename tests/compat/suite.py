@@ -59,7 +59,8 @@ def run_suite(project: Project, source: Path, python: Path, user: User, folder: 
     tree, home, report, output = (folder / name for name in ("tree", "home", "junit.xml", "output.txt"))
     for old in (tree, home):
         shutil.rmtree(old, ignore_errors=True)
-    report.unlink(missing_ok=True)
+    for file in (report, *map(Path, project.leaves)):
+        file.unlink(missing_ok=True)
     shutil.copytree(source, tree, symlinks=True)
     home.mkdir()
     if user.uid != os.geteuid():

@@ -85,7 +85,7 @@ def test_the_reference_names_every_option_of_the_command_line(pytestconfig: pyte
     page = reference("command-line.md")
     ours = [option for group in pytestconfig._parser._groups if group.name == "sandbox" for option in group.options]
     assert ours
-    for option in ours:
+    for option in [one for one in ours if not one.dest.startswith("sandbox_coming_")]:
         assert f"`{option.names()[0]}" in page
 
 

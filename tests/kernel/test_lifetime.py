@@ -28,8 +28,9 @@ HERE = str(Path(__file__).parent)
 #: A process with a sandbox in which daemons, a command and a fork of the caller run. It prints their numbers here.
 BUSY = """
 import json, os, signal, subprocess, sys
-from pytest_sandbox import Sandbox
+from pytest_sandbox import Sandbox, SandboxClosedError
 from pytest_sandbox.runtime import launch
+from pytest_sandbox.runtime.running import wait_readable
 from support import init_pid
 sandbox = Sandbox().start()
 daemon = "import os, signal\\nfor _ in range(2):\\n    if os.fork(): os._exit(0)\\n    os.setsid()\\nsignal.pause()"
@@ -116,8 +117,10 @@ def test_the_caller_is_killed_at_random_moments() -> None:
 def test_the_helper_is_killed() -> None:
     lines = prints(BUSY + """
 other = Sandbox(hostname="other").start()
+pidfd = launch.supervisor().pidfd
 os.kill(helper, signal.SIGKILL)
 print(child.wait(), command._channel.fileno() >= 0)
+assert wait_readable(pidfd, 10)
 for attempt in (lambda: command.wait(), lambda: sandbox.run(["true"]), lambda: sandbox.call(int), sandbox.processes,
                 sandbox.kill, lambda: other.popen(["true"])):
     try:
@@ -127,6 +130,12 @@ for attempt in (lambda: command.wait(), lambda: sandbox.run(["true"]), lambda: s
         print(type(error).__name__, str(error).split(":")[0])
 again = Sandbox()
 print(again.run(["echo", "works"]).stdout.strip(), again.call(int))
+for attempt in (sandbox.path("/etc/passwd").read_text, sandbox.changes, lambda: sandbox.copy_out("/etc", "/no")):
+    try:
+        attempt()
+        print("nothing")
+    except SandboxClosedError as error:
+        print(error)
 sandbox.reset()
 print(sandbox.run(["echo", "reset"]).stdout.strip())
 sandbox.close(); other.close(); again.close()
@@ -134,7 +143,7 @@ sandbox.close(); other.close(); again.close()
     assert lines[0] == "-9 True"
     assert all(line in ("SandboxClosedError the sandbox has ended",
                         "SandboxClosedError the sandbox ended while a command ran in it") for line in lines[1:7]), lines
-    assert lines[7:] == ["works 0", "reset"]
+    assert lines[7:] == ["works 0", *["the sandbox has ended"] * 3, "reset"]
 
 
 def test_init_is_killed_and_the_helper_goes_on() -> None:

@@ -195,6 +195,13 @@ def test_kill_ends_forks_of_the_caller_too(started: Sandbox) -> None:
     assert started.processes() == []
 
 
+def test_a_failed_assertion_ends_what_it_leaves(started: Sandbox) -> None:
+    process = started.popen(["sleep", "1000"])
+    with pytest.raises(AssertionError), process:
+        raise AssertionError("as in a test")
+    assert process.returncode == -signal.SIGKILL
+
+
 def test_close_takes_everything_along() -> None:
     sandbox = Sandbox().start()
     sandbox.run([sys.executable, "-c", DAEMON], check=True)

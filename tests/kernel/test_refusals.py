@@ -51,17 +51,23 @@ def test_an_option_that_cannot_be_used(options: dict[str, object], words: Sequen
         assert one in str(caught.value)
 
 
-def test_an_image_that_does_not_exist() -> None:
-    sandbox = Sandbox(image="no/such:image")
+def test_an_image_that_does_not_exist(tmp_path: Path) -> None:
+    reference = f"rootfs:{tmp_path}/none"
+    sandbox = Sandbox(image=reference)
     for _ in range(2):
         with pytest.raises(ImageNotFound) as caught:
             sandbox.start()
-        assert caught.value.reference == "no/such:image"
-        assert str(caught.value) == (
-            "image 'no/such:image' cannot be used: this version of pytest-sandbox knows only the image 'host'. "
-            'Use image="host", which needs no download.')
+        assert caught.value.reference == reference
+        assert reference in str(caught.value)
+        assert "Check the path" in str(caught.value)
     with pytest.raises(ImageNotFound), sandbox:
         pass
+
+
+def test_a_test_cannot_be_forked_into_an_image_of_another_system(tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir()
+    with Sandbox(image=f"rootfs:{tmp_path}/root") as sandbox, pytest.raises(SandboxUsageError, match="sandbox fixture"):
+        sandbox.fork()
 
 
 def test_a_sandbox_says_why_it_cannot_be_pickled() -> None:
@@ -75,7 +81,7 @@ def test_a_sandbox_says_why_it_cannot_be_pickled() -> None:
 def test_errors_of_a_real_sandbox_can_be_pickled() -> None:
     found: list[SandboxError] = []
     attempts = [lambda: Sandbox(disk=object()), lambda: Sandbox(mounts=["/no/such:/x"]).start(),
-                lambda: Sandbox(image="x").start(), lambda: sandbox.call(_fail),
+                lambda: Sandbox(image="rootfs:/does/not/exist").start(), lambda: sandbox.call(_fail),
                 lambda: sandbox.run(["false"], check=True), lambda: (sandbox.close(), sandbox.run(["true"]))]
     sandbox = Sandbox().start()
     for attempt in attempts:

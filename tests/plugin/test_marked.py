@@ -91,14 +91,14 @@ def test_sandbox_image_can_be_overridden(pytester: pytest.Pytester) -> None:
         import pytest
         @pytest.fixture(scope="session")
         def sandbox_image():
-            return "no-such-image"
+            return "rootfs:/no/such/root"
         def test_driven(sandbox): pass
         @pytest.mark.sandbox(image="host")
         def test_named(sandbox): pass
     """)
     result = pytester.runpytest_subprocess()
     result.assert_outcomes(passed=1, errors=1)
-    result.stdout.fnmatch_lines(["*ImageNotFound*no-such-image*"])
+    result.stdout.fnmatch_lines(["*ImageNotFound*rootfs:/no/such/root*"])
 
 
 def test_fixtures_of_higher_scope_are_set_up_once_outside(pytester: pytest.Pytester,
@@ -178,6 +178,8 @@ def test_another_system_than_linux(pytester: pytest.Pytester) -> None:
         import sys
         def pytest_collection_finish():
             sys.platform = "darwin"
+        def pytest_sessionfinish():
+            sys.platform = "linux"  # other plugins' summaries believe it too
     """)
     pytester.makepyfile("""
         import pytest
@@ -194,14 +196,18 @@ def test_another_system_than_linux(pytester: pytest.Pytester) -> None:
 def test_an_image_that_does_not_exist(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("""
         import pytest
-        @pytest.mark.sandbox(image="nosuch:tag")
-        def test_one(): pass
+        @pytest.mark.sandbox(image="rootfs:/no/such/root")
+        def test_one(sandbox): pass
         @pytest.mark.sandbox(mounts=["/no/such/source:/mnt"])
         def test_two(): pass
+        @pytest.mark.sandbox(image="rootfs:/no/such/root")
+        def test_three(): pass
     """)
     result = pytester.runpytest_subprocess()
-    result.assert_outcomes(errors=2)
-    result.stdout.fnmatch_lines(["ImageNotFound: *nosuch:tag*", "SandboxStartError: */no/such/source*"])
+    result.assert_outcomes(errors=3)
+    result.stdout.fnmatch_lines([
+        "*ImageNotFound: *rootfs:/no/such/root*", "SandboxStartError: */no/such/source*",
+        "SandboxUsageError: a test's body cannot run in image 'rootfs:/no/such/root' yet*sandbox fixture*"])
 
 
 def test_a_plugin_that_drives_the_phases_itself_is_refused(pytester: pytest.Pytester) -> None:

@@ -20,6 +20,10 @@ EXAMPLES = {
     "SandboxUsageError": errors.SandboxUsageError("bad option", option="disk", value=-1, allowed="a size"),
     "SandboxUnavailable": errors.SandboxUnavailable("no namespaces", feature="user namespaces", why="EPERM", errno=1),
     "SandboxStartError": errors.SandboxStartError("mount failed", step="mount proc", path="/proc", errno=22),
+    "SandboxCommandNotFound": errors.SandboxCommandNotFound("'x' cannot be started", filename="x"),
+    "SandboxCommandRefused": errors.SandboxCommandRefused("'x' cannot be started", filename="x", errno=8),
+    "SandboxCommandDenied": errors.SandboxCommandDenied("'x' cannot be started", filename="x", errno=13),
+    "SandboxCommandMisplaced": errors.SandboxCommandMisplaced("'x' cannot be started", filename="x", errno=20),
     "SandboxClosedError": errors.SandboxClosedError("the sandbox is closed"),
     "SandboxTimeout": errors.SandboxTimeout("port 80 did not open", seconds=2.5),
     "SandboxProtocolError": errors.SandboxProtocolError("not a message", why="it is not JSON"),
@@ -28,6 +32,11 @@ EXAMPLES = {
     "SandboxCommandError": errors.SandboxCommandError(3, ["false"], output="out", stderr="it\nbroke"),
     "ImageError": errors.ImageError("unreadable", reference="oci:/nowhere"),
     "ImageNotFound": errors.ImageNotFound("no such image", reference="nobody/nothing:0"),
+    "ImageCorrupt": errors.ImageCorrupt("not the promised bytes", reference="debian:12", why="another digest"),
+    "LayerRejected": errors.LayerRejected("bad layer", reference="debian:12", entry="../x", rule="name"),
+    "RegistryError": errors.RegistryError("no answer", reference="debian:12", url="https://r.example/v2/", status=502),
+    "RegistryAuthError": errors.RegistryAuthError("refused", reference="r.example/x:1", status=401),
+    "StoreError": errors.StoreError("disk full", path="/cache", errno=28, remedy="Prune."),
 }
 
 

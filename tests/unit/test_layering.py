@@ -28,7 +28,8 @@ LEVELS = {
 }
 
 #: Modules that are part of another room: a sandbox's host side is one room in several files.
-PART_OF = {"calls": "sandbox", "copying": "sandbox", "files": "sandbox", "layerdiff": "sandbox", "process": "sandbox"}
+PART_OF = {"calls": "sandbox", "copying": "sandbox", "files": "sandbox", "layerdiff": "sandbox",
+           "planning": "sandbox", "process": "sandbox"}
 
 #: The modules (with all that lies below them) that may import what is not everybody's.
 DOORS = {
@@ -38,12 +39,17 @@ DOORS = {
     "coverage": ("plugin",),
     "exceptiongroup": ("plugin",),
     "filelock": ("image.store",),
+    "urllib3": ("image.registry", "image.transport"),
+    "isal": ("image.compression",),
+    "backports": ("image.compression",),
+    "compression": ("image.compression",),
+    "tomli": ("image.hosts",),
     "pyroute2": ("runtime.netdev",),
     "ctypes": ("runtime.syscalls", "image.resolve"),
 }
 
 #: Dear to import or not a dependency: only inside a function, by whoever has the door.
-LAZY = {"pyroute2", "coverage", "exceptiongroup"}
+LAZY = {"pyroute2", "coverage", "exceptiongroup", "isal", "backports", "compression", "tomli"}
 
 
 @dataclass(frozen=True)

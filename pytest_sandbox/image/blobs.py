@@ -1,0 +1,135 @@
+"""Compressed layers: fetched into the store once, and verified before anything reads them. Used by :mod:`.ingest`."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import threading
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from ..errors import ImageCorrupt
+from .compression import Cancelled
+from .layout import Layout, sync_directory, write_all
+from .locks import lock
+from .manifest import Descriptor
+from .source import Progress, Source
+
+
+class CheckedReader:
+    """A file that hashes what is read of it."""
+
+    def __init__(self, raw: BinaryIO, layer: Descriptor, reference: str) -> None:
+        self._raw, self._layer, self._reference = raw, layer, reference
+        self._hash = hashlib.new(layer.digest.partition(":")[0])
+        self._size = 0
+
+    def read(self, count: int) -> bytes:
+        data = self._raw.read(count)
+        self._hash.update(data)
+        self._size += len(data)
+        if self._size > self._layer.size:
+            raise self._corrupt(f"it has more than the {self._layer.size} bytes that were promised")
+        return data
+
+    def finish(self) -> None:
+        while self.read(1 << 20):
+            pass
+        if self._size != self._layer.size:
+            raise self._corrupt(f"it has {self._size} bytes, {self._layer.size} were promised")
+        actual = f"{self._hash.name}:{self._hash.hexdigest()}"
+        if actual != self._layer.digest:
+            raise self._corrupt(f"its digest is {actual}")
+
+    def _corrupt(self, why: str) -> ImageCorrupt:
+        return ImageCorrupt(f"image {self._reference!r} cannot be used: layer {self._layer.digest}",
+                            reference=self._reference, why=why)
+
+
+@contextlib.contextmanager
+def fetch_blob(layout: Layout, source: Source, layer: Descriptor, what: str, reference: str, progress: Progress,
+               cancel: threading.Event) -> Iterator[BinaryIO]:
+    """A verified blob, open for reading. Fetched unless the store has it; a download that broke off is gone on with.
+
+    :raises ImageCorrupt: when the bytes are not the promised ones; they are removed.
+    """
+    path = layout.blob(layer.digest)
+    base = layout.staging(f"blob-{os.path.basename(path)}")
+    while True:
+        try:
+            with open(path, "rb") as file:
+                yield file
+            return
+        except FileNotFoundError:
+            pass
+        held = lock(f"{base}.lock", exclusive=True, create=True, cancelled=cancel.is_set,
+                    on_wait=lambda: progress.waiting(what, "another process is downloading it"))
+        if held is None:
+            raise Cancelled
+        try:
+            if not os.path.exists(path):
+                _download(source, layer, f"{base}.partial", path, what, reference, progress, cancel)
+        except _StartOver:
+            continue
+        except BaseException:
+            if os.path.exists(f"{base}.partial"):
+                held.release()  # the lock file stays with the partial one
+            raise
+        finally:
+            if held.fd >= 0:
+                held.remove()
+
+
+class _StartOver(Exception):
+    """A download that an earlier run had begun does not come out right; the beginning is thrown away."""
+
+
+def _download(source: Source, layer: Descriptor, partial: str, path: str, what: str, reference: str, progress: Progress,
+              cancel: threading.Event) -> None:
+    fd = os.open(partial, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        digest = hashlib.new(layer.digest.partition(":")[0])
+        size = 0
+        while data := os.read(fd, 1 << 20):  # what an earlier run has fetched already
+            digest.update(data)
+            size += len(data)
+        resumed = size
+
+        def write(data: bytes) -> None:
+            nonlocal size
+            if cancel.is_set():
+                raise Cancelled
+            size += len(data)
+            if size > layer.size:
+                raise corrupt(f"it has more than the {layer.size} bytes that were promised")
+            digest.update(data)
+            write_all(fd, data)
+            progress.advance(what, len(data))
+
+        def corrupt(why: str) -> Exception:
+            os.unlink(partial)
+            if resumed:  # perhaps it was the earlier part that was wrong
+                return _StartOver()
+            return ImageCorrupt(
+                f"image {reference!r} cannot be used: layer {layer.digest}", reference=reference, why=why,
+                remedy="Pull again; if it stays so, the registry or a proxy on the way is broken.")
+
+        if size > layer.size:
+            raise corrupt("")
+        progress.start(what, layer.size)
+        progress.advance(what, size)
+        if size < layer.size or layer.size == 0:
+            source.fetch_layer(layer, write, size)
+        if size != layer.size:
+            raise corrupt(f"it has {size} bytes, {layer.size} were promised")
+        actual = f"{digest.name}:{digest.hexdigest()}"
+        if actual != layer.digest:
+            raise corrupt(f"its digest is {actual}")
+        os.fchmod(fd, 0o400)
+        os.fsync(fd)
+        os.rename(partial, path)
+        sync_directory(os.path.dirname(path))
+        progress.done(what)
+    finally:
+        os.close(fd)

@@ -1,0 +1,329 @@
+"""Requests to one registry: TLS, proxies, logging in, redirects, and trying again. Used by :mod:`.registry`."""
+
+from __future__ import annotations
+
+import base64
+import json
+import random
+import re
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlencode, urljoin, urlsplit
+
+import urllib3
+from urllib3.exceptions import HTTPError, MaxRetryError, SSLError
+from urllib3.exceptions import TimeoutError as Urllib3Timeout
+
+from ..errors import RegistryAuthError, RegistryError
+from .credentials import Credentials, find_credentials
+from .hosts import Endpoint, is_loopback, proxy_for, tls_context
+
+_TRIES = 5
+_LONGEST_PAUSE = 30.0  # seconds; a registry that wants more patience than that gets an error that says so
+_REDIRECTS = 8
+_TIMEOUT = urllib3.Timeout(connect=15, read=60)
+_AGAIN = frozenset({408, 429, 500, 502, 503, 504})
+_MAX_TOKEN = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A response whose body has not been read. The caller reads or closes it."""
+
+    response: urllib3.BaseHTTPResponse
+    url: str
+
+
+class Transport:
+    """Talks to one endpoint for one repository, from several threads. Lives as long as its source.
+
+    :param reference: what to name in errors.
+    """
+
+    def __init__(self, endpoint: Endpoint, reference: str) -> None:
+        self.endpoint = endpoint
+        self._reference = reference
+        self._pools: dict[tuple[str, str], urllib3.PoolManager] = {}
+        self._scheme: str | None = None
+        self._authorization: str | None = None
+        self._credentials: Credentials | None = None
+        self._looked = False
+        self._mutex = threading.RLock()
+
+    def close(self) -> None:
+        """Ends all connections. ``PoolManager.clear`` alone leaves them to the garbage collector (urllib3 2.8)."""
+        for manager in self._pools.values():
+            for key in manager.pools.keys():  # noqa: SIM118 - no mapping: iterating it raises
+                pool = manager.pools.get(key)
+                if pool is not None:
+                    pool.close()
+            manager.clear()
+        self._pools.clear()
+
+    def get(self, path: str, headers: Mapping[str, str]) -> Answer:
+        """GET below ``/v2/<repository>/``. Answers 200, 206, 404 and 416 come back, all else is an error.
+
+        :raises RegistryAuthError: when the registry refuses.
+        :raises RegistryError: after the tries that make sense.
+        """
+        tried_token: str | None = None
+        for attempt in range(_TRIES + 1):
+            last = attempt == _TRIES
+            authorization = self._authorization
+            try:
+                answer = self._follow(f"/v2/{self.endpoint.repository}/{path}", headers, authorization)
+            except (HTTPError, OSError) as error:
+                if last or isinstance(error, (RegistryError, SSLError)):
+                    raise self._broken(error) from None
+                self.pause(attempt)
+                continue
+            status = answer.response.status
+            if status in (200, 206, 404, 416):
+                return answer
+            said = self._said(answer)
+            if (status == 401 and tried_token is None) or (status == 401 and authorization != self._authorization):
+                tried_token = authorization or ""
+                self._log_in(answer.response.headers.getlist("WWW-Authenticate"), authorization)
+                continue
+            if status in (401, 403):
+                raise self._refused(answer, said)
+            if status in _AGAIN and not last:
+                self.pause(attempt, answer.response.headers.get("Retry-After"))
+                continue
+            remedy = "Log in (docker login, podman login) for a higher limit, or wait." if status == 429 else None
+            raise self._error(f"{self.endpoint.host} answered {status}{said}", answer.url, status, remedy)
+        raise self._error(f"{self.endpoint.host} keeps asking for a login", None, 401)
+
+    def _follow(self, path: str, headers: Mapping[str, str], authorization: str | None) -> Answer:
+        url = f"{self._base()}{path}"
+        origin = _origin(url)
+        for _ in range(_REDIRECTS):
+            sent = {"User-Agent": _user_agent(), "Accept-Encoding": "identity", **headers}
+            if authorization is not None and _origin(url) == origin:
+                sent["Authorization"] = authorization  # nobody else gets it, wherever a redirect leads
+            response = self._send("GET", url, sent)
+            if response.status not in (301, 302, 303, 307, 308):
+                return Answer(response, url)
+            location = response.headers.get("Location")
+            response.drain_conn()
+            response.release_conn()
+            if not location:
+                raise self._error(f"{self.endpoint.host} redirects to nowhere", url, response.status)
+            target = urljoin(url, location)
+            parts = urlsplit(target)
+            if parts.scheme not in ("http", "https") or not parts.hostname:
+                raise self._error(f"{self.endpoint.host} redirects to {target[:80]!r}", url, response.status)
+            if url.startswith("https:") and parts.scheme == "http":
+                raise self._error(f"{self.endpoint.host} redirects from HTTPS to plain HTTP", url, response.status)
+            url = target
+        raise self._error(f"{self.endpoint.host} redirects without end", url, None)
+
+    def _base(self) -> str:
+        """The registry's address. TLS, unless it speaks only plain HTTP and is allowed to."""
+        with self._mutex:
+            if self._scheme is None:
+                self._scheme = "https"
+                if self.endpoint.insecure:
+                    try:
+                        self._send("GET", f"https://{self.endpoint.host}/v2/", {}).release_conn()
+                    except (HTTPError, OSError) as error:
+                        if not _is_not_tls(error):
+                            self._scheme = None
+                            raise
+                        self._scheme = "http"
+            return f"{self._scheme}://{self.endpoint.host}"
+
+    def _send(self, method: str, url: str, headers: Mapping[str, str],
+              body: bytes | None = None) -> urllib3.BaseHTTPResponse:
+        parts = urlsplit(url)
+        return self._pool(parts.scheme, parts.netloc.rpartition("@")[2]).request(
+            method, url, headers=dict(headers), body=body, preload_content=False, redirect=False, retries=False,
+            timeout=_TIMEOUT, decode_content=False)
+
+    def _pool(self, scheme: str, host: str) -> urllib3.PoolManager:
+        with self._mutex:
+            pool = self._pools.get((scheme, host))
+            if pool is None:
+                more: dict[str, Any] = {"ssl_context": tls_context(host)} if scheme == "https" else {}
+                proxy = proxy_for(scheme, host)
+                pool = self._proxied(proxy, more) if proxy else urllib3.PoolManager(maxsize=8, **more)
+                self._pools[scheme, host] = pool
+            return pool
+
+    def _proxied(self, proxy: str, more: Mapping[str, Any]) -> urllib3.PoolManager:
+        parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise self._error(f"the proxy {parts.scheme}://{parts.hostname} cannot be used", None, None,
+                              "Only HTTP and HTTPS proxies are understood; NO_PROXY excepts hosts.")
+        headers = None
+        if parts.username:
+            headers = urllib3.make_headers(proxy_basic_auth=f"{parts.username}:{parts.password or ''}")
+        address = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+        return urllib3.ProxyManager(address, maxsize=8, proxy_headers=headers, **more)
+
+    def pause(self, attempt: int, wanted: str | None = None) -> None:
+        """Waits before the next try; ``wanted`` is the registry's own wish (Retry-After)."""
+        pause = min(0.25 * 2 ** attempt, 8) * (0.5 + random.random() / 2)
+        if wanted is not None and wanted.isdigit():
+            if int(wanted) > _LONGEST_PAUSE:
+                raise self._error(f"{self.endpoint.host} wants no request for {wanted} seconds", None, 429,
+                                  "Log in (docker login, podman login) for a higher limit, or wait.")
+            pause = max(pause, float(wanted))
+        time.sleep(pause)
+
+    # Logging in.
+
+    def _log_in(self, challenges: list[str], used: str | None) -> None:
+        """Gets what the registry asks for: once for all threads that were turned away with the same thing."""
+        with self._mutex:
+            if self._authorization != used:
+                return
+            if not self._looked:
+                self._credentials = find_credentials(self.endpoint.host, self.endpoint.repository)
+                self._looked = True
+            known = self._credentials
+            bearer = basic = None
+            for challenge in challenges:
+                scheme, _, rest = challenge.strip().partition(" ")
+                if scheme.lower() == "bearer":
+                    bearer = {key.lower(): value for key, value in re.findall(r'(\w+)="([^"]*)"', rest)}
+                elif scheme.lower() == "basic":
+                    basic = True
+            if bearer is not None:
+                self._authorization = f"Bearer {self._token(bearer, known)}"
+            elif basic and known is not None and known.username:
+                self._authorization = _basic(known)
+            else:
+                self._authorization = None
+                raise self._login_needed(f"it wants {'a name and password' if basic else 'a login of an unknown kind'}")
+
+    def _token(self, challenge: Mapping[str, str], known: Credentials | None) -> str:
+        """A token by GET (https://distribution.github.io/distribution/spec/auth/token/), or by OAuth2's POST."""
+        realm = challenge.get("realm", "")
+        parts = urlsplit(realm)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise self._error(f"{self.endpoint.host} names no place to log in", None, 401)
+        if parts.scheme == "http" and self._scheme == "https" and not is_loopback(parts.netloc):
+            raise self._error(f"{self.endpoint.host} wants us to log in over plain HTTP", realm, 401)
+        fields = {"service": challenge.get("service", ""),
+                  "scope": challenge.get("scope") or f"repository:{self.endpoint.repository}:pull"}
+        fields = {name: value for name, value in fields.items() if value}
+        if known is not None and known.identity_token:
+            fields.update(grant_type="refresh_token", client_id="pytest-sandbox", refresh_token=known.identity_token)
+            return self._ask_token(realm, "POST", fields, None)
+        try:
+            return self._ask_token(realm, "GET", fields, known)
+        except RegistryError as error:
+            if error.status not in (404, 405) or known is None:
+                raise
+        fields.update(grant_type="password", client_id="pytest-sandbox", username=known.username,
+                      password=known.password)
+        return self._ask_token(realm, "POST", fields, None)
+
+    def _ask_token(self, realm: str, method: str, fields: Mapping[str, str], known: Credentials | None) -> str:
+        headers = {"User-Agent": _user_agent(), "Accept": "application/json"}
+        url, body = realm, None
+        if method == "GET":
+            url = f"{realm}{'&' if urlsplit(realm).query else '?'}{urlencode(fields)}"
+            if known is not None:
+                headers["Authorization"] = _basic(known)
+        else:
+            headers["Content-Type"] = "application/x-www-form-urlencoded"
+            body = urlencode(fields).encode()
+        for attempt in range(_TRIES + 1):
+            try:
+                response = self._send(method, url, headers, body)
+                data = response.read(_MAX_TOKEN + 1)
+                response.release_conn()
+            except (HTTPError, OSError) as error:
+                if isinstance(error, SSLError) or attempt == _TRIES:
+                    raise self._broken(error) from None
+                self.pause(attempt)
+                continue
+            if response.status in _AGAIN and attempt < _TRIES:
+                self.pause(attempt, response.headers.get("Retry-After"))
+                continue
+            break
+        if response.status in (400, 401, 403):
+            raise self._login_needed(f"{urlsplit(realm).hostname} refuses the login ({response.status})")
+        if response.status != 200:
+            raise self._error(f"{urlsplit(realm).hostname} answered {response.status}", realm, response.status)
+        try:
+            document = json.loads(data) if len(data) <= _MAX_TOKEN else {}
+            token = document.get("token") or document.get("access_token")
+        except (ValueError, AttributeError):
+            token = None
+        if not isinstance(token, str) or not re.fullmatch(r"[\x21-\x7e]+", token):
+            raise self._error(f"{urlsplit(realm).hostname} gave no token", realm, response.status)
+        return token
+
+    # Errors.
+
+    def _said(self, answer: Answer) -> str:
+        """The registry's own words, bounded."""
+        try:
+            data = answer.response.read(4096)
+            answer.response.close()
+            errors = json.loads(data)["errors"]
+            return ": " + "; ".join(f"{one.get('code')} {one.get('message') or ''}".strip() for one in errors)[:300]
+        except (HTTPError, OSError, ValueError, KeyError, TypeError, AttributeError):
+            return ""
+
+    def _refused(self, answer: Answer, said: str) -> RegistryAuthError:
+        who = "these credentials" if self._credentials else "anonymous users"
+        return RegistryAuthError(
+            f"image {self._reference!r} cannot be pulled", reference=self._reference, url=answer.url,
+            status=answer.response.status, why=f"{self.endpoint.host} refuses it to {who}{said}",
+            remedy="Check the name (registries answer so for what does not exist, too), "
+                   f"or log in: docker login {self.endpoint.host}, or podman login {self.endpoint.host}.")
+
+    def _login_needed(self, why: str) -> RegistryAuthError:
+        return RegistryAuthError(
+            f"image {self._reference!r} cannot be pulled", reference=self._reference, status=401,
+            why=f"{self.endpoint.host}: {why}",
+            remedy=f"Log in: docker login {self.endpoint.host}, or podman login {self.endpoint.host}.")
+
+    def _error(self, why: str, url: str | None, status: int | None, remedy: str | None = None) -> RegistryError:
+        return RegistryError(f"image {self._reference!r} cannot be pulled", reference=self._reference,
+                             url=_without_query(url), status=status, why=why, remedy=remedy)
+
+    def _broken(self, error: BaseException) -> RegistryError:
+        if isinstance(error, RegistryError):
+            return error
+        if isinstance(error, SSLError):
+            return self._error(
+                f"{self.endpoint.host}: {error}", None, None,
+                f"Put its authority into certs.d/{self.endpoint.host}/ca.crt (containers-certs.d(5)) or SSL_CERT_FILE; "
+                "for a registry without TLS, say insecure = true in registries.conf.")
+        remedy = "Check the network, the name, and HTTPS_PROXY and NO_PROXY."
+        if isinstance(error, Urllib3Timeout):
+            return self._error(f"{self.endpoint.host} does not answer", None, None, remedy)
+        return self._error(f"{self.endpoint.host}: {error}", None, None, remedy)
+
+
+def _is_not_tls(error: BaseException) -> bool:
+    """Whether the other side answered, but not with TLS."""
+    if isinstance(error, MaxRetryError) and error.reason is not None:
+        error = error.reason
+    text = str(error)
+    return isinstance(error, SSLError) and "CERTIFICATE" not in text.upper()
+
+
+def _origin(url: str) -> tuple[str, str | None, int]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
+
+
+def _without_query(url: str | None) -> str | None:
+    return url.partition("?")[0] if url else None  # signed addresses carry their secret there
+
+
+def _basic(known: Credentials) -> str:
+    return "Basic " + base64.b64encode(f"{known.username}:{known.password}".encode()).decode()
+
+
+def _user_agent() -> str:
+    return "pytest-sandbox (https://pypi.org/project/pytest-sandbox)"

@@ -1,0 +1,216 @@
+"""A layer directory's record: every file's attributes and content digest, as an ``mtree(5)`` file. For the store.
+
+Written once, right after unpacking; ``verify`` walks again and compares. The format is the one of BSD's ``mtree`` and
+of ``bsdtar --format=mtree``, one full path a line, so that other tools can read it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .inside import Applied
+
+_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789/._-+,:@~%^!()[]{}<>|;$&'`")
+# Set by the host for its own purposes, not by a layer.
+_NOT_OURS = ("security.selinux", "security.ima", "security.evm", "system.posix_acl_default", "system.posix_acl_access")
+_HASH_SPARSE_UP_TO = 1 << 30
+
+_KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "dir", stat.S_IFLNK: "link", stat.S_IFCHR: "char", stat.S_IFBLK: "block",
+          stat.S_IFIFO: "fifo", stat.S_IFSOCK: "socket"}
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A walk's sums. ``bytes`` is disk space, a file with several names counted once."""
+
+    entries: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TreeDifference:
+    """One thing that is not as recorded. ``kind`` is ``changed``, ``missing`` or ``extra``; ``path`` is printable."""
+
+    path: str
+    kind: str
+    what: str = ""
+
+
+def finish_tree(root: str, applied: Applied, *, owners: bool) -> tuple[bytes, Measured]:
+    """Gives directories their final mode, owner and time, and records the tree.
+
+    Bottom up, since a directory without write or search permission cannot be walked by its owner afterwards.
+    """
+    lines = ["#mtree\n"]
+    entries = size = 0
+    seen: set[int] = set()
+    for path, fd, name, status in _walk(root):
+        kind = status.st_mode & 0o170000
+        mode, uid, gid, mtime = stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid, status.st_mtime_ns
+        extra = ""
+        if kind == stat.S_IFDIR:
+            mode, new_uid, new_gid, mtime = applied.late.get(status.st_ino, (0o755, 0, 0, 0))
+            if owners:
+                os.fchown(fd, new_uid, new_gid)
+                uid, gid = new_uid, new_gid
+            os.fchmod(fd, mode)
+            os.utime(fd, ns=(mtime, mtime))
+        elif kind == stat.S_IFREG:
+            digest = applied.hashes.get(status.st_ino) or _digest(fd, name, status)
+            extra = f" size={status.st_size}" + (f" sha256digest={digest.hex()}" if digest else "")
+        elif kind == stat.S_IFLNK:
+            extra = f" link={_vis(os.readlink(name, dir_fd=fd))}"
+        elif kind in (stat.S_IFCHR, stat.S_IFBLK):
+            extra = f" device=linux,{os.major(status.st_rdev)},{os.minor(status.st_rdev)}"
+        entries += 1
+        if status.st_ino not in seen:
+            size += status.st_blocks * 512
+            if status.st_nlink > 1:
+                seen.add(status.st_ino)
+        lines.append(f"{_vis(path)} type={_KINDS[kind]} mode={mode:04o} uid={uid} gid={gid} "
+                     f"time={mtime // 1_000_000_000}.{mtime % 1_000_000_000:09d}{extra}{_xattrs(fd, name)}\n")
+    return "".join(lines).encode(), Measured(entries, size)
+
+
+def compare_tree(root: str, record: bytes) -> list[TreeDifference]:
+    """What differs between a recorded layer and its directory, in the order of the record.
+
+    File content that the caller may not read (another owner's, or no read permission) is compared by size and time.
+    """
+    recorded: dict[str, str] = {}
+    for line in record.decode().splitlines():
+        if line and not line.startswith("#"):
+            path, _, facts = line.partition(" ")
+            recorded[path] = facts
+    differences: list[TreeDifference] = []
+    closed: list[bytes] = []
+    for raw, fd, name, status in _walk(root, closed):
+        path = _vis(raw)
+        if path not in recorded:
+            differences.append(TreeDifference(path, "extra"))
+            continue
+        facts = recorded.pop(path)
+        old, new = _facts(facts), _present(fd, name, status, facts)
+        changed = [key for key in (*old, *(key for key in new if key not in old)) if old.get(key) != new.get(key)]
+        if changed:
+            shown = ", ".join(f"{key} was {old.get(key, 'absent')}, is {new.get(key, 'absent')}" for key in changed[:4])
+            differences.append(TreeDifference(path, "changed", shown))
+    hidden = tuple(f"{_vis(path)}/" for path in closed)  # not for this user to see, so not missing either
+    differences.extend(TreeDifference(path, "missing") for path in recorded if not path.startswith(hidden))
+    return differences
+
+
+def _facts(text: str) -> dict[str, str]:
+    return {key: value for key, _, value in (fact.partition("=") for fact in text.split(" ") if fact)}
+
+
+def _present(fd: int, name: bytes, status: os.stat_result, recorded: str) -> dict[str, str]:
+    kind = status.st_mode & 0o170000
+    mtime = status.st_mtime_ns
+    facts = {"type": _KINDS[kind], "mode": f"{stat.S_IMODE(status.st_mode):04o}", "uid": str(status.st_uid),
+             "gid": str(status.st_gid), "time": f"{mtime // 1_000_000_000}.{mtime % 1_000_000_000:09d}"}
+    if kind == stat.S_IFREG:
+        facts["size"] = str(status.st_size)
+        if "sha256digest=" in recorded:
+            try:
+                facts["sha256digest"] = _digest(fd, name, None).hex()
+            except PermissionError:
+                facts["sha256digest"] = _facts(recorded)["sha256digest"]
+    elif kind == stat.S_IFLNK:
+        facts["link"] = _vis(os.readlink(name, dir_fd=fd))
+    elif kind in (stat.S_IFCHR, stat.S_IFBLK):
+        facts["device"] = f"linux,{os.major(status.st_rdev)},{os.minor(status.st_rdev)}"
+    facts.update(_facts(_xattrs(fd, name)))
+    return facts
+
+
+def _digest(fd: int, name: bytes, status: os.stat_result | None) -> bytes:
+    """Of a regular file's content; empty where holes would make it endless."""
+    if status is not None and status.st_size > _HASH_SPARSE_UP_TO:
+        return b""
+    digest = hashlib.sha256()
+    file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=fd)
+    try:
+        while data := os.read(file, 1 << 20):
+            digest.update(data)
+    finally:
+        os.close(file)
+    return digest.digest()
+
+
+def _xattrs(fd: int, name: bytes) -> str:
+    where = b"/proc/self/fd/%d/%s" % (fd, name)
+    try:
+        names = os.listxattr(where, follow_symlinks=False)
+    except PermissionError:
+        return ""
+    parts = []
+    for one in sorted(names):
+        if one not in _NOT_OURS:
+            value = os.getxattr(where, one, follow_symlinks=False)
+            parts.append(f" xattr.{_vis(os.fsencode(one))}={base64.b64encode(value).decode()}")
+    return "".join(parts)
+
+
+def _walk(root: str, closed: list[bytes] | None = None) -> Iterator[tuple[bytes, int, bytes, os.stat_result]]:
+    """Everything below ``root`` and itself, children before parents: path, descriptor, name from there, attributes.
+
+    For a directory the descriptor is its own and the name ``.``, for all else it is the parent's. One descriptor at a
+    time: a layer may be deeper than we may have files open.
+
+    :param closed: takes the directories that the caller may not enter, which are then like files; None lets it fail.
+    """
+    fd = os.open(root, _DIR)
+    path: list[bytes] = [b"."]
+    pending: list[list[bytes]] = []
+    try:
+        while True:
+            if len(pending) < len(path):
+                below: list[bytes] = []
+                here = b"/".join(path)
+                with os.scandir(fd) as listing:
+                    names = sorted((os.fsencode(entry.name), entry.is_dir(follow_symlinks=False)) for entry in listing)
+                for name, is_dir in names:
+                    if is_dir:
+                        below.append(name)
+                    else:
+                        yield here + b"/" + name, fd, name, os.lstat(name, dir_fd=fd)
+                pending.append(below[::-1])
+            if pending[-1]:
+                name = pending[-1].pop()
+                try:
+                    inner = os.open(name, _DIR, dir_fd=fd)
+                except PermissionError:
+                    if closed is None:
+                        raise
+                    closed.append(b"/".join([*path, name]))
+                    yield closed[-1], fd, name, os.lstat(name, dir_fd=fd)
+                    continue
+                os.close(fd)
+                fd = inner
+                path.append(name)
+                continue
+            up = os.open(b"..", _DIR, dir_fd=fd) if len(path) > 1 else -1  # before its mode may forbid it
+            yield b"/".join(path), fd, b".", os.fstat(fd)
+            os.close(fd)
+            fd = up
+            path.pop()
+            pending.pop()
+            if not path:
+                return
+    finally:
+        if fd >= 0:
+            os.close(fd)
+
+
+def _vis(name: bytes) -> str:
+    """A name as ``mtree(5)`` writes it: bytes that are not plain become ``\\ooo``."""
+    if _PLAIN.issuperset(name):
+        return name.decode()
+    return "".join(chr(byte) if byte in _PLAIN else f"\\{byte:03o}" for byte in name)

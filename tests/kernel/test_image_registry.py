@@ -1,0 +1,469 @@
+"""Pulling from a registry that misbehaves in every way we could think of: the right error or the right second try."""
+
+from __future__ import annotations
+
+import base64
+import errno
+import json
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fakeregistry import FakeRegistry
+from imagemaker import directory, file, image, index, layer, member
+from treelook import merge
+
+from pytest_sandbox import ImageCorrupt, ImageError, ImageNotFound, RegistryAuthError, RegistryError, StoreError
+from pytest_sandbox.image import blobs, transport
+from pytest_sandbox.image.manifest import LayerStack, Platform
+from pytest_sandbox.image.store import ImageStore
+
+BIG = layer([file("big", os.urandom(300_000)), directory("d"), file("d/f", "x")])
+SMALL = layer([file("small", "s"), file("d/.wh.f")])
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nothing of the caller's own configuration, and no long waits."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR",
+                 "DOCKER_CONFIG", "CONTAINERS_REGISTRIES_CONF"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home/.config"))
+    monkeypatch.setattr(transport, "time", Clock())
+
+
+class Clock:
+    """Time for the transport, that does not pass."""
+
+    def sleep(self, seconds: float) -> None:
+        assert 0 <= seconds < 60
+
+
+@pytest.fixture
+def registry() -> Iterator[FakeRegistry]:
+    with FakeRegistry() as registry:
+        yield registry
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+def pull(reference: str, cache: Path, **how: object) -> LayerStack:
+    with ImageStore(cache, **how) as store:  # type: ignore[arg-type]
+        return store.resolve(reference)
+
+
+def log_in(tmp_path: Path, host: str, password: str = "secret", **more: object) -> None:
+    config = tmp_path / "home/.docker/config.json"
+    config.parent.mkdir(parents=True, exist_ok=True)
+    auth = base64.b64encode(f"user:{password}".encode()).decode()
+    config.write_text(json.dumps({"auths": {host: {"auth": auth, **more}}}))
+
+
+def leftovers(cache: Path) -> list[str]:
+    with ImageStore(cache) as store:
+        return store.layout.keys("staging") + store.layout.keys("trash")
+
+
+def test_a_pull(registry: FakeRegistry, cache: Path) -> None:
+    made = image([BIG, SMALL], config={"Env": ["A=b"]})
+    stack = pull(registry.put("team/app", "1", made), cache)
+    assert stack.digest == made.digest
+    assert stack.config.env == (("A", "b"),)
+    assert set(merge(stack.layers)) == {".", "big", "small", "d"}
+    assert leftovers(cache) == []
+    asked = len(registry.seen)
+    assert pull(f"{registry.host}/team/app:1", cache) == stack
+    assert len(registry.seen) == asked, "an image that is there is not asked for again"
+
+
+def test_docker_media_types(registry: FakeRegistry, cache: Path) -> None:
+    assert pull(registry.put("a", "1", image([BIG], docker=True)), cache).digest
+
+
+def test_a_digest_is_what_is_asked_for(registry: FakeRegistry, cache: Path) -> None:
+    made = image([SMALL])
+    registry.put("a", "1", made)
+    assert pull(f"{registry.host}/a:other@{made.digest}", cache).digest == made.digest
+    assert registry.paths("manifests") == [f"/v2/a/manifests/{made.digest}"]
+
+
+def test_layers_that_two_images_share_are_fetched_once(registry: FakeRegistry, cache: Path) -> None:
+    pull(registry.put("a", "1", image([BIG])), cache)
+    before = len(registry.paths("blobs"))
+    pull(registry.put("b", "1", image([BIG, SMALL])), cache)
+    assert len(registry.paths("blobs")) == before + 2, "the other layer and the configuration"
+
+
+@pytest.mark.parametrize(("machine", "wanted"), [
+    ("linux/amd64", 0), ("linux/arm64", 1), ("linux/arm64/v8", 1), ("linux/arm/v7", 2), ("linux/arm/v6", None),
+    ("linux/s390x", None)])
+def test_platforms(registry: FakeRegistry, cache: Path, machine: str, wanted: int | None) -> None:
+    images = [image([layer([file(str(number), "")])]) for number in range(3)]
+    platforms = [{"architecture": "amd64"}, {"architecture": "arm64", "variant": "v8"},
+                 {"architecture": "arm", "variant": "v7"}]
+    for one in images:
+        registry.blobs.update(one.blobs)
+        registry.put_manifest("a", "unnamed", one.manifest)
+    unknown = {"platform": {"os": "unknown", "architecture": "unknown"}}  # as BuildKit lists attestations
+    registry.put_manifest("a", "1", index([(images[0], unknown), *((one, {"platform": {"os": "linux", **platform}})
+                                           for one, platform in zip(images, platforms, strict=True))]))
+    if wanted is None:
+        with pytest.raises(ImageNotFound, match="linux/amd64, linux/arm/v7, linux/arm64/v8"):
+            pull(f"{registry.host}/a:1", cache, platform=Platform.parse(machine))
+    else:
+        stack = pull(f"{registry.host}/a:1", cache, platform=Platform.parse(machine))
+        assert stack.digest == images[wanted].digest
+
+
+# Logging in.
+
+@pytest.mark.parametrize("auth", ["basic", "token"])
+def test_logins(cache: Path, tmp_path: Path, auth: str) -> None:
+    with FakeRegistry(auth=auth) as registry:
+        log_in(tmp_path, registry.host)
+        assert pull(registry.put("a", "1", image([BIG, SMALL])), cache)
+
+
+def test_anonymous_tokens(cache: Path) -> None:
+    with FakeRegistry(auth="token") as registry:
+        assert pull(registry.put("a", "1", image([BIG])), cache)
+        tokens = [one for one in registry.seen if one.path.startswith("/token")]
+        assert len(tokens) == 1, "one token serves all requests"
+        assert "scope=repository%3Aany%3Apull" in tokens[0].path
+        assert "Authorization" not in tokens[0].headers
+
+
+def test_a_token_that_ran_out_is_renewed(cache: Path) -> None:
+    with FakeRegistry(auth="token", token_seconds=60) as registry:
+        reference = registry.put("a", "1", image([BIG, SMALL]))
+        registry.fault("blobs", times=1, status=401, headers={
+            "WWW-Authenticate": f'Bearer realm="http://{registry.host}/token",service="here"'})
+        assert pull(reference, cache)
+        assert len(registry.paths("/token")) == 2
+
+
+def test_identity_tokens_go_by_oauth(cache: Path, tmp_path: Path) -> None:
+    with FakeRegistry(auth="token", oauth=True) as registry:
+        log_in(tmp_path, registry.host, identitytoken="identity")
+        assert pull(registry.put("a", "1", image([BIG])), cache)
+        post = next(one for one in registry.seen if one.method == "POST")
+        assert b"grant_type=refresh_token" in post.body
+
+
+def test_passwords_go_by_oauth_where_get_is_not_allowed(cache: Path, tmp_path: Path) -> None:
+    with FakeRegistry(auth="token", oauth=True) as registry:
+        log_in(tmp_path, registry.host)
+        assert pull(registry.put("a", "1", image([BIG])), cache)
+        assert b"grant_type=password" in next(one for one in registry.seen if one.method == "POST").body
+
+
+@pytest.mark.parametrize("auth", ["basic", "token"])
+def test_wrong_passwords_are_told_and_never_shown(cache: Path, tmp_path: Path, auth: str) -> None:
+    with FakeRegistry(auth=auth) as registry:
+        log_in(tmp_path, registry.host, password="mistaken")
+        with pytest.raises(RegistryAuthError, match="docker login") as caught:
+            pull(registry.put("a", "1", image([BIG])), cache)
+        assert "mistaken" not in repr(caught.value) + str(caught.value.__dict__)
+        assert len(registry.seen) < 8
+
+
+def test_no_credentials(cache: Path) -> None:
+    with FakeRegistry(auth="basic") as registry, pytest.raises(RegistryAuthError, match="podman login"):
+        pull(registry.put("a", "1", image([BIG])), cache)
+
+
+@pytest.mark.parametrize("where", ["credHelpers", "credsStore"])
+def test_credential_helpers(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    with FakeRegistry(auth="basic") as registry:
+        helper = tmp_path / "bin/docker-credential-ours"
+        helper.parent.mkdir()
+        helper.write_text("#!/bin/sh\nread host\n[ \"$1\" = get ] && "
+                          f"[ \"$host\" = {registry.host} ] && "
+                          "echo '{\"Username\":\"user\",\"Secret\":\"secret\"}'\n")
+        helper.chmod(helper.stat().st_mode | stat.S_IXUSR)
+        monkeypatch.setenv("PATH", f"{helper.parent}:{os.environ['PATH']}")
+        config = tmp_path / "home/.docker/config.json"
+        config.parent.mkdir(parents=True)
+        config.write_text(json.dumps({where: {registry.host: "ours"} if where == "credHelpers" else "ours"}))
+        assert pull(registry.put("a", "1", image([BIG])), cache)
+
+
+@pytest.mark.parametrize("name", ["absent", "../../bin/sh", "broken"])
+def test_credential_helpers_that_do_not_work(registry: FakeRegistry, cache: Path, tmp_path: Path, name: str,
+                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    registry.auth = "basic"
+    helper = tmp_path / "bin/docker-credential-broken"
+    helper.parent.mkdir()
+    helper.write_text("#!/bin/sh\necho nonsense\n")
+    helper.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{helper.parent}:{os.environ['PATH']}")
+    config = tmp_path / "home/.docker/config.json"
+    config.parent.mkdir(parents=True)
+    config.write_text(json.dumps({"credsStore": name}))
+    with pytest.raises(RegistryAuthError, match=r"helper|docker-credential"):
+        pull(registry.put("a", "1", image([BIG])), cache)
+
+
+def test_credentials_of_podmans_for_one_repository(cache: Path, tmp_path: Path) -> None:
+    with FakeRegistry(auth="basic") as registry:
+        config = tmp_path / "home/.config/containers/auth.json"
+        config.parent.mkdir(parents=True)
+        right, wrong = (base64.b64encode(text).decode() for text in (b"user:secret", b"user:other"))
+        config.write_text(json.dumps({"auths": {registry.host: {"auth": wrong},
+                                                f"{registry.host}/team": {"auth": right}}}))
+        assert pull(registry.put("team/app", "1", image([BIG])), cache)
+
+
+def test_a_redirect_does_not_carry_credentials_elsewhere(cache: Path, tmp_path: Path) -> None:
+    with FakeRegistry(auth="basic") as registry, FakeRegistry() as elsewhere:
+        log_in(tmp_path, registry.host)
+        made = image([BIG])
+        reference = registry.put("a", "1", made)
+        elsewhere.blobs.update(made.blobs)
+        layer_digest = json.loads(made.manifest)["layers"][0]["digest"]
+        registry.fault(layer_digest, redirect=f"http://{elsewhere.host}/v2/a/blobs/{layer_digest}?sig=x")
+        assert pull(reference, cache)
+        assert elsewhere.seen
+        assert all("Authorization" not in one.headers for one in elsewhere.seen)
+        assert any("Authorization" in one.headers for one in registry.seen)
+
+
+# What goes wrong on the way.
+
+@pytest.mark.parametrize("where", ["manifests", "blobs"])
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504, 408])
+def test_passing_failures_are_tried_again(registry: FakeRegistry, cache: Path, where: str, status: int) -> None:
+    reference = registry.put("a", "1", image([BIG]))
+    registry.fault(where, times=2, status=status, headers={"Retry-After": "1"} if status == 429 else {})
+    assert pull(reference, cache)
+    assert leftovers(cache) == []
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_lasting_failures_are_told(registry: FakeRegistry, cache: Path, status: int) -> None:
+    reference = registry.put("a", "1", image([BIG]))
+    registry.fault("blobs", times=99, status=status)
+    with pytest.raises(RegistryError, match=f"{status}.*told to") as caught:
+        pull(reference, cache)
+    assert caught.value.status == status
+    assert leftovers(cache) == []
+
+
+def test_a_registry_that_wants_hours_of_patience_is_not_waited_for(registry: FakeRegistry, cache: Path) -> None:
+    reference = registry.put("a", "1", image([BIG]))
+    registry.fault("manifests", times=99, status=429, headers={"Retry-After": "7200"})
+    with pytest.raises(RegistryError, match="7200 seconds"):
+        pull(reference, cache)
+    assert len(registry.paths("manifests")) == 1
+
+
+@pytest.mark.parametrize(("status", "error"), [(401, RegistryAuthError), (403, RegistryAuthError), (404, ImageNotFound),
+                                               (400, RegistryError), (418, RegistryError), (206, RegistryError)])
+def test_refusals_are_told_at_once(registry: FakeRegistry, cache: Path, status: int, error: type[ImageError]) -> None:
+    reference = registry.put("a", "1", image([BIG]))
+    registry.fault("manifests", times=99, status=status)
+    with pytest.raises(error):
+        pull(reference, cache)
+    assert len(registry.paths("manifests")) == 1
+
+
+def test_a_broken_body_is_gone_on_with(registry: FakeRegistry, cache: Path) -> None:
+    made = image([BIG], how="plain")
+    reference = registry.put("a", "1", made)
+    digest = json.loads(made.manifest)["layers"][0]["digest"]
+    registry.fault(digest, times=3, cut=70_000)
+    assert pull(reference, cache)
+    ranges = [one.headers.get("Range") for one in registry.seen if digest in one.path]
+    assert ranges == [None, "bytes=70000-", "bytes=140000-", "bytes=210000-"]
+
+
+def test_a_registry_that_knows_no_ranges(registry: FakeRegistry, cache: Path) -> None:
+    made = image([BIG], how="plain")
+    reference = registry.put("a", "1", made)
+    digest = json.loads(made.manifest)["layers"][0]["digest"]
+    registry.fault(digest, times=1, cut=70_000)
+    registry.fault(digest, times=1, deaf=True)
+    assert pull(reference, cache)
+
+
+def test_a_body_that_never_moves_is_given_up_and_gone_on_with_later(registry: FakeRegistry, cache: Path) -> None:
+    made = image([BIG], how="plain")
+    reference = registry.put("a", "1", made)
+    digest = json.loads(made.manifest)["layers"][0]["digest"]
+    registry.fault(digest, times=1, cut=100_000)
+    registry.fault(digest, times=5, cut=0)
+    with pytest.raises(RegistryError, match="breaks off"):
+        pull(reference, cache)
+    registry.seen.clear()
+    assert pull(reference, cache)
+    assert [one.headers.get("Range") for one in registry.seen if digest in one.path] == ["bytes=100000-"]
+    assert leftovers(cache) == []
+
+
+def test_a_bad_beginning_of_an_earlier_run_is_thrown_away(registry: FakeRegistry, cache: Path) -> None:
+    made = image([BIG], how="plain")
+    reference = registry.put("a", "1", made)
+    digest = json.loads(made.manifest)["layers"][0]["digest"]
+    with ImageStore(cache) as store:
+        Path(store.layout.staging(f"blob-{digest[7:]}.partial")).write_bytes(bytes(1000))
+    assert pull(reference, cache)
+    assert [one.headers.get("Range") for one in registry.seen if digest in one.path] == ["bytes=1000-", None]
+
+
+@pytest.mark.parametrize("fault", [
+    {"flip": 20}, {"replace": b"short"}, {"replace": bytes(500_000)}, {"endless": True}, {"silent": True, "flip": 5},
+    {"wrong_range": True, "cut": 100}])
+def test_bytes_that_are_not_the_promised_ones(registry: FakeRegistry, cache: Path, fault: dict[str, object]) -> None:
+    made = image([BIG, SMALL], how="plain")
+    reference = registry.put("a", "1", made)
+    digest = json.loads(made.manifest)["layers"][0]["digest"]
+    registry.fault(digest, times=99, **fault)
+    with pytest.raises((ImageCorrupt, RegistryError)):
+        pull(reference, cache)
+    with ImageStore(cache) as store:
+        assert not store.layout.keys("images")
+        assert digest[7:] not in store.layout.keys("blobs/sha256")
+        assert json.loads(made.config)["rootfs"]["diff_ids"][0][7:] not in store.layout.keys("layers")
+    registry.faults.clear()
+    assert pull(reference, cache)
+    assert leftovers(cache) == []
+
+
+@pytest.mark.parametrize("what", ["config", "manifest"])
+def test_documents_that_are_not_the_promised_ones(registry: FakeRegistry, cache: Path, what: str) -> None:
+    made = image([SMALL])
+    reference = registry.put("a", "1", made)
+    config = json.loads(made.manifest)["config"]["digest"]
+    registry.fault("manifests" if what == "manifest" else config, times=9, flip=9)
+    with pytest.raises(ImageCorrupt):
+        pull(reference, cache)
+
+
+def test_a_manifest_without_end(registry: FakeRegistry, cache: Path) -> None:
+    reference = registry.put("a", "1", image([SMALL]))
+    registry.fault("manifests", times=9, endless=True)
+    with pytest.raises(ImageCorrupt, match="larger than"):
+        pull(reference, cache)
+
+
+@pytest.mark.parametrize("target", ["SELF", "ftp://127.0.0.1/x", "", "file:///etc/passwd"])
+def test_redirects_that_lead_nowhere(registry: FakeRegistry, cache: Path, target: str) -> None:
+    reference = registry.put("a", "1", image([SMALL]))
+    registry.fault("manifests", times=999, redirect=target)
+    with pytest.raises(RegistryError, match="redirects"):
+        pull(reference, cache)
+    assert len(registry.paths("manifests")) < 20
+
+
+def test_nobody_there(cache: Path) -> None:
+    with FakeRegistry() as registry:
+        host = registry.host
+    with pytest.raises(RegistryError, match=r"(?s)NO_PROXY"):
+        pull(f"{host}/a:1", cache)
+
+
+def test_a_size_that_is_not_the_one_of_the_blob(registry: FakeRegistry, cache: Path) -> None:
+    made = image([BIG])
+    document = json.loads(made.manifest)
+    document["layers"][0]["size"] -= 1
+    registry.blobs.update(made.blobs)
+    registry.put_manifest("a", "1", json.dumps(document).encode())
+    with pytest.raises(ImageCorrupt, match="should have"):
+        pull(f"{registry.host}/a:1", cache)
+
+
+def test_a_layer_that_is_another_than_the_configuration_says(registry: FakeRegistry, cache: Path) -> None:
+    made = image([BIG], diff_ids=["sha256:" + "ab" * 32])
+    with pytest.raises(ImageCorrupt, match="diff id"):
+        pull(registry.put("a", "1", made), cache)
+
+
+# Mirrors, and hosts without TLS.
+
+def configure(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "home/.config/containers/registries.conf"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_a_mirror_comes_first(registry: FakeRegistry, cache: Path, tmp_path: Path) -> None:
+    made = image([BIG])
+    registry.put("library/debian", "12", made)
+    configure(tmp_path, f'[[registry]]\nprefix = "docker.io"\nlocation = "docker.io"\n'
+                        f'[[registry.mirror]]\nlocation = "{registry.host}"\n')
+    assert pull("debian:12", cache).digest == made.digest
+
+
+def test_the_registry_itself_is_asked_when_the_mirror_fails(registry: FakeRegistry, cache: Path,
+                                                            tmp_path: Path) -> None:
+    with FakeRegistry() as mirror:
+        configure(tmp_path, f'[[registry]]\nlocation = "{registry.host}"\n'
+                            f'[[registry.mirror]]\nlocation = "{mirror.host}/copies"\n')
+        made = image([BIG])
+        reference = registry.put("a", "1", made)
+        assert pull(reference, cache).digest == made.digest
+        assert mirror.paths("/v2/copies/a/manifests/1")
+        mirror.put("copies/b", "1", image([SMALL]))
+        mirror.fault("blobs", times=99, status=404)
+        assert pull(registry.put("b", "1", image([SMALL])), cache)
+
+
+def test_a_longer_prefix_decides_and_blocked_is_blocked(registry: FakeRegistry, cache: Path, tmp_path: Path) -> None:
+    configure(tmp_path, '[[registry]]\nlocation = "r.example"\nblocked = true\n'
+                        f'[[registry]]\nprefix = "r.example/ours"\nlocation = "{registry.host}/theirs"\n')
+    registry.put("theirs/a", "1", image([SMALL]))
+    assert pull("r.example/ours/a:1", cache)
+    with pytest.raises(ImageError, match="blocks"):
+        pull("r.example/other:1", cache)
+
+
+def test_a_broken_configuration_is_named(cache: Path, tmp_path: Path) -> None:
+    configure(tmp_path, "[[registry\n")
+    with pytest.raises(ImageError, match=r"registries\.conf"):
+        pull("debian:12", cache)
+
+
+def test_a_proxy_of_the_environment_is_used(registry: FakeRegistry, cache: Path, monkeypatch: pytest.MonkeyPatch,
+                                            tmp_path: Path) -> None:
+    monkeypatch.setenv("http_proxy", f"http://{registry.host}")
+    monkeypatch.setenv("https_proxy", f"http://{registry.host}")
+    with pytest.raises(RegistryError):
+        pull("registry.invalid/a:1", cache)
+    monkeypatch.setenv("no_proxy", "registry.invalid")
+    with pytest.raises(RegistryError, match=r"registry\.invalid"):
+        pull("registry.invalid/a:1", cache)
+
+
+def test_refresh_follows_a_moved_tag_and_an_ordinary_run_does_not(registry: FakeRegistry, cache: Path) -> None:
+    reference = registry.put("a", "1", image([SMALL]))
+    first = pull(reference, cache)
+    registry.put("a", "1", image([BIG]))
+    assert pull(reference, cache) == first
+    with ImageStore(cache) as store:
+        assert store.resolve(reference, refresh=True).digest != first.digest
+
+
+def test_padding_behind_the_archive_is_part_of_the_layer(registry: FakeRegistry, cache: Path) -> None:
+    plain = member(file("x", "y")) + bytes(10240)
+    assert pull(registry.put("a", "1", image([plain])), cache)
+
+
+def test_a_full_disk_is_not_taken_for_a_broken_connection(registry: FakeRegistry, cache: Path,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    reference = registry.put("a", "1", image([BIG]))
+
+    def full(fd: int, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch, pytest.raises(StoreError, match="pytest-sandbox prune"):
+        patch.setattr(blobs, "write_all", full)
+        pull(reference, cache)
+    assert len(registry.paths("blobs")) == 2, "the configuration, and the layer once"
+    assert pull(reference, cache)
