@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -77,20 +78,23 @@ class Inbox:
                 return
             if not ended:
                 ended = all(ready != descriptor for ready, _ in poll.poll())
+            # An interrupt waits until what was read is taken in: half of it would be lost.
+            masked = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
             try:
-                data = os.read(descriptor, 1 << 18)
-            except BlockingIOError:
-                data = b""
-            if data:
-                for message in decoder.feed(data):
+                try:
+                    data = os.read(descriptor, 1 << 18)
+                except BlockingIOError:
+                    data = b""
+                for message in decoder.feed(data) if data else ():
                     self.receive(message)
                     if answer is not None and message[0] == "report":
                         answer(message[1], message[4] is True)
-            elif ended:
-                return
-            else:  # closed in there; the child goes on without a voice
-                poll.unregister(descriptor)
-                poll.poll()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, masked)
+            if not data:
+                if not ended:  # closed in there; the child goes on without a voice
+                    poll.unregister(descriptor)
+                    poll.poll()
                 return
 
     def receive(self, message: list[Any]) -> None:

@@ -93,8 +93,9 @@ def test_nothing_is_typed_into_the_terminal(pytester: pytest.Pytester) -> None:
 def test_directory_descriptors_lead_inside(pytester: pytest.Pytester) -> None:
     result = run(pytester, """
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("folder")
+def folder(request):
+    path = request.config.rootpath / "folder"  # not below tmp_path, which shows through
+    path.mkdir()
     path.joinpath("there").write_text("host")
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     yield path, fd

