@@ -155,6 +155,8 @@ def _common(logs: Path, number: int) -> Iterator[str]:
     yield f"--junitxml={logs}/junit-{number}.xml"
     if importlib.util.find_spec("pytest_reportlog") is not None:
         yield f"--report-log={logs}/report-{number}.jsonl"
+    if importlib.util.find_spec("pytest_asyncio") is not None:
+        yield "-oasyncio_default_fixture_loop_scope=function"  # or it warns; without it, pytest warns of the option
 
 
 def _environment(place: Path, variant: Variant) -> dict[str, str]:

@@ -102,7 +102,7 @@ VARIANTS: tuple[Variant, ...] = (
     _one("exitfirst-broken", "-x", ("fixtures/test_broken.py", "fixtures/test_scopes.py")),
     _one("maxfail", "--maxfail=3 -v"),
     _one("maxfail-in-teardown", "--maxfail=6", ("fixtures/test_broken.py", "basics/test_classes.py")),
-    _several("last-failed", "-q", "--lf -v", "--lf -x", files=_FAILING, short=True),
+    _several("last-failed", "-q", "--lf -v", "--lf -x", files=_FAILING),
     _several("failed-first", "-q", "--ff -v", "--nf -q", files=_FAILING),
     _several("last-failed-none", "-q -k passes", "--lf --lfnf=none", files=_FAILING),
     _several("stepwise", "--sw", "--sw", "--sw --sw-skip", files=_FAILING),
