@@ -108,7 +108,7 @@ VARIANTS: tuple[Variant, ...] = (
     _several("stepwise", "--sw", "--sw", "--sw --sw-skip", files=_FAILING),
     _several("cache", "-q", "--cache-show", "--cache-clear -q", files=("basics",)),
     _one("no-cache", "-p no:cacheprovider", ("basics",)),
-    _one("select", "-k fails -m not\\ slow", CORE),
+    _one("select", "-k fails", CORE),
     _one("deselect", "--deselect=basics/test_outcomes.py::test_fails -m slow", CORE),
     _one("by-id", "-v", ("basics/test_classes.py::TestXunit::test_second", "fixtures/test_scopes.py::TestInClass",
                          "basics/test_parametrised.py::test_numbers[4]")),
