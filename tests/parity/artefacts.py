@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 Lines = list[str]
 
 _REPLACED = (
-    (re.compile(r"0x[0-9a-f]+(?:\.\.\.)?"), "0x..."),
+    (re.compile(r"0x[0-9a-f]+(?:\.\.\.)?|(?<=\.\.\.)x[0-9a-f]{8,}"), "0x..."),
     # Python's own formatting shows how pytest gets to a fixture, and that is another way from outside the sandbox. What
     # is left shows the plugin's frames if there are any.
     (re.compile(r"^[ |]* File \"[^\"]*/(?:_pytest|pluggy)/[^\"]*\", line \d+, in .*\n(?:[ |]* {4}\S.*\n){0,2}",
@@ -32,6 +32,7 @@ _REPLACED = (
     (re.compile(r"generated in \d+.*"), "generated in N"),
     (re.compile(r"\b\d\d\d\d-\d\d-\d\d[ T]\d\d:\d\d:\d\d[\d.,+:]*"), "DATE"),
     (re.compile(r"cache from [\d:]+ ago"), "cache from N ago"),  # --stepwise
+    (re.compile(r"\bpopen-gw\d"), "popen-gw"),  # the temporary folder of a worker
     (re.compile(r"duration=[\d.]+s"), "duration=N s"),  # of a run by pytester
     # hypothesis puts its statistics, times included, into JUnit reports.
     (re.compile(r"[A-Za-z0-9+/]{160,}=*"), "BASE64"),

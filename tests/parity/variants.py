@@ -170,6 +170,8 @@ VARIANTS: tuple[Variant, ...] = (
     _several("split", "--splits=2 --group=1 -v", "--splits=2 --group=2 -v", files=_FIXTURES, needs=("pytest_split",)),
     _one("split-stores", "--store-durations --durations-path=.durations -q", ("basics",), figures=False,
          needs=("pytest_split",)),
-    _one("django", "-v --ds=parity_settings", ("django",), needs=("django", "pytest_django")),
-    _one("django-reused", "--reuse-db -q --ds=parity_settings", ("django",), needs=("django", "pytest_django")),
+    _one("django", "-v --ds=parity_settings", ("djangosite",), needs=("django", "pytest_django"),
+         environment=(("PYTHONPATH", "djangosite"),)),
+    _several("django-file", "--reuse-db -q --ds=parity_settings", "--reuse-db -q --ds=parity_settings",
+             files=("djangosite",), needs=("django", "pytest_django"), environment=(("PYTHONPATH", "djangosite"), ("PARITY_DATABASE", "test.sqlite3"))),
 )

@@ -12,8 +12,8 @@ pytest_plugins = ["pytester"]
 
 collect_ignore = []
 for module, files in {
-    "django": ["django"],
-    "pytest_django": ["django"],
+    "django": ["djangosite"],
+    "pytest_django": ["djangosite"],
 }.items():
     if importlib.util.find_spec(module) is None:
         collect_ignore += files
