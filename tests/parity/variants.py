@@ -173,5 +173,6 @@ VARIANTS: tuple[Variant, ...] = (
     _one("django", "-v --ds=parity_settings", ("djangosite",), needs=("django", "pytest_django"),
          environment=(("PYTHONPATH", "djangosite"),)),
     _several("django-file", "--reuse-db -q --ds=parity_settings", "--reuse-db -q --ds=parity_settings",
-             files=("djangosite",), needs=("django", "pytest_django"), environment=(("PYTHONPATH", "djangosite"), ("PARITY_DATABASE", "test.sqlite3"))),
+             files=("djangosite",), needs=("django", "pytest_django"),
+             environment=(("PYTHONPATH", "djangosite"), ("PARITY_DATABASE", "test.sqlite3"))),
 )
