@@ -219,7 +219,7 @@ class Guest:
     def debugger(self, entered: bool) -> None:
         """Someone came to a debugger's prompt, or left it: meanwhile an interrupt is the debugger's."""
         if os.getpid() == self.pid:
-            self._send(wire.encode(["debugger", self._phase, entered]))
+            self._send(wire.encode(["debugger", self._phase, entered, compat.current_line(self.item.config)]))
 
     def left_by(self, error: BaseException) -> NoReturn:
         """``pytest.exit`` or an interrupt ends the run: the parent raises it again. Function-scoped teardown first."""

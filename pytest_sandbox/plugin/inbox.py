@@ -110,7 +110,7 @@ class Inbox:
             return
         if kind == "debugger":  # of a phase that was reported already, if it is a post-mortem
             self.debugging = message[2] is True
-            compat.forget_line(self.item.config)
+            compat.set_current_line(self.item.config, str(message[3])[:1000])
             return
         if kind == "coverage":
             self.coverage = message[2]
