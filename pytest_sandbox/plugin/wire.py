@@ -8,7 +8,8 @@ kind and its fields. The kinds, and the order in which a test that ends normally
     ["debugger", phase, entered, line]                     someone sits at a debugger's prompt, or has left it; line
                                                            is what pytest wrote into the terminal's current one
     ["fixture", phase, name]                               asks for another attempt, with this fixture set up outside
-    ["exit", phase, type, text, returncode, place]         pytest.exit() or KeyboardInterrupt left the phase, at place
+    ["exit", phase, type, text, returncode, place]         pytest.exit() or KeyboardInterrupt left the phase, at place;
+                                                           "over" if the last was reported
     ["broken", phase, text]                                pytest itself failed in there; text is the traceback
     ["coverage", "teardown", {data}]                       what was measured in there
     ["done"]                                               the last one
@@ -125,7 +126,7 @@ def _message(body: bytes) -> list[Any]:
         raise SandboxProtocolError("the sandboxed test sent bytes that are not a message", why="not an array")
     if KINDS.get(message[0]) != len(message):
         raise SandboxProtocolError(f"the sandboxed test sent an unknown message {message[0][:40]!r}")
-    if len(message) > 1 and message[1] not in PHASES:
+    if len(message) > 1 and message[1] not in PHASES and (message[1] != "over" or message[0] not in ("exit", "broken")):
         raise SandboxProtocolError(f"the sandboxed test sent a message of phase {message[1]!r:.40}")
     return message
 
