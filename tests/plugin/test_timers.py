@@ -61,9 +61,8 @@ def test_faulthandler_timeout_shows_where_the_test_stands(pytester: pytest.Pytes
     """)
     result = boxed("-o", "faulthandler_timeout=0.3")
     result.assert_outcomes(passed=1)
-    text = result.stderr.str()
-    assert text.count("Timeout (0:00:00.3") == 1
-    assert "in test_slow" in text
+    dumps = result.stderr.str().split("Timeout (0:00:00.3")[1:]
+    assert len([one for one in dumps if "in test_slow" in one]) == 1  # a slow start of a sandbox shows too
 
 
 def start(pytester: pytest.Pytester, body: str) -> tuple[subprocess.Popen[str], int]:
