@@ -208,22 +208,21 @@ class Group:
                 files = self.control.files(option, getattr(spec, option), spec)
             except Missing as missing:
                 raise unavailable(option, *missing.args) from None
-            for controller, file, text in self.ordered(files):
-                key = self.control.key(controller)
-                if key not in self.paths:
+            for controller, _, _ in files:
+                if self.control.key(controller) not in self.paths:
                     raise SandboxUnavailable(
                         f"a running sandbox cannot get the limit {option}", feature=FEATURES[option][0],
                         why="it was started without it, and is not in that controller's cgroup",
                         remedy=f"Start it with {option} set, to a high value if need be.")
-                try:
-                    self.write(f"{self.paths[key]}/{file}", text)
-                except OSError as error:
-                    why: str | None = error.strerror
-                    if error.errno == errno.EBUSY:
-                        why = f"it uses more than that ({self.usage().memory} bytes of memory)"
-                    what = f"the limit {option}={getattr(spec, option)} could not be set"
-                    raise SandboxError(what, why=why) from error
-
+            try:
+                for controller, file, text in self.ordered(files):
+                    self.write(f"{self.paths[self.control.key(controller)]}/{file}", text)
+            except OSError as error:
+                why: str | None = error.strerror
+                if error.errno == errno.EBUSY:
+                    why = f"it uses more than that ({self.usage().memory} bytes of memory)"
+                what = f"the limit {option}={getattr(spec, option)} could not be set"
+                raise SandboxError(what, why=why) from error
             if option == "memory":
                 self.memory = spec.memory
                 self.tell({"watch": self.name})

@@ -95,7 +95,8 @@ def test_the_error_has_the_facts() -> None:
             sandbox.run([sys.executable, "-c", HOG], check=True)
         error = caught.value
         assert isinstance(error, MemoryError)
-        assert (error.option, error.limit, error.kills) == ("memory", 64 << 20, 1)
+        assert (error.option, error.limit) == ("memory", 64 << 20)
+        assert error.kills  # one, or on cgroup v2 all that were in the group
         assert error.peak is not None
         assert 60 << 20 <= error.peak <= 64 << 20
         assert "memory limit of 64 MiB" in str(error)
