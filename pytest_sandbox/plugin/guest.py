@@ -61,7 +61,7 @@ class Guest:
     """Made by the fork, in the child; ends with the process. Holds the pipes to and from the parent."""
 
     def __init__(self, conductor: Conductor, item: pytest.Item, before: Before, pipes: tuple[int, int],
-                 group: Group | None) -> None:
+                 group: Group | None, ahead: bool = False) -> None:
         self.pid = os.getpid()
         self.conductor = conductor
         self.group = group
@@ -77,11 +77,15 @@ class Guest:
         if before.coverage is not None:
             self._recorder = cover.begin(before.coverage, before.data_files)
         conductor.patch.enter()
-        if group is not None:
+        if group is not None or ahead:
             compat.silence_progress(item.config)
         if conductor.fault_descriptor is not None:
             faulthandler.enable(conductor.fault_descriptor)
-        self._begin(item, before)
+        if ahead:  # of any test
+            self.item = item
+            self.waits = True
+        else:
+            self._begin(item, before)
 
     def _begin(self, item: pytest.Item, before: Before) -> None:
         self.item = item
@@ -114,6 +118,8 @@ class Guest:
                 item.config.hook.pytest_runtest_protocol(item=item, nextitem=nextitem)
             except Elsewhere:
                 pass
+            except BaseException:  # noqa: BLE001 - nothing of the child gets out of here
+                self.broke()
 
     def start(self, item: pytest.Item) -> None:
         """Another set-up begins: of the next test, or of another attempt of the same."""
@@ -123,6 +129,7 @@ class Guest:
             raise Elsewhere
         self._order = []
         item.session.testsfailed = order[3]
+        self._may_start_over = len(order) > 4 and order[4] is True
         self._begin(item, Before(self.conductor, item))
 
     def _next_order(self) -> list[Any]:

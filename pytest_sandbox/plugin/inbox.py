@@ -18,6 +18,8 @@ from . import compat, reporting, wire
 if TYPE_CHECKING:
     from pytest_sandbox.sandbox import ForkedChild
 
+    from .spares import Spares
+
 
 class BrokenInside(RuntimeError):
     """pytest or a plugin failed inside a sandbox. Ends the run, as the same failure outside would."""
@@ -59,25 +61,35 @@ class Inbox:
         self._decoder = wire.Decoder()
 
     def read(self, child: ForkedChild, descriptor: int, until: str | None = None,
-             answer: Callable[[str, bool], None] | None = None) -> None:
+             answer: Callable[[str, bool], None] | None = None, spares: Spares | None = None) -> None:
         """Reads messages from ``descriptor`` until the child has said goodbye or ended.
 
         The child's end is learnt from its pidfd: a process that it left behind may hold the pipe open for ever.
 
         :param until: a phase; its own report, too, ends the reading.
         :param answer: called for each report, as it comes, with its phase and whether it is the phase's own.
+        :param spares: go on meanwhile.
         :raises SandboxProtocolError: for anything that is not a message that fits here.
         """
         decoder = self._decoder
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
         poll.register(child.fileno(), select.POLLIN)
+        pending = spares.pending if spares is not None else -1
+        if pending >= 0:
+            poll.register(pending, select.POLLIN)
         ended = False
         while not self.done:
             if until is not None and until in self.phases and self.phases[until].report is not None:
                 return
             if not ended:
-                ended = all(ready != descriptor for ready, _ in poll.poll())
+                ready = [fd for fd, _ in poll.poll()]
+                if pending in ready and spares is not None:
+                    poll.unregister(pending)
+                    spares.go_on()
+                    pending = -1
+                    continue
+                ended = descriptor not in ready
             # An interrupt waits until what was read is taken in: half of it would be lost.
             masked = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
             try:

@@ -16,7 +16,7 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, NoReturn
 
@@ -73,6 +73,19 @@ class Running:
         self.lock = threading.Lock()
         self.children: list[ForkedChild] = []
         everyone.add(self)
+
+    @classmethod
+    def borrowed(cls, pidfd: int, plan: Plan, host: Host) -> Running:
+        """One that another process has asked for, to fork into it. Takes over ``pidfd`` of its init."""
+        control = socket.socket(socket.AF_UNIX)
+        control.close()
+        made = cls(control, plan, host)
+        made.pidfd = pidfd
+        return made
+
+    def is_ready(self) -> bool:
+        """Whether :meth:`wait_ready` need not wait."""
+        return self.pidfd >= 0 or wait_readable(self.control.fileno(), 0)
 
     def wait_ready(self) -> None:
         """Waits until it is set up.
@@ -228,10 +241,7 @@ class Running:
             # A session of its own: no terminal of the caller's to type into, no process group to send signals to.
             os.setsid()
             sc.new_session_keyring()
-            for running in everyone:
-                running.forget()
-            for function in when_inside:
-                function()
+            leave_all()
             for number in self.plan.body["drop"]:
                 sc.prctl(sc.PR_CAPBSET_DROP, number)
             if ids != (os.getuid(), os.getgid()):
@@ -324,6 +334,27 @@ everyone: weakref.WeakSet[Running] = weakref.WeakSet()
 _inside = False
 
 
+def leave_all() -> None:
+    """In a fork of the caller: closes its copies of all that the caller's sandboxes are worked by."""
+    for running in everyone:
+        running.forget()
+    for function in when_inside:
+        function()
+
+
+def go_to(where: str, env: Iterable[tuple[str, str | None]]) -> None:
+    """In a fork of the caller, inside: its working directory, and the changes to its environment."""
+    try:
+        os.chdir(where)
+    except OSError as error:
+        give_up(error)
+    for name, value in env:
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
 def inside() -> bool:
     """Whether this process was forked into a sandbox, or runs where one has left its mark."""
     return _inside or os.path.exists("/run/pytest-sandbox")
@@ -340,19 +371,23 @@ class ForkedChild:
     """A fork of the caller inside a sandbox; from :meth:`Running.fork` until it is waited for."""
 
     def __init__(self, pid: int, running: Running, status: int = -1) -> None:
+        self._attach(running, status)
         self.pid = pid
-        self._running = running
-        self._status = status
-        self._lock = threading.Lock()
-        self._returncode: int | None = None
-        self._pidfd = -1
-        running.children.append(self)
         try:
             self._pidfd = sc.pidfd_open(pid)
         except OSError:
             os.kill(pid, signal.SIGKILL)
             self.wait()
             raise
+
+    def _attach(self, running: Running, status: int) -> None:
+        self.pid = 0
+        self._running = running
+        self._status = status
+        self._lock = threading.Lock()
+        self._returncode: int | None = None
+        self._pidfd = -1
+        running.children.append(self)
 
     def fileno(self) -> int:
         """A descriptor that can be read once the child has ended."""
@@ -368,19 +403,26 @@ class ForkedChild:
         """Waits for the end; returns the exit status, or the negative number of the signal."""
         with self._lock:
             if self._returncode is None:
-                _, status = os.waitpid(self.pid, 0)
-                if self._status >= 0:
-                    inner = os.read(self._status, 4)
-                    os.close(self._status)
-                    if len(inner) == 4:
-                        status = struct.unpack("i", inner)[0]
-                if self._pidfd >= 0:
-                    os.close(self._pidfd)
-                    self._pidfd = -1
-                self._returncode = os.waitstatus_to_exitcode(status)
+                self._returncode = self._end()
+                self.forget()
                 with suppress(ValueError):
                     self._running.children.remove(self)
             return self._returncode
+
+    def _end(self) -> int:
+        _, status = os.waitpid(self.pid, 0)
+        if self._status >= 0:
+            inner = os.read(self._status, 4)
+            os.close(self._status)
+            if len(inner) == 4:
+                status = struct.unpack("i", inner)[0]
+        return os.waitstatus_to_exitcode(status)
+
+    def forget(self) -> None:
+        """Closes our descriptor of it."""
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
 
     def send_signal(self, number: int) -> None:
         """Sends a signal to it, and to everything else inside but init."""
