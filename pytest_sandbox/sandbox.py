@@ -221,14 +221,15 @@ class Sandbox:
         return child
 
     @staticmethod
-    def zygote(inside: Inside, specs: Iterable[SandboxSpec]) -> Zygote:
+    def zygote(ready: Callable[[], Inside], specs: Iterable[SandboxSpec]) -> Zygote:
         """Forks a process that stays as this one is now, and forks the children of :meth:`fork_by`.
 
-        :param specs: of the sandboxes that those will go into. ``inside``: what they do there; it must not return.
+        :param ready: called once in that process; returns what the children do inside, which must not return.
+        :param specs: of the sandboxes that the children will go into.
         """
         from .runtime.zygote import Zygote
         plans = {plan.key: plan for plan in map(plan_for, specs)}
-        return Zygote(inside, plans, launch.supervisor().host)
+        return Zygote(ready, plans, launch.supervisor().host)
 
     def fork_by(self, zygote: Zygote, descriptors: tuple[int, int]) -> RemoteChild | None:
         """As :meth:`fork`, of the ``zygote``'s memory, and without waiting; None if that does not know this sandbox."""

@@ -58,20 +58,21 @@ class Elsewhere(BaseException):
 
 
 class Guest:
-    """Made by the fork, in the child; ends with the process. Holds the pipes to and from the parent."""
+    """Made by the fork, in the child; ends with the process. Holds the pipes to and from the parent.
+
+    ``ahead``: in a zygote, whose children :meth:`connect` and :meth:`serve`.
+    """
 
     def __init__(self, conductor: Conductor, item: pytest.Item, before: Before, pipes: tuple[int, int],
                  group: Group | None, ahead: bool = False) -> None:
-        self.pid = os.getpid()
         self.conductor = conductor
         self.group = group
         self.overhead = 0.0
         self.made: pytest.TestReport | None = None  # the report that pytest made last
         self.waits = False  # for the group's next test
         self._may_start_over = before.printed is not None
-        self._descriptor, commands = pipes
-        self._orders = os.fdopen(commands, "rb") if commands >= 0 else None
         self._order: list[Any] = []
+        self.connect(*pipes)
         compat.replace_implementations(before.report_hook, before.listeners)
         self._recorder = None
         if before.coverage is not None:
@@ -86,6 +87,12 @@ class Guest:
             self.waits = True
         else:
             self._begin(item, before)
+
+    def connect(self, reports: int, orders: int) -> None:
+        """In the process that will run tests: the pipes to and from the parent."""
+        self.pid = os.getpid()
+        self._descriptor = reports
+        self._orders = os.fdopen(orders, "rb") if orders >= 0 else None
 
     def _begin(self, item: pytest.Item, before: Before) -> None:
         self.item = item

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
-from . import compat, cover
+from . import compat, cover, neighbours
 from .guest import Before, Guest
 from .household import Fork
 
 if TYPE_CHECKING:
+    from pytest_sandbox.runtime.zygote import Inside
     from pytest_sandbox.sandbox import Sandbox
     from pytest_sandbox.spec import SandboxSpec
 
@@ -32,9 +33,9 @@ if TYPE_CHECKING:
 #: Hooks that run in the pytest process around each test. Those of others may keep there what later tests look at.
 AROUND = ("pytest_runtest_protocol", "pytest_runtest_logstart", "pytest_runtest_setup", "pytest_runtest_logreport",
           "pytest_runtest_logfinish", "pytest_warning_recorded")
-#: Modules whose implementations of these keep nothing that a test could see.
-KNOWN = ("_pytest.", "pytest_sandbox.", "xdist.", "pytest_forked", "pytest_reportlog.", "pytest_html.", "pytest_randomly",
-         "_hypothesis_pytestplugin")
+#: Modules whose implementations of these keep nothing that a test could see, unless :func:`neighbours.watch` says so.
+KNOWN = ("_pytest.", "pytest_sandbox.", "xdist.", "pytest_forked", "pytest_reportlog.", "pytest_html.",
+         "pytest_randomly", "_hypothesis_pytestplugin", "pytest_rerunfailures", "pytest_timeout")
 #: How many tests must be to come that can use a zygote, so that it is worth its own fork.
 WORTH = 3
 #: How many sandboxes wait beyond that of the next test, where tests of the same spec follow.
@@ -179,7 +180,7 @@ class Spares:
     @staticmethod
     def _is_alone(config: pytest.Config) -> bool:
         """Whether no thread but pytest's own changes this process's memory between the tests."""
-        return len(os.listdir("/proc/self/task")) <= (2 if hasattr(config, "workerinput") else 1)
+        return len(os.listdir("/proc/self/task")) <= 1 + neighbours.threads(config)
 
     @staticmethod
     def _are_hooks_known(item: pytest.Item) -> bool:
@@ -189,7 +190,8 @@ class Spares:
         """Whether a child that begins at the protocol's beginning does what one would that begins in the set-up."""
         conductor = self._conductor
         return (run.group is None and not conductor.live and conductor.faults is None and cover.current() is None
-                and signal.getitimer(signal.ITIMER_REAL)[0] == 0 and not compat.has_text_condition(run.item))
+                and signal.getitimer(signal.ITIMER_REAL)[0] == 0 and not compat.has_text_condition(run.item)
+                and not neighbours.watch(run.item))
 
     def _begin(self, run: ItemRun) -> None:
         from pytest_sandbox.errors import SandboxError
@@ -198,12 +200,17 @@ class Spares:
         conductor = self._conductor
         conductor.warm_up(run.item)
 
-        def inside(writing: int, orders: int) -> NoReturn:
-            conductor.guest = Guest(conductor, run.item, Before(conductor, run.item), (writing, orders), None, True)
-            conductor.guest.serve()
+        def ready() -> Inside:
+            guest = conductor.guest = Guest(conductor, run.item, Before(conductor, run.item), (-1, -1), None, True)
+
+            def inside(writing: int, orders: int) -> NoReturn:
+                guest.connect(writing, orders)
+                guest.serve()
+
+            return inside
 
         try:
-            self._zygote = Sandbox.zygote(inside, [conductor.sandbox_of(run)])
+            self._zygote = Sandbox.zygote(ready, [conductor.sandbox_of(run)])
         except (OSError, SandboxError):
             self._failed = True  # a fork in the set-up will say what is wrong
 

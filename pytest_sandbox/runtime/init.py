@@ -75,8 +75,7 @@ def _set_up(sync: socket.socket | None, body: dict[str, Any]) -> int:
         _write_maps(body["uid_map"], body["gid_map"])
     carry_out(body["inside"])
     # Privileges last: all of the above needs them. A set of uid 0 loses on exec what is not in the bounding set.
-    for number in body["drop"]:
-        sc.prctl(sc.PR_CAPBSET_DROP, number)
+    sc.drop_from_bounding_set(body["drop"])
     sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
     sc.new_session_keyring()
     return scratch

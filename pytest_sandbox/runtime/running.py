@@ -30,6 +30,8 @@ from .plan import Host, Plan, describe
 forking = threading.RLock()
 #: Called in a fork of the caller when it has entered a sandbox.
 when_inside: list[Callable[[], None]] = []
+#: Descriptors of directories, and their paths.
+Folders = list[tuple[int, str]]
 
 #: What the kernel says when the other end of a socket has gone.
 GONE = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)
@@ -149,23 +151,25 @@ class Running:
         protocol.close(got[1])
         return got[0]
 
-    def fork(self, ids: tuple[int, int]) -> ForkedChild | None:
+    def fork(self, ids: tuple[int, int], folders: Folders | None = None) -> ForkedChild | None:
         """Forks the calling process into the sandbox. Returns None in the child.
 
         The child has the caller's memory and descriptors, the sandbox's namespaces and root, and the given identity.
         One that cannot get there ends with status 126 and a line on its standard error.
 
+        :param folders: what :func:`open_folders` finds, where that is known.
         :raises SandboxClosedError: when the sandbox is gone.
         """
         fork = self._fork_as_root if self.host.privileged else self._fork_twice
+        if folders is None:
+            folders = open_folders()
         if sys.version_info < (3, 12):
-            return fork(ids)
+            return fork(ids, folders)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads: the child uses but one
-            return fork(ids)
+            return fork(ids, folders)
 
-    def _fork_as_root(self, ids: tuple[int, int]) -> ForkedChild | None:
-        folders = _open_folders()
+    def _fork_as_root(self, ids: tuple[int, int], folders: Folders) -> ForkedChild | None:
         # Root may point its children to come at the sandbox's pid namespace, which saves a second fork.
         pid = -1
         with forking:
@@ -187,10 +191,9 @@ class Running:
         self._join(sc.CLONE_NEWUSER | self._namespaces(), ids, folders)
         return None
 
-    def _fork_twice(self, ids: tuple[int, int]) -> ForkedChild | None:
+    def _fork_twice(self, ids: tuple[int, int], folders: Folders) -> ForkedChild | None:
         # Others may enter a pid namespace only from within the user namespace that owns it, and only by a fork.
         interrupt = signal.getsignal(signal.SIGINT)
-        folders = _open_folders()
         with forking:
             self._still_there(None)
             reading, writing = os.pipe2(os.O_CLOEXEC)
@@ -231,7 +234,7 @@ class Running:
         made: int = self.plan.body["namespaces"]
         return made & (sc.CLONE_NEWNS | sc.CLONE_NEWUTS | sc.CLONE_NEWIPC | sc.CLONE_NEWCGROUP | sc.CLONE_NEWNET)
 
-    def _join(self, namespaces: int, ids: tuple[int, int], folders: list[tuple[int, str]]) -> None:
+    def _join(self, namespaces: int, ids: tuple[int, int], folders: Folders) -> None:
         """In the child: enters what it is not in yet, takes on its identity and gives up everything else."""
         global _inside
         try:
@@ -242,8 +245,7 @@ class Running:
             os.setsid()
             sc.new_session_keyring()
             leave_all()
-            for number in self.plan.body["drop"]:
-                sc.prctl(sc.PR_CAPBSET_DROP, number)
+            sc.drop_from_bounding_set(self.plan.body["drop"])
             if ids != (os.getuid(), os.getgid()):
                 become(*ids)
             keep = self.plan.kept if ids[0] == 0 else 0
@@ -302,7 +304,7 @@ class Running:
             child.wait()
 
 
-def _open_folders() -> list[tuple[int, str]]:
+def open_folders() -> Folders:
     """The descriptors of directories that this process has, with their paths: through them lies the host's tree."""
     found = []
     for name in os.listdir("/proc/self/fd"):
@@ -314,7 +316,7 @@ def _open_folders() -> list[tuple[int, str]]:
     return found
 
 
-def _reopen(folders: list[tuple[int, str]]) -> None:
+def _reopen(folders: Folders) -> None:
     """In the child: lets these descriptors mean the same paths of the sandbox. What is not there is closed."""
     for fd, path in folders:
         try:
@@ -338,6 +340,7 @@ def leave_all() -> None:
     """In a fork of the caller: closes its copies of all that the caller's sandboxes are worked by."""
     for running in everyone:
         running.forget()
+    everyone.clear()
     for function in when_inside:
         function()
 

@@ -15,7 +15,6 @@ import select
 import signal
 import socket
 import struct
-import sys
 import warnings
 import weakref
 from collections.abc import Callable, Mapping
@@ -35,11 +34,11 @@ Inside = Callable[[int, int], NoReturn]
 class Zygote:
     """The caller's side: from the fork to :meth:`close`. Its process ends with the caller, too.
 
-    :param inside: what each child does in its sandbox.
+    :param ready: called once in the zygote; returns what each child does in its sandbox.
     :param plans: of the sandboxes that there will be, by key.
     """
 
-    def __init__(self, inside: Inside, plans: Mapping[str, Plan], host: Host) -> None:
+    def __init__(self, ready: Callable[[], Inside], plans: Mapping[str, Plan], host: Host) -> None:
         self.plans = dict(plans)
         self.sock, theirs = protocol.pair()
         lifeline = sc.pidfd_open(os.getpid())
@@ -49,7 +48,7 @@ class Zygote:
             pid = os.fork()
         if not pid:
             self.sock.close()
-            _Zygote(theirs, lifeline, self.plans, host, inside).serve()
+            _Zygote(theirs, lifeline, self.plans, host).serve(ready)
         theirs.close()
         os.close(lifeline)
         self.pid = pid
@@ -139,15 +138,17 @@ class RemoteChild(ForkedChild):
 class _Zygote:
     """The zygote's own side. Outside of every sandbox, so nothing from inside is read here."""
 
-    def __init__(self, sock: socket.socket, lifeline: int, plans: dict[str, Plan], host: Host, inside: Inside) -> None:
-        self.sock, self.lifeline, self.plans, self.host, self.inside = sock, lifeline, plans, host, inside
+    def __init__(self, sock: socket.socket, lifeline: int, plans: dict[str, Plan], host: Host) -> None:
+        self.sock, self.lifeline, self.plans, self.host = sock, lifeline, plans, host
+        self.inside: Inside | None = None
         self.children: dict[int, tuple[ForkedChild, int]] = {}  # by pidfd: and where to tell its end
         self.handlers: dict[int, Any] = {}
+        self.folders: running.Folders = []
         self.poll = select.poll()
         for fd in (sock.fileno(), lifeline):
             self.poll.register(fd, select.POLLIN)
 
-    def serve(self) -> NoReturn:
+    def serve(self, ready: Callable[[], Inside]) -> NoReturn:
         """Until the caller closes its end, or ends."""
         try:
             for number in signal.valid_signals():
@@ -156,6 +157,8 @@ class _Zygote:
                     self.handlers[number] = handler
                     signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
             running.leave_all()
+            self.folders = running.open_folders()
+            self.inside = ready()
             while True:
                 for fd, _ in self.poll.poll():
                     if fd in self.children:
@@ -179,7 +182,7 @@ class _Zygote:
         order, (pidfd, status, *descriptors) = got
         into = Running.borrowed(pidfd, self.plans[order["fork"]], self.host)
         try:
-            child = into.fork(tuple(order["ids"]))
+            child = into.fork(tuple(order["ids"]), self.folders)
         except (OSError, SandboxClosedError):
             protocol.send(self.sock, {"pid": 0})
             os.close(status)
@@ -205,6 +208,7 @@ class _Zygote:
             for number, handler in self.handlers.items():
                 signal.signal(number, handler)
             running.go_to(order["where"], order["env"])
+            assert self.inside is not None
             self.inside(descriptors[0], descriptors[1])
         except BaseException as error:  # noqa: BLE001 - nothing of the caller's stack may run in this process
             running.give_up(error)
