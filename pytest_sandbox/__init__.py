@@ -10,10 +10,15 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .errors import (
+        DiskLimitExceeded,
         ImageCorrupt,
         ImageError,
         ImageNotFound,
         LayerRejected,
+        LimitExceeded,
+        MemoryLimitExceeded,
+        NetworkError,
+        PidsLimitExceeded,
         RegistryAuthError,
         RegistryError,
         SandboxCallError,
@@ -23,6 +28,8 @@ if TYPE_CHECKING:
         SandboxCommandMisplaced,
         SandboxCommandNotFound,
         SandboxCommandRefused,
+        SandboxConnectionError,
+        SandboxConnectionRefused,
         SandboxCrashed,
         SandboxError,
         SandboxProtocolError,
@@ -31,34 +38,75 @@ if TYPE_CHECKING:
         SandboxUnavailable,
         SandboxUsageError,
         StoreError,
+        TimeLimitExceeded,
     )
+    from .network import Network
     from .sandbox import Change, Process, Result, Sandbox, SandboxPath, inside
     from .spec import Mount, SandboxSpec
+    from .usage import LimitEvents, Usage
 
 _HOME = {
     **dict.fromkeys(("Change", "Process", "Result", "Sandbox", "SandboxPath", "inside"), "sandbox"),
+    "Network": "network",
     **dict.fromkeys(("Mount", "SandboxSpec"), "spec"),
+    **dict.fromkeys(("LimitEvents", "Usage"), "usage"),
     **dict.fromkeys((
-        "ImageCorrupt", "ImageError", "ImageNotFound", "LayerRejected", "RegistryAuthError", "RegistryError",
-        "SandboxCallError", "SandboxClosedError", "SandboxCommandDenied", "SandboxCommandError",
-        "SandboxCommandMisplaced", "SandboxCommandNotFound",
-        "SandboxCommandRefused", "SandboxCrashed", "SandboxError",
+        "DiskLimitExceeded", "LimitExceeded", "MemoryLimitExceeded", "PidsLimitExceeded", "TimeLimitExceeded",
+        "ImageCorrupt", "ImageError", "ImageNotFound", "LayerRejected", "NetworkError", "RegistryAuthError",
+        "RegistryError", "SandboxCallError", "SandboxClosedError", "SandboxCommandDenied", "SandboxCommandError",
+        "SandboxCommandMisplaced", "SandboxCommandNotFound", "SandboxCommandRefused", "SandboxConnectionError",
+        "SandboxConnectionRefused", "SandboxCrashed", "SandboxError",
         "SandboxProtocolError", "SandboxStartError", "SandboxTimeout", "SandboxUnavailable", "SandboxUsageError",
         "StoreError",
     ), "errors"),
 }
 
 __all__ = [
-    "Change", "ImageCorrupt", "ImageError", "ImageNotFound", "LayerRejected", "Mount", "Process", "RegistryAuthError",
-    "RegistryError", "Result", "Sandbox", "SandboxCallError", "SandboxClosedError", "SandboxCommandDenied",
-    "SandboxCommandError", "SandboxCommandMisplaced", "SandboxCommandNotFound", "SandboxCommandRefused",
-    "SandboxCrashed", "SandboxError", "SandboxPath", "SandboxProtocolError", "SandboxSpec", "SandboxStartError",
-    "SandboxTimeout", "SandboxUnavailable", "SandboxUsageError", "StoreError", "inside",
+    "Change",
+    "DiskLimitExceeded",
+    "ImageCorrupt",
+    "ImageError",
+    "ImageNotFound",
+    "LayerRejected",
+    "LimitEvents",
+    "LimitExceeded",
+    "MemoryLimitExceeded",
+    "Mount",
+    "Network",
+    "NetworkError",
+    "PidsLimitExceeded",
+    "Process",
+    "RegistryAuthError",
+    "RegistryError",
+    "Result",
+    "Sandbox",
+    "SandboxCallError",
+    "SandboxClosedError",
+    "SandboxCommandDenied",
+    "SandboxCommandError",
+    "SandboxCommandMisplaced",
+    "SandboxCommandNotFound",
+    "SandboxCommandRefused",
+    "SandboxConnectionError",
+    "SandboxConnectionRefused",
+    "SandboxCrashed",
+    "SandboxError",
+    "SandboxPath",
+    "SandboxProtocolError",
+    "SandboxSpec",
+    "SandboxStartError",
+    "SandboxTimeout",
+    "SandboxUnavailable",
+    "SandboxUsageError",
+    "StoreError",
+    "TimeLimitExceeded",
+    "Usage",
+    "inside",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Image", "Network", "Outbound", "Usage"):
+    if name in ("Image", "Outbound"):
         raise AttributeError(f"{__name__}.{name} is not available yet in this version")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -28,10 +29,16 @@ from .runtime.running import ForkedChild, Running, go_to, inside
 from .spec import SandboxSpec, parse_options
 
 if TYPE_CHECKING:
+    import asyncio
+
+    from .deadline import Deadline
+    from .errors import MemoryLimitExceeded
     from .files import SandboxPath
     from .layerdiff import Change
     from .process import Process, Result
     from .runtime.zygote import Inside, RemoteChild, Zygote
+    from .stacks import ProcessStack
+    from .usage import LimitEvents, Usage
 
     StrPath = str | os.PathLike[str] | bytes
 
@@ -51,7 +58,7 @@ def __getattr__(name: str) -> Any:
 
 
 #: Members of the interface that a later version brings.
-COMING = frozenset({"commit", "connect", "forward", "freeze", "stacks", "thaw", "update", "usage", "wait_for_port"})
+COMING = frozenset({"commit"})
 
 
 class Sandbox:
@@ -67,6 +74,7 @@ class Sandbox:
         self.spec = (spec or SandboxSpec()).merged(parse_options(options))
         self._running: Running | None = None
         self._closed = False
+        self._deadline: Deadline | None = None
         self._lock = threading.RLock()
 
     def __repr__(self) -> str:
@@ -125,13 +133,42 @@ class Sandbox:
                                                                           "reset() instead of close().")
             if self._running is None:
                 try:
-                    self._running = launch.take(plan_for(self.spec))
+                    running = launch.take(plan_for(self.spec))
                 except SandboxStartError as error:
                     from .runtime.probe import explain
                     raise explain(error) from error
+                if not isinstance(self.spec.network, str):
+                    self._connect(running)
+                self._running = running
+                if self.spec.timeout is not None and self._deadline is None:
+                    from .deadline import Deadline
+                    self._deadline = Deadline(self, self.spec.timeout)
             return self._running
 
+    def _connect(self, running: Running) -> None:
+        """Joins its networks."""
+        try:
+            for position, endpoint in enumerate(self.spec.network):
+                endpoint.network.attach(self, running, endpoint, position)
+        except BaseException:
+            running.let_go()
+            running.wait_gone()
+            raise
+
+    def _in_time(self) -> Running:
+        """As :meth:`_ready`, for what runs something inside.
+
+        :raises TimeLimitExceeded: when its ``timeout`` has passed.
+        """
+        running = self._ready()
+        if self._deadline is not None:
+            self._deadline.raise_if_over()
+        return running
+
     def _part(self) -> Running | None:
+        deadline = self._deadline
+        if self._closed and deadline is not None:
+            deadline.cancel()
         with self._lock:
             running, self._running = self._running, None
             return running
@@ -170,10 +207,21 @@ class Sandbox:
         They are gone when it returns, except that a fork of the caller's still has to be waited for.
         """
         running = self._ready()
+        if running.group is not None and running.group.frozen:
+            running.group.kill(running.init_pid())
+            self.thaw()
         running.request({"kill": int(signal.SIGKILL)})
         for child in list(running.children):
             child.kill()
         running.ask({"ping": True})
+
+    def raise_untold(self) -> None:
+        """Raises the limit that ended it, unless a call has done so already.
+
+        :raises TimeLimitExceeded: when its ``timeout`` had passed.
+        """
+        if self._deadline is not None and not self._deadline.told:
+            self._deadline.raise_if_over()
 
     def __enter__(self) -> Sandbox:
         return self.start()
@@ -211,7 +259,7 @@ class Sandbox:
         """
         self.check_fork(self.spec)
         where = self.spec.workdir or os.getcwd()
-        running = self._ready()
+        running = self._in_time()
         if running.alive:  # else the fork will say what is wrong
             os.close(sc.openat2(running.root, where, os.O_PATH | os.O_DIRECTORY, resolve=sc.RESOLVE_IN_ROOT))
         child = running.fork(self.ids)
@@ -255,7 +303,7 @@ class Sandbox:
         :raises FileNotFoundError: when there is no such command, or directory, inside.
         """
         from .process import start
-        running = self._ready()
+        running = self._in_time()
         return start(running, self._command(args, env, cwd, user, running), (stdin, stdout, stderr), text)
 
     def _command(self, args: Sequence[StrPath], env: Mapping[str, str | None] | None,
@@ -298,9 +346,13 @@ class Sandbox:
         :param text: whether output is text (UTF-8, what is not is replaced) or bytes.
         :param output_limit: bytes kept of each stream (16 MiB); a command that prints more is cut off by SIGPIPE.
         :raises SandboxCommandError: with ``check``.
+        :raises MemoryLimitExceeded: with ``check``, when the sandbox reached its memory limit.
         :raises FileNotFoundError: when there is no such command inside.
         """
+        from .limits import Watch, killed_for_memory, memory_error
         from .process import OUTPUT_LIMIT, Result
+        running = self._ready()
+        watch = Watch(running)
         process = self.popen(args, stdin=None if input is None else subprocess.PIPE, env=env, cwd=cwd, user=user,
                              text=text)
         timed_out = False
@@ -318,7 +370,12 @@ class Sandbox:
                 raise
             out, err, truncated = process.output()
         assert process.returncode is not None
-        result = Result(process.args, process.returncode, out, err, timed_out=timed_out, truncated=truncated)
+        self._in_time()
+        oom_killed = killed_for_memory(running)
+        result = Result(process.args, process.returncode, out, err, timed_out=timed_out, truncated=truncated,
+                        oom_killed=oom_killed, usage=watch.end(process._used))
+        if check and oom_killed:
+            raise memory_error(running, self.spec)
         if check and (result.returncode or timed_out):
             raise SandboxCommandError(result.returncode, process.args, out, err,
                                       why=f"it ran longer than {timeout} s" if timed_out else None)
@@ -335,6 +392,69 @@ class Sandbox:
     def processes(self) -> list[dict[str, Any]]:
         """What runs inside, init left out: dicts with ``pid``, ``ppid``, ``state``, ``name`` and ``args``."""
         return list(self._ready().ask({"list": True})["processes"])
+
+    def stacks(self) -> list[ProcessStack]:
+        """Where everything inside stands: each process with its threads, what each waits for, and its Python frames.
+
+        Read from outside without stopping anything: Python frames from the memory of every CPython 3.10 to 3.14 that
+        this user may read, for the rest what the kernel tells. ``str()`` of each is text to print.
+        """
+        from .stacks import stacks
+        return stacks(self._root_fd)
+
+    # Resource control.
+
+    def usage(self) -> Usage:
+        """What everything inside has used since the sandbox was started. A figure that this host cannot give is None.
+
+        :raises SandboxClosedError: after :meth:`close`.
+        """
+        from .limits import usage
+        return usage(self._ready())
+
+    def limit_events(self) -> LimitEvents:
+        """Which limits were met since the sandbox was started, also when that ended it.
+
+        :raises SandboxClosedError: after :meth:`close`.
+        """
+        from .limits import events
+        return events(self._ready())
+
+    def limit_error(self) -> MemoryLimitExceeded | None:
+        """Why the sandbox has ended, if that was by a limit; None when it runs, or ended otherwise."""
+        from .limits import killed_for_memory, memory_error
+        running = self._ready()
+        return memory_error(running, self.spec) if killed_for_memory(running) else None
+
+    def update(self, **limits: Any) -> None:
+        """Changes limits while the sandbox runs; ``spec`` holds them afterwards. None takes a limit away.
+
+        :param limits: ``memory``, ``swap``, ``cpus``, ``cpu_weight``, ``io_weight``, ``pids``, ``disk``.
+        :raises SandboxUnavailable: for a limit that this sandbox cannot get while it runs.
+        :raises SandboxError: when more is in use than the new limit allows. The old one stays.
+        """
+        from .limits import update
+        self.spec = update(self._ready(), self.spec, limits)
+
+    def freeze(self) -> None:
+        """Stops every process inside, until :meth:`thaw`. They use no CPU time, and notice nothing but the time.
+
+        Requests to a frozen sandbox, such as :meth:`run`, wait.
+
+        :raises SandboxUnavailable: when this host cannot.
+        """
+        from .runtime.cgroup import unavailable
+        from .runtime.cgroups import FREEZE_NEEDS
+        group = self._ready().group
+        if group is None:
+            raise unavailable("freeze", *FREEZE_NEEDS)
+        group.freeze()
+
+    def thaw(self) -> None:
+        """Lets a frozen sandbox go on. Does nothing when it is not frozen."""
+        group = self._ready().group
+        if group is not None and group.frozen:
+            group.thaw()
 
     # Files.
 
@@ -381,3 +501,44 @@ class Sandbox:
                 raise SandboxTimeout(f"{os.fspath(path)} did not appear in the sandbox in {timeout} s", seconds=timeout)
             time.sleep(pause)
             pause = min(pause * 1.5, 0.05)
+
+    # Ways in.
+
+    def connect(self, port: int | str | os.PathLike[str], host: str = "127.0.0.1", *,
+                type: socket.SocketKind = socket.SOCK_STREAM,  # noqa: A002 - as socket.socket
+                timeout: float | None = 10.0) -> socket.socket:
+        """A blocking socket that is connected to a server inside. Nothing opens on the host; close it when done.
+
+        :param port: a port of ``host``, or the path of a Unix socket.
+        :param host: an address, or a name that the sandbox's own ``/etc/hosts`` has.
+        :param type: ``SOCK_STREAM`` (TCP), ``SOCK_DGRAM`` (UDP), or what a Unix socket is.
+        :param timeout: seconds to wait for the connection.
+        :raises SandboxConnectionRefused: when nobody listens there.
+        :raises SandboxTimeout: when nobody answers in time.
+        """
+        from .connections import connect
+        return connect(self, port, host, type, timeout)
+
+    async def open_connection(self, port: int | str | os.PathLike[str], host: str = "127.0.0.1", *,
+                              timeout: float | None = 10.0) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """As :func:`asyncio.open_connection`, to a server inside; takes what :meth:`connect` takes."""
+        from .connections import open_connection
+        return await open_connection(self, port, host, timeout)
+
+    def forward(self, port: int, host: str = "127.0.0.1") -> tuple[str, int]:
+        """Host and port, on the host's loopback, that lead to a TCP port inside until the sandbox closes or resets.
+
+        For libraries that want a URL; whoever can reach the host's loopback can use it.
+        """
+        from .connections import forward
+        return forward(self, port, host)
+
+    def wait_for_port(self, port: int, timeout: float = 10.0, *, host: str = "127.0.0.1",
+                      type: socket.SocketKind = socket.SOCK_STREAM) -> None:  # noqa: A002 - as socket.socket
+        """Waits until something inside listens on a port. The server does not notice: nothing connects to it.
+
+        :param type: ``SOCK_STREAM`` (TCP) or ``SOCK_DGRAM`` (UDP).
+        :raises SandboxTimeout: after ``timeout`` seconds.
+        """
+        from .connections import wait_for_port
+        wait_for_port(self, port, timeout, host, type)

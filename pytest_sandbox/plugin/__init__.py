@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .fixtures import sandbox, sandbox_factory, sandbox_image
+from .fixtures import sandbox, sandbox_factory, sandbox_image, sandbox_network
 from .options import MARKER, PytestSandboxWarning, Settings, add_options, drives_a_sandbox, usage_text
 
 if TYPE_CHECKING:
     from .conductor import Conductor
 
-__all__ = ["PytestSandboxWarning", "sandbox", "sandbox_factory", "sandbox_image"]
+__all__ = ["PytestSandboxWarning", "sandbox", "sandbox_factory", "sandbox_image", "sandbox_network"]
 
 _settings: pytest.StashKey[Settings] = pytest.StashKey()
 _conductor: pytest.StashKey[Conductor] = pytest.StashKey()
@@ -92,6 +92,21 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         conductor.adopt(item, spec)
     if conductor is not None:
         conductor.adopted()
+
+
+def pytest_enter_pdb() -> None:
+    _debugging(True)
+
+
+def pytest_leave_pdb() -> None:
+    _debugging(False)
+
+
+def _debugging(prompt: bool) -> None:
+    """The timeouts of sandboxes that a test drives stand still while somebody sits at a debugger's prompt."""
+    module = sys.modules.get("pytest_sandbox.deadline")
+    if module is not None:
+        module.debugging(prompt)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

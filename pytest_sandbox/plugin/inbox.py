@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -14,10 +13,12 @@ import pytest
 from pytest_sandbox.errors import SandboxProtocolError
 
 from . import compat, reporting, wire
+from .interrupts import Gate
 
 if TYPE_CHECKING:
     from pytest_sandbox.sandbox import ForkedChild
 
+    from .limits import Clock
     from .spares import Spares
 
 
@@ -42,8 +43,9 @@ class Inbox:
 
     ``now`` is the phase that the child is in (``over`` after the last), ``done`` whether it said goodbye, ``waits``
     whether it stays for the next test instead, ``ending`` what it ended with if that was not a report: an exception to
-    raise or to report in phase ``now``. ``wanted`` names a fixture that it asks to have set up outside, ``debugging``
-    says that someone sits at a debugger's prompt in there, ``coverage`` is what was measured.
+    raise or to report in phase ``now``, or to raise after the last. ``wanted`` names a fixture that it asks to have
+    set up outside, ``debugging`` says that someone sits at a debugger's prompt in there, ``coverage`` is what was
+    measured.
     """
 
     def __init__(self, item: pytest.Item, shared: Callable[[pytest.Item], dict[str, object]],
@@ -61,15 +63,18 @@ class Inbox:
         self._decoder = wire.Decoder()
 
     def read(self, child: ForkedChild, descriptor: int, until: str | None = None,
-             answer: Callable[[str, bool], None] | None = None, spares: Spares | None = None) -> None:
+             answer: Callable[[str, bool], None] | None = None, clock: Clock | None = None,
+             spares: Spares | None = None) -> None:
         """Reads messages from ``descriptor`` until the child has said goodbye or ended.
 
         The child's end is learnt from its pidfd: a process that it left behind may hold the pipe open for ever.
 
         :param until: a phase; its own report, too, ends the reading.
         :param answer: called for each report, as it comes, with its phase and whether it is the phase's own.
+        :param clock: the test's timeout.
         :param spares: go on meanwhile.
         :raises SandboxProtocolError: for anything that is not a message that fits here.
+        :raises TimeLimitExceeded: when the time is up.
         """
         decoder = self._decoder
         poll = select.poll()
@@ -79,20 +84,22 @@ class Inbox:
         if pending >= 0:
             poll.register(pending, select.POLLIN)
         ended = False
-        while not self.done:
-            if until is not None and until in self.phases and self.phases[until].report is not None:
-                return
-            if not ended:
-                ready = [fd for fd, _ in poll.poll()]
-                if pending in ready and spares is not None:
-                    poll.unregister(pending)
-                    spares.go_on()
-                    pending = -1
-                    continue
-                ended = descriptor not in ready
-            # An interrupt waits until what was read is taken in: half of it would be lost.
-            masked = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
-            try:
+        with Gate() as gate:
+            while not self.done:
+                if until is not None and until in self.phases and self.phases[until].report is not None:
+                    return
+                if not ended:
+                    events = poll.poll(clock.patience(self.debugging) if clock is not None else None)
+                    if not events and clock is not None:
+                        clock.tick(self.now)
+                        continue
+                    if spares is not None and any(ready == pending for ready, _ in events):
+                        poll.unregister(pending)
+                        pending = -1
+                        spares.go_on()
+                        continue
+                    ended = all(ready != descriptor for ready, _ in events)
+                gate.close()  # an interrupt waits until what was read is taken in: half of it would be lost
                 try:
                     data = os.read(descriptor, 1 << 18)
                 except BlockingIOError:
@@ -101,13 +108,14 @@ class Inbox:
                     self.receive(message)
                     if answer is not None and message[0] == "report":
                         answer(message[1], message[4] is True)
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, masked)
-            if not data:
-                if not ended:  # closed in there; the child goes on without a voice
-                    poll.unregister(descriptor)
-                    poll.poll()
-                return
+                gate.open()
+                if not data:
+                    if not ended:  # closed in there; the child goes on without a voice
+                        poll.unregister(descriptor)
+                        while not poll.poll(clock.patience(False) if clock is not None else None):
+                            assert clock is not None
+                            clock.tick(self.now)
+                    return
 
     def receive(self, message: list[Any]) -> None:
         """Takes in one message."""
@@ -122,7 +130,7 @@ class Inbox:
             return
         if kind == "debugger":  # of a phase that was reported already, if it is a post-mortem
             self.debugging = message[2] is True
-            compat.forget_line(self.item.config)
+            compat.set_current_line(self.item.config, str(message[3])[:1000])
             return
         if kind == "coverage":
             self.coverage = message[2]

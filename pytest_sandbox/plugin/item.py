@@ -17,7 +17,7 @@ import pytest
 
 from pytest_sandbox.errors import SandboxCrashed, SandboxError, SandboxProtocolError, SandboxUnavailable
 
-from . import compat, cover, neighbours, reporting
+from . import compat, cover, limits, neighbours, reporting
 from .fixtures import make_sandbox
 from .guest import SECTION_LIMIT, Before, Guest
 from .household import Fork, Group
@@ -127,7 +127,9 @@ class Attempt:
         self._residue: dict[str, str] = {}  # what a crashed child had printed and not reported
         self._suspended = False
         self._owes_answer = False
+        self._interrupted = False
         self._timers: Timers | None = None
+        self._clock: limits.Clock | None = None
 
     # Set-up: called from the patched SetupState.setup, in the middle of pytest_runtest_setup.
 
@@ -144,6 +146,7 @@ class Attempt:
             if group.fork.command("run", *conductor.order_of(self.run)):
                 self._fork = group.fork
                 self.forked = True
+                self._clock = limits.clock_for(item, self._fork.sandbox, self.run.spec.timeout)
                 self._listen()
                 raise Over
             group.lost = group.lost or "while it waited for its next test"
@@ -154,6 +157,7 @@ class Attempt:
         if (spare := conductor.spares.take(self.run, may_start_over)) is not None:
             self._fork = spare
             self.forked = True
+            self._clock = limits.clock_for(item, spare.sandbox, self.run.spec.timeout)
             conductor.spares.ahead(self.run)
             self._listen()
             if self.inbox.wanted is None:
@@ -266,6 +270,7 @@ class Attempt:
         conductor.spares.ahead(self.run)
         self.forked = True
         self._fork = Fork(sandbox, child, reading, commands)
+        self._clock = limits.clock_for(item, sandbox, self.run.spec.timeout)
         if group is not None:
             group.fork = self._fork
         return before
@@ -322,17 +327,16 @@ class Attempt:
         """Reads what the child says, until its end or the report of phase ``until``."""
         inbox, fork = self.inbox, self._fork
         assert fork is not None
-        interrupted = False
         while True:
             try:
                 inbox.read(fork.child, fork.reading, until, self._answer if self.conductor.live else None,
-                           self.conductor.spares)
+                           self._clock, self.conductor.spares)
             except KeyboardInterrupt as error:
                 if inbox.debugging:
                     self._pass_on_interrupt(fork)
                     continue  # it is the debugger's to handle
-                if not interrupted:
-                    interrupted = True
+                if not self._interrupted:
+                    self._interrupted = True
                     self._pass_on_interrupt(fork)
                     continue
                 self._give_up(error)
@@ -340,8 +344,10 @@ class Attempt:
                 self._give_up(error)
             break
         if inbox.done and inbox.ending is None:
-            if interrupted:
-                raise KeyboardInterrupt
+            if self._interrupted:
+                if inbox.wanted is not None:
+                    raise KeyboardInterrupt
+                inbox.ending = KeyboardInterrupt()  # the test was over, or did not care: its reports first
             return  # it has nothing more to say, and ends while its reports are dealt with
         if inbox.ending is None and until is not None and inbox.phases[until].report is not None:
             return
@@ -435,6 +441,8 @@ class Attempt:
         assert report is not None, "only a teardown can have none: the runner asks for the phases that were"
         if log:
             item.ihook.pytest_runtest_logreport(report=report)
+        if when == "teardown" and isinstance(inbox.ending, (KeyboardInterrupt, pytest.exit.Exception, BrokenInside)):
+            raise inbox.ending  # what left it after its last report
         return report
 
     def _add_coverage(self) -> None:

@@ -42,6 +42,7 @@ _READS = {
     "dev": "make a minimal /dev with {0}",
     "tmpfs": "mount an empty tmpfs on {0} ({2})",
     "run": "make a fresh /run",
+    "hosts": "give it an /etc/hosts for the names of its networks",
     "bind": "let {0} show through at {1}",
     "pivot": "make it the root",
     "fresh_sys": "mount a /sys of the sandbox's own network namespace, if the kernel allows it",
@@ -49,6 +50,7 @@ _READS = {
     "hostname": "set the host name to {0}",
     "loopback": "bring the loopback up",
     "helper": "start the helper process",
+    "cgroup": "make its cgroup",
     "clone3": "start the sandbox's first process in new namespaces",
     "init": "start the sandbox's first process",
 }
@@ -114,8 +116,8 @@ def user_ids(spec: SandboxSpec, host: Host, root: Root | None = None) -> tuple[i
     return int(uid), int(gid or uid)
 
 
-def make_plan(spec: SandboxSpec, root: Root, host: Host) -> Plan:
-    """The plan of a sandbox.
+def make_plan(spec: SandboxSpec, root: Root, host: Host, group: dict[str, Any] | None = None) -> Plan:
+    """The plan of a sandbox. ``group`` is the layout of its cgroup, as :mod:`.cgroups` has it.
 
     :raises SandboxStartError: when a mount's source does not exist.
     """
@@ -143,15 +145,17 @@ def make_plan(spec: SandboxSpec, root: Root, host: Host) -> Plan:
         if short is not None:
             template.append(["own_names", short, lowers])
         overlays.append(["overlay", number, tree.target, lowers, short, like, flags, options, uid == 0])
-    size = f"size={spec.disk}" if spec.disk else "size=50%"
+    size = tmpfs_limits(disk_of(spec))
     namespaces = sc.CLONE_NEWUSER | sc.CLONE_NEWNS | sc.CLONE_NEWUTS | sc.CLONE_NEWIPC | sc.CLONE_NEWCGROUP
     inside: list[list[Any]] = [["hostname", spec.hostname], ["mqueue"]]
     masked_sys = [one for one in _MASKED_SYS if os.path.isdir(f"/sys/{one}")]
-    if spec.network == "none":
+    if spec.network != "host":
         namespaces |= sc.CLONE_NEWNET
         inside += [["loopback"], ["fresh_sys", masked_sys]]
     keep = DEFAULT_CAPABILITIES if spec.capabilities is None else spec.capabilities
     body = {
+        "group": group,
+        "nproc": _nproc(spec, host, group),
         "layers": layers,
         "template": template,
         "scratch": [["scratch", f"mode=0700,{size}"]],
@@ -159,10 +163,11 @@ def make_plan(spec: SandboxSpec, root: Root, host: Host) -> Plan:
             *overlays,
             ["proc", [one for one in _MASKED if os.path.exists(f"/proc/{one}")],
              [one for one in _READ_ONLY if os.path.exists(f"/proc/{one}")]],
-            ["sys", [] if spec.network == "none" else masked_sys],
+            ["sys", masked_sys if spec.network == "host" else []],
             ["dev", [one for one in NODES if os.path.exists(f"/dev/{one}")]],
             ["tmpfs", "/dev/shm", sc.MS_NOSUID | sc.MS_NODEV, f"mode=1777,{size}"],
             _run(uid, gid, spec, host),
+            *([] if isinstance(spec.network, str) else [["hosts"]]),
             *_binds(spec),
             ["pivot"],
         ],
@@ -176,6 +181,31 @@ def make_plan(spec: SandboxSpec, root: Root, host: Host) -> Plan:
     kept = sum(1 << number for number, one in enumerate(CAPABILITIES) if one in keep)
     made_paths = frozenset(_made(spec)) | (frozenset() if root.host else _MOUNTED)
     return Plan(key, body, root, kept, made_paths, (uid, gid))
+
+
+def _nproc(spec: SandboxSpec, host: Host, group: dict[str, Any] | None) -> int | None:
+    """The RLIMIT_NPROC of an unprivileged sandbox that no cgroup limits: it counts the tasks of a user namespace.
+
+    Real root is exempt from it (setrlimit(2)).
+    """
+    if host.privileged or (group is not None and any(file == "pids.max" for _, file, _ in group["files"])):
+        return None
+    return spec.pids + 1  # the sandbox's init is one of them
+
+
+def disk_of(spec: SandboxSpec) -> int | None:
+    """The size of the writable layer, in bytes; None for half of the host's memory.
+
+    Its files are memory of the sandbox: where that is limited, half of it, so that a full disk is told as that.
+    """
+    return spec.disk if spec.disk or not spec.memory else spec.memory // 2
+
+
+def tmpfs_limits(size: int | None) -> str:
+    """The mount options of a tmpfs of ``size`` bytes. As the kernel has it by itself, there is a file for each page."""
+    if size is None:
+        return "size=50%"
+    return f"size={size},nr_inodes={max(size // 4096, 1024)}"
 
 
 def _last_capability() -> int:

@@ -6,13 +6,18 @@ that is too large for a packet travels in a memfd, which then is the last descri
 helper -> caller        ``{"hello": true}`` + [pidfd], or ``{"failed": ...}`` as below + [pidfd]
 caller -> helper        ``{"plan": KEY, "body": {...}}``    a plan, told once
                         ``{"make": KEY}`` + [control]       make a sandbox by it; init answers on ``control``
+                        ``{"net": {...}}`` + [channel, namespace?]  see :func:`.netns.serve`; answered on the channel
+                            by ``{"net": COUNT}`` + descriptors, or ``{"errno": N, "path": P}``
+                        ``{"relay": [HOST, PORT]}`` + [lifeline, listener, pidfd]  see :func:`.netns.relay`
 init -> caller          ``{"ready": true}`` + [pidfd, root, scratch]
                         ``{"failed": {"step", "errno", "path"}}``
 caller -> init          ``{"spawn": {...}}`` + [stdin, stdout, stderr, channel]
                         ``{"kill": SIGNAL}``                every process but init
                         ``{"list": true}`` + [channel]      answered by ``{"processes": [...]}``
                         ``{"ping": true}`` + [channel]      answered by ``{"pong": true}``, when all killed are gone
-init -> channel         ``{"pid": N}`` or ``{"errno": N, "path": P}``, then ``{"status": WAITSTATUS}``
+                        ``{"usage": true}`` + [channel]     answered by ``{"used": [...], "pids": N}``
+init -> channel         ``{"pid": N}`` or ``{"errno": N, "path": P}``, then ``{"status": WAITSTATUS, "used": [...]}``,
+                        user and system seconds, blocks read and written
 caller -> channel       ``{"signal": N, "group": bool}``
 
 When the caller's end of ``control`` closes, or the caller ends, init ends, and with it everything inside.
@@ -36,7 +41,7 @@ if TYPE_CHECKING:
 INLINE = 64 << 10
 #: The largest message at all.
 LARGEST = 16 << 20
-_MAX_FDS = 8
+_MAX_FDS = 16
 
 
 class BadMessage(Exception):

@@ -27,6 +27,8 @@ from . import syscalls as sc
 from .plan import Host, Plan
 from .running import ForkedChild, Running, wait_readable
 
+#: How a child's end is told: its return code, user and system seconds, blocks read and written.
+_END = struct.Struct("=iddqq")
 #: Runs in a child, inside, with the two descriptors that :meth:`Zygote.fork` was given for it. Never returns.
 Inside = Callable[[int, int], NoReturn]
 
@@ -65,7 +67,7 @@ class Zygote:
         reading, writing = os.pipe2(os.O_CLOEXEC)
         try:
             protocol.send(self.sock, {"fork": into.plan.key, "ids": ids, "where": where, "env": env},
-                          (into.pidfd, writing, *descriptors))
+                          (into.pidfd, writing, *descriptors, *(into.group.join_fds if into.group is not None else ())))
         except OSError as error:
             os.close(reading)
             raise SandboxClosedError("the zygote has ended", why=error.strerror) from error
@@ -129,9 +131,13 @@ class RemoteChild(ForkedChild):
 
     def _end(self) -> int:
         self.is_there()
-        told = os.read(self._status, 4)
+        told = os.read(self._status, _END.size)
         os.close(self._status)
-        code: int = struct.unpack("i", told)[0] if len(told) == 4 else -signal.SIGKILL  # the zygote is gone
+        if len(told) != _END.size:
+            return -signal.SIGKILL  # the zygote is gone
+        code: int
+        code, *used = _END.unpack(told)
+        self._spent(*used)
         return code
 
 
@@ -141,7 +147,7 @@ class _Zygote:
     def __init__(self, sock: socket.socket, lifeline: int, plans: dict[str, Plan], host: Host) -> None:
         self.sock, self.lifeline, self.plans, self.host = sock, lifeline, plans, host
         self.inside: Inside | None = None
-        self.children: dict[int, tuple[ForkedChild, int]] = {}  # by pidfd: and where to tell its end
+        self.children: dict[int, tuple[ForkedChild, int, Running]] = {}  # by pidfd: and where to tell its end
         self.handlers: dict[int, Any] = {}
         self.folders: running.Folders = []
         self.poll = select.poll()
@@ -170,17 +176,19 @@ class _Zygote:
 
     def reap(self, fd: int) -> None:
         self.poll.unregister(fd)
-        child, status = self.children.pop(fd)
+        child, status, into = self.children.pop(fd)
+        code = child.wait()
         with suppress(OSError):
-            os.write(status, struct.pack("i", child.wait()))
+            os.write(status, _END.pack(code, *into.spent))
         os.close(status)
 
     def obey(self) -> bool:
         got = protocol.receive(self.sock)
         if got is None:
             return False
-        order, (pidfd, status, *descriptors) = got
-        into = Running.borrowed(pidfd, self.plans[order["fork"]], self.host)
+        order, (pidfd, status, reports, orders, *joins) = got
+        descriptors = [reports, orders]
+        into = Running.borrowed(pidfd, self.plans[order["fork"]], self.host, joins)
         try:
             child = into.fork(tuple(order["ids"]), self.folders)
         except (OSError, SandboxClosedError):
@@ -190,7 +198,7 @@ class _Zygote:
             if child is None:
                 os.close(status)
                 self.go_inside(order, descriptors)
-            self.children[child.fileno()] = child, status
+            self.children[child.fileno()] = child, status, into
             self.poll.register(child.fileno(), select.POLLIN)
             protocol.send(self.sock, {"pid": child.pid}, (child.fileno(),))
         into.forget()
@@ -202,7 +210,7 @@ class _Zygote:
         try:
             self.sock.close()
             os.close(self.lifeline)
-            for child, status in self.children.values():
+            for child, status, _ in self.children.values():
                 child.forget()
                 os.close(status)
             for number, handler in self.handlers.items():
