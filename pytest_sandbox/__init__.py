@@ -39,10 +39,12 @@ if TYPE_CHECKING:
     )
     from .sandbox import Change, Process, Result, Sandbox, SandboxPath, inside
     from .spec import Mount, SandboxSpec
+    from .usage import LimitEvents, Usage
 
 _HOME = {
     **dict.fromkeys(("Change", "Process", "Result", "Sandbox", "SandboxPath", "inside"), "sandbox"),
     **dict.fromkeys(("Mount", "SandboxSpec"), "spec"),
+    **dict.fromkeys(("LimitEvents", "Usage"), "usage"),
     **dict.fromkeys((
         "DiskLimitExceeded", "LimitExceeded", "MemoryLimitExceeded", "PidsLimitExceeded", "TimeLimitExceeded",
         "ImageCorrupt", "ImageError", "ImageNotFound", "LayerRejected", "RegistryAuthError", "RegistryError",
@@ -61,6 +63,7 @@ __all__ = [
     "ImageError",
     "ImageNotFound",
     "LayerRejected",
+    "LimitEvents",
     "LimitExceeded",
     "MemoryLimitExceeded",
     "Mount",
@@ -88,12 +91,13 @@ __all__ = [
     "SandboxUsageError",
     "StoreError",
     "TimeLimitExceeded",
+    "Usage",
     "inside",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Image", "Network", "Outbound", "Usage"):
+    if name in ("Image", "Network", "Outbound"):
         raise AttributeError(f"{__name__}.{name} is not available yet in this version")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

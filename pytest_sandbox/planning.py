@@ -9,9 +9,9 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any
 
-from .runtime import launch
+from .runtime import cgroups, launch
 from .runtime.plan import Host, Plan, make_plan
-from .spec import SandboxSpec
+from .spec import LIMITS, SandboxSpec
 
 if TYPE_CHECKING:
     from .image.host import HostImage
@@ -38,16 +38,22 @@ def plan_for(spec: SandboxSpec) -> Plan:
 
     :raises ImageError: when the image cannot be had or used.
     :raises SandboxStartError: when a mount's source does not exist.
+    :raises SandboxUnavailable: when this host cannot enforce a limit.
     """
     host = launch.supervisor().host
     with _planning:
         root = _host_root(spec, host) if spec.image == "host" else _image_root(spec.image)
-    key = (spec.image, spec.network, spec.user, spec.mounts, spec.persist, spec.hostname, spec.disk, spec.capabilities,
-           spec.hide, spec.workdir, host)
+    key = (spec.image, spec.network, spec.user, spec.mounts, spec.persist, spec.hostname, spec.capabilities,
+           spec.hide, spec.workdir, host, *_limits(spec))
+    control = cgroups.host_control()
     made = _plans.get(key)
     if made is None or made[0] != root or spec.mounts:  # the source of a mount may have gone since
-        made = _plans[key] = root, make_plan(spec, root, host)
+        made = _plans[key] = root, make_plan(spec, root, host, control.layout(spec))
     return made[1]
+
+
+def _limits(spec: SandboxSpec) -> tuple[Any, ...]:
+    return (*(getattr(spec, option) for option in LIMITS), cgroups.asked_pids(spec), cgroups.host_control().run.name)
 
 
 def _host_root(spec: SandboxSpec, host: Host) -> Root:

@@ -28,10 +28,12 @@ from .spec import SandboxSpec, parse_options
 
 if TYPE_CHECKING:
     from .deadline import Deadline
+    from .errors import MemoryLimitExceeded
     from .files import SandboxPath
     from .layerdiff import Change
     from .process import Process, Result
     from .stacks import ProcessStack
+    from .usage import LimitEvents, Usage
 
     StrPath = str | os.PathLike[str] | bytes
 
@@ -51,7 +53,7 @@ def __getattr__(name: str) -> Any:
 
 
 #: Members of the interface that a later version brings.
-COMING = frozenset({"commit", "connect", "forward", "freeze", "thaw", "update", "usage", "wait_for_port"})
+COMING = frozenset({"commit", "connect", "forward", "wait_for_port"})
 
 
 class Sandbox:
@@ -168,6 +170,9 @@ class Sandbox:
         They are gone when it returns, except that a fork of the caller's still has to be waited for.
         """
         running = self._ready()
+        if running.group is not None and running.group.frozen:
+            running.group.kill(running.init_pid())
+            self.thaw()
         running.request({"kill": int(signal.SIGKILL)})
         for child in list(running.children):
             child.kill()
@@ -293,9 +298,13 @@ class Sandbox:
         :param text: whether output is text (UTF-8, what is not is replaced) or bytes.
         :param output_limit: bytes kept of each stream (16 MiB); a command that prints more is cut off by SIGPIPE.
         :raises SandboxCommandError: with ``check``.
+        :raises MemoryLimitExceeded: with ``check``, when the sandbox reached its memory limit.
         :raises FileNotFoundError: when there is no such command inside.
         """
+        from .limits import Watch, killed_for_memory, memory_error
         from .process import OUTPUT_LIMIT, Result
+        running = self._ready()
+        watch = Watch(running)
         process = self.popen(args, stdin=None if input is None else subprocess.PIPE, env=env, cwd=cwd, user=user,
                              text=text)
         timed_out = False
@@ -314,7 +323,11 @@ class Sandbox:
             out, err, truncated = process.output()
         assert process.returncode is not None
         self._in_time()
-        result = Result(process.args, process.returncode, out, err, timed_out=timed_out, truncated=truncated)
+        oom_killed = killed_for_memory(running)
+        result = Result(process.args, process.returncode, out, err, timed_out=timed_out, truncated=truncated,
+                        oom_killed=oom_killed, usage=watch.end(process._used))
+        if check and oom_killed:
+            raise memory_error(running, self.spec)
         if check and (result.returncode or timed_out):
             raise SandboxCommandError(result.returncode, process.args, out, err,
                                       why=f"it ran longer than {timeout} s" if timed_out else None)
@@ -340,6 +353,60 @@ class Sandbox:
         """
         from .stacks import stacks
         return stacks(self._root_fd)
+
+    # Resource control.
+
+    def usage(self) -> Usage:
+        """What everything inside has used since the sandbox was started. A figure that this host cannot give is None.
+
+        :raises SandboxClosedError: after :meth:`close`.
+        """
+        from .limits import usage
+        return usage(self._ready())
+
+    def limit_events(self) -> LimitEvents:
+        """Which limits were met since the sandbox was started, also when that ended it.
+
+        :raises SandboxClosedError: after :meth:`close`.
+        """
+        from .limits import events
+        return events(self._ready())
+
+    def limit_error(self) -> MemoryLimitExceeded | None:
+        """Why the sandbox has ended, if that was by a limit; None when it runs, or ended otherwise."""
+        from .limits import killed_for_memory, memory_error
+        running = self._ready()
+        return memory_error(running, self.spec) if killed_for_memory(running) else None
+
+    def update(self, **limits: Any) -> None:
+        """Changes limits while the sandbox runs; ``spec`` holds them afterwards. None takes a limit away.
+
+        :param limits: ``memory``, ``swap``, ``cpus``, ``cpu_weight``, ``io_weight``, ``pids``, ``disk``.
+        :raises SandboxUnavailable: for a limit that this sandbox cannot get while it runs.
+        :raises SandboxError: when more is in use than the new limit allows. The old one stays.
+        """
+        from .limits import update
+        self.spec = update(self._ready(), self.spec, limits)
+
+    def freeze(self) -> None:
+        """Stops every process inside, until :meth:`thaw`. They use no CPU time, and notice nothing but the time.
+
+        Requests to a frozen sandbox, such as :meth:`run`, wait.
+
+        :raises SandboxUnavailable: when this host cannot.
+        """
+        from .runtime.cgroup import unavailable
+        from .runtime.cgroups import FREEZE_NEEDS
+        group = self._ready().group
+        if group is None:
+            raise unavailable("freeze", *FREEZE_NEEDS)
+        group.freeze()
+
+    def thaw(self) -> None:
+        """Lets a frozen sandbox go on. Does nothing when it is not frozen."""
+        group = self._ready().group
+        if group is not None and group.frozen:
+            group.thaw()
 
     # Files.
 
