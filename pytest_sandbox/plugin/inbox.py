@@ -18,7 +18,7 @@ from . import compat, reporting, wire
 if TYPE_CHECKING:
     from pytest_sandbox.sandbox import ForkedChild
 
-    from .limits import Clock
+    from .clock import Clock
 
 
 class BrokenInside(RuntimeError):

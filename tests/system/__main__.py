@@ -35,8 +35,9 @@ def pack(target: Path, python: str, chosen: list[str], ways: list[str], site: Pa
             if name and (TREE / name).exists():
                 tar.add(TREE / name, f"tree/{name}")
         tar.add(site, "site")
-        _add(tar, "site/pytest_sandbox-0.dist-info/METADATA", "Metadata-Version: 2.1\nName: pytest-sandbox\nVersion: 0\n")
-        _add(tar, "site/pytest_sandbox-0.dist-info/entry_points.txt", "[pytest11]\nsandbox = pytest_sandbox.plugin\n")
+        about = "site/pytest_sandbox-0.dist-info"
+        _add(tar, f"{about}/METADATA", "Metadata-Version: 2.1\nName: pytest-sandbox\nVersion: 0\n")
+        _add(tar, f"{about}/entry_points.txt", "[pytest11]\nsandbox = pytest_sandbox.plugin\n")
         tar.add(Path(__file__).with_name("inside.sh"), "run", filter=_executable)
         _add(tar, "chosen", " ".join(chosen))
         _add(tar, "ways", " ".join(ways))

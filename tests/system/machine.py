@@ -125,7 +125,9 @@ class Machine:
         if qemu is None:
             raise Missing(f"this package is not installed: {TOOLS['qemu-system-x86_64']}")
         # Nehalem is emulated faster than newer processors. Mitigations protect nobody in there.
-        speed = ["-enable-kvm", "-cpu", "host"] if kvm else ["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "Nehalem"]
+        speed = ["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "Nehalem"]
+        if kvm:
+            speed = ["-enable-kvm", "-cpu", "host"]
         kernel = ("root=/dev/vda rw console=ttyS0 quiet loglevel=3 panic=-1 systemd.show_status=0 "
                   f"rd.systemd.show_status=0 mitigations=off audit=0 {HIERARCHIES[hierarchy]}")
         command = [
