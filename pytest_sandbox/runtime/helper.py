@@ -38,7 +38,10 @@ def main() -> None:
     except OSError as error:
         message = {"failed": {"step": ["helper"], "errno": error.errno, "path": error.filename}}
     pidfd = sc.pidfd_open(os.getpid())
-    protocol.send(sock, message, (pidfd,))
+    try:
+        protocol.send(sock, message, (pidfd,))
+    except OSError:
+        pass  # the caller has gone; what it had begun to make is ours to remove
     os.close(pidfd)
     if "failed" in message:
         os._exit(1)
