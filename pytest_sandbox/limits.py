@@ -149,10 +149,13 @@ def pids_error(spec: SandboxSpec, met: LimitEvents, peak: int | None = None) -> 
         remedy="Start fewer at once, or raise its pids option.")
 
 
-def disk_error(spec: SandboxSpec, met: LimitEvents, used: int | None = None) -> DiskLimitExceeded:
-    """The words for a sandbox whose writable layer is full."""
+def disk_error(spec: SandboxSpec, met: LimitEvents, used: int | None = None,
+               path: str | None = None) -> DiskLimitExceeded:
+    """The words for a sandbox whose writable layer is full; ``path`` is what could not be written."""
     of = f" of {size(spec.disk)}" if spec.disk is not None else ""
-    why = "it has no room left" if met.disk_full == "blocks" else "it can hold no more files"
+    why = "it can hold no more files" if met.disk_full == "inodes" else "it has no room left"
+    if path is not None:
+        why = f"{path} cannot be written, since {why}"
     return DiskLimitExceeded(f"the sandbox's writable layer{of} is full", limit=spec.disk, used=used,
                              full=met.disk_full or "blocks", why=why, remedy=DISK_REMEDY)
 

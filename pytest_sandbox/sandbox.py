@@ -438,7 +438,9 @@ class Sandbox:
     def copy_in(self, src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> None:
         """Copies a file or tree of the host into the sandbox; into ``dst`` if that is a directory, else as ``dst``."""
         from .copying import copy_in
-        copy_in(os.fspath(src), self.path(dst))
+        from .files import room
+        with room(self, dst):
+            copy_in(os.fspath(src), self.path(dst))
 
     def copy_out(self, src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> None:
         """Copies a file or a tree of the sandbox to the host; into ``dst`` if that is a directory, else as ``dst``.

@@ -43,7 +43,7 @@ def since(before: Usage, now: Usage) -> Usage:
 
 
 class UsageSummary:
-    """Collects the figures from the reports of a run, and shows the heaviest tests. ``--sandbox-usage`` registers it."""
+    """Collects the figures from the reports of a run, and shows the heaviest. ``--sandbox-usage`` registers it."""
 
     def __init__(self, most: int) -> None:
         self.most = most
