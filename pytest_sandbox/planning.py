@@ -43,7 +43,8 @@ def plan_for(spec: SandboxSpec) -> Plan:
     host = launch.supervisor().host
     with _planning:
         root = _host_root(spec, host) if spec.image == "host" else _image_root(spec.image)
-    key = (spec.image, spec.network, spec.user, spec.mounts, spec.persist, spec.hostname, spec.capabilities,
+    kind = spec.network if isinstance(spec.network, str) else "networks"  # which ones is no matter of the plan
+    key = (spec.image, kind, spec.user, spec.mounts, spec.persist, spec.hostname, spec.capabilities,
            spec.hide, spec.workdir, host, *_limits(spec))
     control = cgroups.host_control()
     made = _plans.get(key)

@@ -6,6 +6,9 @@ that is too large for a packet travels in a memfd, which then is the last descri
 helper -> caller        ``{"hello": true}`` + [pidfd], or ``{"failed": ...}`` as below + [pidfd]
 caller -> helper        ``{"plan": KEY, "body": {...}}``    a plan, told once
                         ``{"make": KEY}`` + [control]       make a sandbox by it; init answers on ``control``
+                        ``{"net": {...}}`` + [channel, namespace?]  see :func:`.netns.serve`; answered on the channel
+                            by ``{"net": COUNT}`` + descriptors, or ``{"errno": N, "path": P}``
+                        ``{"relay": [HOST, PORT]}`` + [lifeline, listener, pidfd]  see :func:`.netns.relay`
 init -> caller          ``{"ready": true}`` + [pidfd, root, scratch]
                         ``{"failed": {"step", "errno", "path"}}``
 caller -> init          ``{"spawn": {...}}`` + [stdin, stdout, stderr, channel]
