@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .runtime import launch
@@ -15,13 +16,30 @@ from .spec import SandboxSpec
 
 if TYPE_CHECKING:
     from .image.host import HostImage
+    from .image.manifest import LayerStack
     from .image.store import ImageStore
     from .rootfs import Root
 
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """Where images may come from, for all sandboxes of this process.
+
+    :param offline: never ask a registry.
+    :param lock_file: a ``sandbox.lock`` whose digests hold; one that does not exist locks nothing.
+    """
+
+    offline: bool = False
+    lock_file: str | None = None
+
+
+settings = ImageSettings()
 _host_image: HostImage | None = None
 _generation = 0
-_store: tuple[str, ImageStore] | None = None
+_store: tuple[str, ImageSettings, ImageStore] | None = None
 _plans: dict[Any, tuple[Root, Plan]] = {}
+_roots: dict[str, tuple[LayerStack, Root]] = {}
 _planning = threading.Lock()
 
 
@@ -68,9 +86,28 @@ def _image_root(reference: str) -> Root:
     from .image.roots import image_root
     from .image.store import ImageStore
     cache = cache_directory()
-    if _store is None or _store[0] != cache:
-        _store = cache, ImageStore(cache)
-    return image_root(_store[1].resolve(reference))
+    if _store is None or _store[:2] != (cache, settings):
+        pins = None
+        if settings.lock_file is not None and os.path.exists(settings.lock_file):
+            from .image.lockfile import LockFile
+            pins = LockFile.read(settings.lock_file).pin
+        _store = cache, settings, ImageStore(cache, offline=settings.offline, pins=pins)
+        _roots.clear()
+    stack = _store[2].resolve(reference)
+    known = _roots.get(reference)
+    if known is None or known[0] is not stack:
+        known = _roots[reference] = stack, image_root(stack)
+    return known[1]
+
+
+def release_images() -> None:
+    """Lets the images go that this process has used: from now on a collection may take them."""
+    global _store
+    with _planning:
+        if _store is not None:
+            _store[2].close()
+        _store = None
+        _roots.clear()
 
 
 def _in_fork() -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from .resolve import entry_path, open_directory
 
 _OPAQUE = ("trusted.overlay.opaque", "user.overlay.opaque")
+_MOST_LINKS = 40  # as the kernel's own limit, path_resolution(7)
 _WHITEOUT = ("trusted.overlay.whiteout", "user.overlay.whiteout")
 
 
@@ -67,6 +68,33 @@ class LowerView:
                 return Found(fd, path, status, _readlink(fd, path) if stat.S_ISLNK(status.st_mode) else b"")
             live = [fd for fd, status in found if stat.S_ISDIR(status.st_mode)]
         return None
+
+    def follow(self, parts: Sequence[bytes]) -> Found | None:
+        """As :meth:`lookup`, with every link followed inside the merged root; None also where links go in circles."""
+        todo, here, links = list(reversed(parts)), list[bytes](), 0
+        found = None
+        while todo:
+            name = todo.pop()
+            if name in (b"", b"."):
+                continue
+            if name == b"..":
+                here = here[:-1]
+                found = self.lookup(here) if here else None
+                continue
+            found = self.lookup([*here, name])
+            if found is None:
+                return None
+            if stat.S_ISLNK(found.status.st_mode):
+                links += 1
+                if links > _MOST_LINKS:
+                    return None
+                if found.link.startswith(b"/"):
+                    here = []
+                todo += reversed(found.link.split(b"/"))
+                found = None
+                continue
+            here.append(name)
+        return found
 
 
 def _join(path: bytes, name: bytes) -> bytes:

@@ -54,6 +54,8 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption("--sandbox-unavailable", choices=UNAVAILABLE, default=None, dest="sandbox_unavailable",
                     help="When this host cannot give the sandbox that a test asks for: fail with the reason (default), "
                          "skip with the reason, or run unsandboxed with a warning.")
+    group.addoption("--sandbox-offline", action="store_true", default=False, dest="sandbox_offline",
+                    help="Ask no registry: images that are not in the store are an error.")
     parser.addini("sandbox", "Which tests are sandboxed: marked, all or off.", type="string", default="marked")
     parser.addini("sandbox_image", "The image of tests whose marker names none.", type="string", default="")
     parser.addini("sandbox_unavailable", "When a sandbox cannot be had: error, skip or run.", type="string",
@@ -119,6 +121,7 @@ class Settings:
             from pytest_sandbox.spec import SandboxSpec, parse_options
 
             spec = SandboxSpec()
+            self._locate_images()
             for option, shown, value in self._configured():
                 try:
                     spec = spec.merged(parse_options({option: value}))
@@ -126,6 +129,16 @@ class Settings:
                     raise pytest.UsageError(f"{shown}: {error}") from None
             self._base = spec
         return self._base
+
+    def _locate_images(self) -> None:
+        import sys
+
+        if sys.platform == "linux":
+            from pytest_sandbox import planning
+
+            planning.settings = planning.ImageSettings(
+                offline=bool(self.config.getoption("sandbox_offline")),
+                lock_file=str(self.config.rootpath / "sandbox.lock"))
 
     def _configured(self) -> Iterable[tuple[str, str, object]]:
         for name, _, _ in INI_OPTIONS:

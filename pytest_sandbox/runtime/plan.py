@@ -31,7 +31,7 @@ _READS = {
     "own_link": "link {1} to {2} in {0}",
     "own_file": "copy {2} to {1} in {0}",
     "own_dir": "make the directory {1} in {0} like {2}",
-    "own_files": "make {2} of the sandbox's own in {0}",
+    "own_files": "make what is this sandbox's own, and not the image's, in {0}",
     "own_names": "give the layers short names in {0}",
     "own_ways": "repeat the directories of others in {1} that lead to what the caller may write to, in {0}",
     "own_shadow": "repeat the directories of {1}, owned by the caller, in {0}",
@@ -122,15 +122,13 @@ def make_plan(spec: SandboxSpec, root: Root, host: Host) -> Plan:
     uid, gid = user_ids(spec, host, root)
     owns = not host.privileged and uid == 0 and root.host  # root of a tree whose owners are not mapped
     template, overlays = [], []
-    layers = f"/own/{_layers_name(root, owns, host, spec.workdir, None if root.host else (spec.hostname, uid, gid))}"
+    own = {} if root.host else _image_files(spec, (uid, gid), root)
+    layers = f"/own/{_layers_name(root, owns, host, spec.workdir, own)}"
     for number, tree in enumerate(root.trees):
         lowers = [f"/host{lower}".rstrip("/") for lower in tree.lowers]
         like: str | list[int] = lowers[-1] if root.look is None else list(root.look)
         layer = f"{layers}/{number}"
-        if root.host:
-            made = _own_layer(layer, tree, owns, () if host.privileged else _written(spec))
-        else:
-            made = _image_layer(layer, lowers, spec, (uid, gid), root.user[2])
+        made = _own_layer(layer, tree, owns, () if host.privileged else _written(spec)) if root.host else []
         if made:
             template += made
             if tree.entries is not None:
@@ -140,9 +138,15 @@ def make_plan(spec: SandboxSpec, root: Root, host: Host) -> Plan:
         options = "redirect_dir=on,xino=auto" if host.privileged else "userxattr,xino=auto"
         flags = sc.MS_NODEV | (sc.MS_NOEXEC if tree.noexec else 0)
         short = f"{layer}.short" if len(lowers) > 20 else None
+        seed = None
+        if not root.host:
+            below, lowers = lowers, [*lowers, layer]
+            template.append(["own_files", layer, below, short, "" if host.privileged else "userxattr", own])
+            if len(lowers) > _MOST_LAYERS:
+                lowers, seed = below, layer
         if short is not None:
-            template.append(["own_names", short, lowers])
-        overlays.append(["overlay", number, tree.target, lowers, short, like, flags, options, uid == 0])
+            template.insert(0, ["own_names", short, lowers])
+        overlays.append(["overlay", number, tree.target, lowers, short, like, flags, options, uid == 0, seed])
     size = f"size={spec.disk}" if spec.disk else "size=50%"
     namespaces = sc.CLONE_NEWUSER | sc.CLONE_NEWNS | sc.CLONE_NEWUTS | sc.CLONE_NEWIPC | sc.CLONE_NEWCGROUP
     inside: list[list[Any]] = [["hostname", spec.hostname], ["mqueue"]]
@@ -175,6 +179,8 @@ def make_plan(spec: SandboxSpec, root: Root, host: Host) -> Plan:
     key = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:24]
     kept = sum(1 << number for number, one in enumerate(CAPABILITIES) if one in keep)
     made_paths = frozenset(_made(spec)) | (frozenset() if root.host else _MOUNTED)
+    if any(one[-1] is not None for one in overlays):
+        made_paths |= _SEEDED
     return Plan(key, body, root, kept, made_paths, (uid, gid))
 
 
@@ -207,25 +213,30 @@ def _written(spec: SandboxSpec) -> tuple[str, ...]:
 
 #: What an image may lack and every sandbox has: made, if need be, to mount something there.
 _MOUNTED = frozenset({"/proc", "/sys", "/dev", "/run"})
+#: What stands in the writable layer itself where there is no room for a layer of ours below it.
+_SEEDED = frozenset({"/etc", "/etc/hostname", "/etc/hosts", "/etc/machine-id", "/etc/resolv.conf", "/etc/passwd"})
 
 
-def _image_layer(layer: str, lowers: list[str], spec: SandboxSpec, ids: tuple[int, int],
-                 home: str) -> list[list[Any]]:
-    """The files of /etc that must fit this sandbox and not the machine that the image was made on."""
+#: What the kernel takes below one overlay (fs/overlayfs, OVL_MAX_STACK).
+_MOST_LAYERS = 500
+
+
+def _image_files(spec: SandboxSpec, ids: tuple[int, int], root: Root) -> dict[str, Any]:
+    """What must fit this sandbox and not the machine that the image was made on; see :mod:`.ownfiles`."""
     files = {
-        "etc/hostname": f"{spec.hostname}\n",
-        "etc/hosts": f"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{spec.hostname}\n",
-        "etc/machine-id": hashlib.sha256(spec.hostname.encode()).hexdigest()[:32] + "\n",
+        "hostname": f"{spec.hostname}\n",
+        "hosts": f"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{spec.hostname}\n",
+        "machine-id": hashlib.sha256(spec.hostname.encode()).hexdigest()[:32] + "\n",
+        "resolv.conf": "",
     }
     if spec.network == "host":
         try:
             with open("/etc/resolv.conf") as file:
-                files["etc/resolv.conf"] = file.read(65536)
+                files["resolv.conf"] = file.read(65536)
         except OSError:
-            pass  # no resolver on the host, none in here
-    else:
-        files["etc/resolv.conf"] = ""
-    return [["own_files", layer, lowers, files, f"{_name(ids[0])}:x:{ids[0]}:{ids[1]}::{home}:/bin/sh\n"]]
+            del files["resolv.conf"]  # no resolver on the host, none in here
+    return {"files": files, "user": f"{_name(ids[0])}:x:{ids[0]}:{ids[1]}::{root.user[2]}:/bin/sh\n",
+            "workdir": root.workdir if root.workdir != "/" else "", "places": ["proc", "sys", "dev", "run"]}
 
 
 def _name(uid: int) -> str:
