@@ -164,7 +164,7 @@ def test_what_we_save_podman_loads(layout: Path, tmp_path: Path) -> None:
 
 
 def test_podman_unpacks_the_same(layout: Path, tmp_path: Path) -> None:
-    """Its vfs driver keeps whole trees as directories, whose times are those of the last change that it made to them."""
+    """Its vfs driver keeps whole trees as directories, with the times of the last change that it made to them."""
     if shutil.which("podman") is None:
         pytest.skip("not installed: apt-get install podman")
     if os.geteuid() != 0:
