@@ -32,12 +32,14 @@ if TYPE_CHECKING:
         SandboxUsageError,
         StoreError,
     )
+    from .images import Image
     from .sandbox import Change, Process, Result, Sandbox, SandboxPath, inside
     from .spec import Mount, SandboxSpec
 
 _HOME = {
     **dict.fromkeys(("Change", "Process", "Result", "Sandbox", "SandboxPath", "inside"), "sandbox"),
     **dict.fromkeys(("Mount", "SandboxSpec"), "spec"),
+    "Image": "images",
     **dict.fromkeys((
         "ImageCorrupt", "ImageError", "ImageNotFound", "LayerRejected", "RegistryAuthError", "RegistryError",
         "SandboxCallError", "SandboxClosedError", "SandboxCommandDenied", "SandboxCommandError",
@@ -49,16 +51,17 @@ _HOME = {
 }
 
 __all__ = [
-    "Change", "ImageCorrupt", "ImageError", "ImageNotFound", "LayerRejected", "Mount", "Process", "RegistryAuthError",
-    "RegistryError", "Result", "Sandbox", "SandboxCallError", "SandboxClosedError", "SandboxCommandDenied",
-    "SandboxCommandError", "SandboxCommandMisplaced", "SandboxCommandNotFound", "SandboxCommandRefused",
+    "Change", "Image", "ImageCorrupt", "ImageError", "ImageNotFound", "LayerRejected", "Mount", "Process",
+    "RegistryAuthError", "RegistryError", "Result", "Sandbox", "SandboxCallError", "SandboxClosedError",
+    "SandboxCommandDenied", "SandboxCommandError", "SandboxCommandMisplaced", "SandboxCommandNotFound",
+    "SandboxCommandRefused",
     "SandboxCrashed", "SandboxError", "SandboxPath", "SandboxProtocolError", "SandboxSpec", "SandboxStartError",
     "SandboxTimeout", "SandboxUnavailable", "SandboxUsageError", "StoreError", "inside",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Image", "Network", "Outbound", "Usage"):
+    if name in ("Network", "Outbound", "Usage"):
         raise AttributeError(f"{__name__}.{name} is not available yet in this version")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

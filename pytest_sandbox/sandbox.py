@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from .errors import (
@@ -18,7 +19,7 @@ from .errors import (
     SandboxTimeout,
     SandboxUsageError,
 )
-from .planning import plan_for
+from .planning import is_host, plan_for
 from .runtime import launch
 from .runtime import syscalls as sc
 from .runtime.launch import shutdown
@@ -28,6 +29,7 @@ from .spec import SandboxSpec, parse_options
 
 if TYPE_CHECKING:
     from .files import SandboxPath
+    from .images import Image
     from .layerdiff import Change
     from .process import Process, Result
 
@@ -49,7 +51,7 @@ def __getattr__(name: str) -> Any:
 
 
 #: Members of the interface that a later version brings.
-COMING = frozenset({"commit", "connect", "forward", "freeze", "stacks", "thaw", "update", "usage", "wait_for_port"})
+COMING = frozenset({"connect", "forward", "freeze", "stacks", "thaw", "update", "usage", "wait_for_port"})
 
 
 class Sandbox:
@@ -65,6 +67,7 @@ class Sandbox:
         self.spec = (spec or SandboxSpec()).merged(parse_options(options))
         self._running: Running | None = None
         self._closed = False
+        self._onward: SandboxSpec | None = None  # what a commit goes on with, until the next reset
         self._lock = threading.RLock()
 
     def __repr__(self) -> str:
@@ -104,7 +107,7 @@ class Sandbox:
                                                                           "reset() instead of close().")
             if self._running is None:
                 try:
-                    self._running = launch.take(plan_for(self.spec))
+                    self._running = launch.take(plan_for(self._onward or self.spec))
                 except SandboxStartError as error:
                     from .runtime.probe import explain
                     raise explain(error) from error
@@ -118,6 +121,7 @@ class Sandbox:
     def close(self) -> None:
         """Ends everything inside and forgets the writable layer. Does nothing when it is closed already."""
         self._closed = True
+        self._onward = None
         running = self._part()
         if running is not None:
             running.let_go()
@@ -138,10 +142,42 @@ class Sandbox:
         :raises SandboxClosedError: after :meth:`close`.
         """
         running = None if self._closed else self._part()
+        self._onward = None
         if running is not None:
             running.let_go()
             running.wait_gone()
         self._ready()
+
+    def commit(self, name: str | None = None, **config: Any) -> Image:
+        """Freezes the writable layer into a read-only one, and returns an image that any sandbox can start from.
+
+        While nothing runs inside, the layer is kept where it is, in memory, whatever its size, until nobody refers to
+        the image any more or this process ends. The sandbox goes on above it: its files are as they were, ``/run`` and
+        ``/dev/shm`` are empty, and :meth:`changes` starts anew. While something runs inside, and for a commit with a
+        name, the layer is copied into the layer store; what runs inside goes on undisturbed.
+
+        :param name: what to call the image, for later runs: a reference such as ``"team/app:1"``; for a state of the
+            host ``"host:NAME"``.
+        :param config: changes of the image's configuration: ``env``, ``user``, ``workdir``, ``entrypoint``, ``cmd``,
+            ``stop_signal``, ``labels``.
+        :raises ImageError: when the image below cannot be committed on.
+        :raises StoreError: when the layer store's disk is full or fails.
+        """
+        from . import committing
+        with self._lock:
+            running = self._ready()
+            spec = self._onward or self.spec
+            busy = bool(running.children or self.processes())
+            image = committing.commit(running, spec.image, name, config, busy)
+            if busy:
+                return image
+            self._running = None
+            running.let_go()
+            running.wait_gone()
+            self._onward = replace(spec, image=committing.without(image, spec.image) if config else image)
+            if name is not None:
+                return committing.store(image, running.plan, {}, name)
+            return image
 
     def kill(self) -> None:
         """Kills every process inside, also those that left their session or ignore signals. The files remain.
@@ -173,7 +209,7 @@ class Sandbox:
 
         :raises SandboxUsageError: when its image is another system than the host.
         """
-        if spec.image != "host":
+        if not is_host(spec.image):
             raise SandboxUsageError(
                 f"a test's body cannot run in image {spec.image!r} yet", option="image", value=spec.image,
                 why="its process is a fork of pytest, whose interpreter and libraries are the host's",

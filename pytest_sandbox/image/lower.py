@@ -11,6 +11,7 @@ from .resolve import entry_path, open_directory
 
 _OPAQUE = ("trusted.overlay.opaque", "user.overlay.opaque")
 _MOST_LINKS = 40  # as the kernel's own limit, path_resolution(7)
+_REDIRECT = ("trusted.overlay.redirect", "user.overlay.redirect")
 _WHITEOUT = ("trusted.overlay.whiteout", "user.overlay.whiteout")
 
 
@@ -37,37 +38,80 @@ class LowerView:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def lowest(self) -> int:
+        """The descriptor of the lowest layer."""
+        return self._fds[-1]
+
+    def close(self) -> None:
         for fd in self._fds:
             os.close(fd)
         self._fds = []
 
     def lookup(self, parts: Sequence[bytes]) -> Found | None:
         """The entry at ``parts``, no link followed; None where there is none, or no directory above it."""
-        live = list(self._fds)  # the layers whose directory shows through so far, uppermost first
-        path = b""
-        for last, name in ((at == len(parts) - 1, one) for at, one in enumerate(parts)):
-            found: list[tuple[int, os.stat_result]] = []
-            for fd in live:
-                status = _status(fd, path, name)
+        found = self._merged(parts)
+        if not found:
+            return None
+        fd, path, status = found[0]
+        return Found(fd, path, status, _readlink(fd, path) if stat.S_ISLNK(status.st_mode) else b"")
+
+    def names(self, parts: Sequence[bytes]) -> set[bytes]:
+        """What a directory holds, seen from above; nothing if it is none."""
+        shown: set[bytes] = set()
+        gone: set[bytes] = set()
+        for fd, path, status in self._merged(parts) if parts else [(fd, b"", os.fstat(fd)) for fd in self._fds]:
+            if not stat.S_ISDIR(status.st_mode):
+                break
+            try:
+                folder = open_directory(fd, path)
+            except OSError:
+                continue
+            try:
+                for name in map(os.fsencode, _listed(folder)):
+                    if name in shown or name in gone:
+                        continue
+                    (gone if is_whiteout(folder, name, os.lstat(name, dir_fd=folder)) else shown).add(name)
+            finally:
+                os.close(folder)
+        return shown
+
+    def _merged(self, parts: Sequence[bytes]) -> list[tuple[int, bytes, os.stat_result]]:
+        """The layers' entries that make up the one at ``parts``, uppermost first: one file, or directories.
+
+        Each layer has its own path: a renamed directory leads to another name in the layers below its own.
+        """
+        live = [(fd, b"") for fd in self._fds]
+        found: list[tuple[int, bytes, os.stat_result]] = []
+        for name in parts:
+            found = []
+            elsewhere: bytes | None = None
+            for fd, path in live:
+                where = _join(path, name) if elsewhere is None else elsewhere
+                status = _status(fd, *_split(where))
                 if status is None:
                     continue
-                if is_whiteout(fd, _join(path, name), status):
+                if is_whiteout(fd, where, status):
                     break
                 if not stat.S_ISDIR(status.st_mode):
                     if not found:
-                        found.append((fd, status))
+                        found.append((fd, where, status))
                     break
-                found.append((fd, status))
-                if _has(fd, _join(path, name), _OPAQUE):
+                found.append((fd, where, status))
+                if _has(fd, where, _OPAQUE):
                     break
-            path = _join(path, name)
+                redirect = _redirect(fd, where)
+                if redirect.startswith(b"/"):
+                    elsewhere = redirect.strip(b"/")
+                elif redirect:
+                    elsewhere = _join(_split(where)[0], redirect)
             if not found:
-                return None
-            if last:
-                fd, status = found[0]
-                return Found(fd, path, status, _readlink(fd, path) if stat.S_ISLNK(status.st_mode) else b"")
-            live = [fd for fd, status in found if stat.S_ISDIR(status.st_mode)]
-        return None
+                return []
+            # What a directory is merged with below it is settled by now, wherever a redirect has led.
+            live = [(fd, where) for fd, where, status in found if stat.S_ISDIR(status.st_mode)]
+        return found
 
     def follow(self, parts: Sequence[bytes]) -> Found | None:
         """As :meth:`lookup`, with every link followed inside the merged root; None also where links go in circles."""
@@ -99,6 +143,31 @@ class LowerView:
 
 def _join(path: bytes, name: bytes) -> bytes:
     return path + b"/" + name if path else name
+
+
+def _split(path: bytes) -> tuple[bytes, bytes]:
+    parent, _, name = path.rpartition(b"/")
+    return parent, name
+
+
+def _listed(folder: int) -> list[str]:
+    again = os.open(f"/proc/self/fd/{folder}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return os.listdir(again)
+    except OSError:
+        return []
+    finally:
+        os.close(again)
+
+
+def _redirect(layer_fd: int, path: bytes) -> bytes:
+    """Where overlayfs looks for a renamed directory in the layers below (redirect_dir); empty if it was not renamed."""
+    for name in _REDIRECT:
+        try:
+            return os.getxattr(entry_path(layer_fd, path), name, follow_symlinks=False)
+        except OSError:
+            continue
+    return b""
 
 
 def _status(layer_fd: int, path: bytes, name: bytes) -> os.stat_result | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import stat
+from dataclasses import replace
 
 from ..errors import ImageError
 from ..rootfs import Root, Tree
@@ -16,13 +17,14 @@ from .resolve import openat2
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-def image_root(stack: LayerStack) -> Root:
+def image_root(stack: LayerStack, above: tuple[str, ...] = ()) -> Root:
     """The root filesystem of an image.
 
+    :param above: layers on top that are not part of it; its user may be found in them.
     :raises ImageError: when its user or its stop signal cannot be found.
     """
     config = stack.config
-    uid, gid, home = find_user(stack)
+    uid, gid, home = find_user(replace(stack, layers=(*stack.layers, *above)) if above else stack)
     env = {"PATH": PATH, "HOME": home, **dict(config.env)}
     return Root(
         (Tree("/", stack.layers),), look=(stack.root.mode, stack.root.uid, stack.root.gid), env=tuple(env.items()),

@@ -28,6 +28,7 @@ from .own import (
     own_ways,
 )
 from .ownfiles import copy_layer, own_files
+from .ownstate import own_state
 from .shadow import own_shadow
 
 TYPE_CHECKING = False  # as typing's, whose import the helper's heap can do without
@@ -277,5 +278,5 @@ def loopback() -> None:
 OPERATIONS: dict[str, Callable[..., None]] = {
     one.__name__: one for one in (
         own_layer, own_parents, own_hide, own_link, own_file, own_dir, own_files, own_names, own_ways, own_shadow,
-        scratch, overlay, proc, sys, dev, tmpfs, run, bind, pivot, fresh_sys, mqueue, hostname, loopback)
+        own_state, scratch, overlay, proc, sys, dev, tmpfs, run, bind, pivot, fresh_sys, mqueue, hostname, loopback)
 }

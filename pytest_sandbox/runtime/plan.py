@@ -14,13 +14,14 @@ import os
 import pwd
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import SandboxStartError
 from ..rootfs import Root, Tree
 from ..spec import CAPABILITIES, DEFAULT_CAPABILITIES, SandboxSpec
 from . import syscalls as sc
+from .frozen import key_of, path_in_helper
 from .mounts import NODES
 
 #: How each operation reads; the arguments are those of the function of the same name in :mod:`.mounts`.
@@ -32,6 +33,7 @@ _READS = {
     "own_file": "copy {2} to {1} in {0}",
     "own_dir": "make the directory {1} in {0} like {2}",
     "own_files": "make what is this sandbox's own, and not the image's, in {0}",
+    "own_state": "bring the committed layer {1} into memory, at {0}",
     "own_names": "give the layers short names in {0}",
     "own_ways": "repeat the directories of others in {1} that lead to what the caller may write to, in {0}",
     "own_shadow": "repeat the directories of {1}, owned by the caller, in {0}",
@@ -76,7 +78,7 @@ class Plan:
     """All that the helper and init need to know. ``key`` names its content; ``kept`` is root's capabilities, as bits.
 
     ``made`` holds the paths that the making itself leaves in the writable layer: where mounts are put. ``ids`` are the
-    uid and gid inside that processes run as.
+    uid and gid inside that processes run as. ``frozen`` are the keys of the layers in memory that it needs.
     """
 
     key: str
@@ -85,6 +87,7 @@ class Plan:
     kept: int
     made: frozenset[str]
     ids: tuple[int, int]
+    frozen: frozenset[str] = frozenset()
 
     def steps(self) -> Iterable[str]:
         """Every operation in words, in order."""
@@ -121,12 +124,22 @@ def make_plan(spec: SandboxSpec, root: Root, host: Host) -> Plan:
     """
     uid, gid = user_ids(spec, host, root)
     owns = not host.privileged and uid == 0 and root.host  # root of a tree whose owners are not mapped
-    template, overlays = [], []
+    template: list[list[Any]] = []
+    overlays: list[list[Any]] = []
     own = {} if root.host else _image_files(spec, (uid, gid), root)
-    layers = f"/own/{_layers_name(root, owns, host, spec.workdir, own)}"
+    base = [(replace(tree, frozen=()), _states(tree)) for tree in root.trees]  # what our own layers are made from
+    layers = f"/own/{_layers_name(base, owns, host, spec.workdir, own)}"
     for number, tree in enumerate(root.trees):
         lowers = [f"/host{lower}".rstrip("/") for lower in tree.lowers]
+        committed = [path_in_helper(one) for one in tree.frozen]
+        if root.host:
+            for one in _states(tree):
+                at = tree.frozen.index(one)
+                committed[at] = f"{layers}/{number}.state{at}"
+                template.append(["own_state", committed[at], f"/host{one}"])
         like: str | list[int] = lowers[-1] if root.look is None else list(root.look)
+        if committed:
+            like = committed[-1]
         layer = f"{layers}/{number}"
         made = _own_layer(layer, tree, owns, () if host.privileged else _written(spec)) if root.host else []
         if made:
@@ -137,13 +150,14 @@ def make_plan(spec: SandboxSpec, root: Root, host: Host) -> Plan:
                 lowers += [f"{layer}.data", layer] if made[-1][0] == "own_shadow" else [layer]
         options = "redirect_dir=on,xino=auto" if host.privileged else "userxattr,xino=auto"
         flags = sc.MS_NODEV | (sc.MS_NOEXEC if tree.noexec else 0)
-        short = f"{layer}.short" if len(lowers) > 20 else None
+        short = f"{layer}.short" if len(lowers) + len(committed) > 20 else None
         seed = None
         if not root.host:
             below, lowers = lowers, [*lowers, layer]
             template.append(["own_files", layer, below, short, "" if host.privileged else "userxattr", own])
-            if len(lowers) > _MOST_LAYERS:
+            if len(lowers) > _MOST_LAYERS and not committed:
                 lowers, seed = below, layer
+        lowers = [*lowers, *committed]
         if short is not None:
             template.insert(0, ["own_names", short, lowers])
         overlays.append(["overlay", number, tree.target, lowers, short, like, flags, options, uid == 0, seed])
@@ -181,7 +195,13 @@ def make_plan(spec: SandboxSpec, root: Root, host: Host) -> Plan:
     made_paths = frozenset(_made(spec)) | (frozenset() if root.host else _MOUNTED)
     if any(one[-1] is not None for one in overlays):
         made_paths |= _SEEDED
-    return Plan(key, body, root, kept, made_paths, (uid, gid))
+    kept_layers = frozenset(name for tree in root.trees for one in tree.frozen if (name := key_of(one)) is not None)
+    return Plan(key, body, root, kept, made_paths, (uid, gid), kept_layers)
+
+
+def _states(tree: Tree) -> list[str]:
+    """What was committed on top of a tree and lies in the layer store."""
+    return [one for one in tree.frozen if key_of(one) is None]
 
 
 def _last_capability() -> int:

@@ -28,7 +28,8 @@ LEVELS = {
 }
 
 #: Modules that are part of another room: a sandbox's host side is one room in several files.
-PART_OF = {"calls": "sandbox", "copying": "sandbox", "files": "sandbox", "layerdiff": "sandbox",
+PART_OF = {"calls": "sandbox", "committing": "sandbox", "images": "sandbox", "copying": "sandbox", "files": "sandbox",
+           "layerdiff": "sandbox",
            "planning": "sandbox", "process": "sandbox"}
 
 #: The modules (with all that lies below them) that may import what is not everybody's.
