@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn
 from .errors import (
     SandboxClosedError,
     SandboxCommandError,
+    SandboxError,
     SandboxStartError,
     SandboxTimeout,
     SandboxUsageError,
@@ -68,6 +69,7 @@ class Sandbox:
         self._running: Running | None = None
         self._closed = False
         self._onward: SandboxSpec | None = None  # what a commit goes on with, until the next reset
+        self._ahead: str | None = None  # the plan by which another one was made ahead
         self._lock = threading.RLock()
 
     def __repr__(self) -> str:
@@ -122,6 +124,9 @@ class Sandbox:
         """Ends everything inside and forgets the writable layer. Does nothing when it is closed already."""
         self._closed = True
         self._onward = None
+        if self._ahead is not None:
+            launch.drop(self._ahead)
+            self._ahead = None
         running = self._part()
         if running is not None:
             running.let_go()
@@ -129,12 +134,15 @@ class Sandbox:
 
     def discard(self) -> None:
         """As :meth:`close`, without waiting for the end, unless what runs inside could still be met outside."""
-        if self.spec.network == "host" or any(not one.read_only for one in self.spec.mounts):
+        if self._can_be_met_outside():
             self.close()
         self._closed = True
         running = self._part()
         if running is not None:
             launch.supervisor().end(running)
+
+    def _can_be_met_outside(self) -> bool:
+        return self.spec.network == "host" or any(not one.read_only for one in self.spec.mounts)
 
     def reset(self) -> None:
         """Throws the writable layer and all processes away and starts afresh, also when the old ones have ended.
@@ -144,9 +152,16 @@ class Sandbox:
         running = None if self._closed else self._part()
         self._onward = None
         if running is not None:
-            running.let_go()
-            running.wait_gone()
-        self._ready()
+            if self._can_be_met_outside():
+                running.let_go()
+                running.wait_gone()
+            else:
+                launch.supervisor().end(running)
+        plan = self._ready().plan
+        if running is not None:  # who resets once will do so again: the next one is made beside what comes now
+            self._ahead = plan.key
+            with suppress(SandboxError):
+                launch.supervisor().prepare(plan)
 
     def commit(self, name: str | None = None, **config: Any) -> Image:
         """Freezes the writable layer into a read-only one, and returns an image that any sandbox can start from.

@@ -131,13 +131,14 @@ def _known_by(store: ImageStore, stored: StoredImage) -> StoredImage:
     """The image that the missing layers came with: for one that was committed or built, the one that it is based on."""
     missing = {one.digest for one in stored.layers
                if one.size != 0 and not os.path.exists(store.layout.blob(one.digest))}
+    found = stored
     for name in store.layout.keys("images"):
         other = store.image(f"sha256:{name.removesuffix('.json')}")
         if (other is not None and missing <= {one.digest for one in other.layers}
-                and len(other.diff_ids) < len(stored.diff_ids)
+                and len(other.diff_ids) < len(found.diff_ids)
                 and other.diff_ids == stored.diff_ids[:len(other.diff_ids)]):
-            return other
-    return stored
+            found = other
+    return found
 
 
 @contextlib.contextmanager

@@ -193,6 +193,11 @@ class ImageStore:
             return f"rootfs:{os.path.realpath(reference.path)}"
         return f"{reference} {self.platform}"
 
+    def has(self, reference: str) -> bool:
+        """Whether the store knows what ``reference`` means."""
+        parsed = parse_reference(reference)
+        return os.path.exists(self.layout.name(self.name_key(self.pinned(parsed))))
+
     def _known(self, parsed: Reference, reference: str) -> LayerStack | None:
         if isinstance(parsed, StoredReference):
             image_id: str | None = parsed.image_id

@@ -163,6 +163,15 @@ class Supervisor:
             if plan.key not in self.ahead:
                 self.ahead[plan.key] = self.make(plan)
 
+    def drop(self, key: str) -> None:
+        """Ends what was made ahead by one plan, and what is on its way out."""
+        with self.lock:
+            ready = self.ahead.pop(key, None)
+            for one in [*([ready] if ready is not None else []), *self.ending]:
+                one.let_go()
+                one.wait_gone()
+            self.ending.clear()
+
     def end(self, one: Running) -> None:
         """Lets a sandbox go without waiting for its end; at most a few are on their way out at a time."""
         one.let_go()
@@ -247,6 +256,12 @@ def renew() -> None:
         for one in [one for one in _retired if one.pid == os.getpid() and not one.in_use]:
             _retired.remove(one)
             one.close()
+
+
+def drop(key: str) -> None:
+    """Ends what was made ahead by one plan. Does nothing in a fork of the process that made it."""
+    if _supervisor is not None and _supervisor.pid == os.getpid():
+        _supervisor.drop(key)
 
 
 def thaw(key: str) -> None:

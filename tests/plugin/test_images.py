@@ -77,3 +77,76 @@ def test_a_conftest_hands_an_image_to_its_tests(pytester: pytest.Pytester) -> No
     result = pytester.runpytest_subprocess("-s")
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(["*it is one*"])
+
+
+PREPARED = """
+    import os, time
+    import pytest
+
+    def prepare(sandbox):
+        with open("made", "a") as log:
+            log.write("once\\n")
+        time.sleep(0.2)
+        sandbox.path("/etc/prepared").write_text("yes")
+
+    @pytest.fixture(scope="session")
+    def sandbox_image(sandbox_factory):
+        return sandbox_factory.prepared(prepare, user="root")
+"""
+USES = """
+    import pytest
+    pytestmark = pytest.mark.sandbox(user="root")
+
+    @pytest.mark.parametrize("number", range(6))
+    def test_it(sandbox, number):
+        assert sandbox.path("/etc/prepared").read_text() == "yes"
+        assert sandbox.changes() == []
+        sandbox.run(["rm", "/etc/prepared"], check=True)
+"""
+
+
+def test_a_state_is_prepared_once_a_run(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(PREPARED)
+    pytester.makepyfile(USES)
+    pytester.runpytest_subprocess().assert_outcomes(passed=6)
+    assert (pytester.path / "made").read_text() == "once\n"
+
+
+def test_a_state_is_prepared_once_for_all_workers(pytester: pytest.Pytester) -> None:
+    pytest.importorskip("xdist")
+    pytester.makeconftest(PREPARED)
+    pytester.makepyfile(USES)
+    for count in (1, 2):
+        result = pytester.runpytest_subprocess("-n", "2")
+        result.assert_outcomes(passed=6)
+        assert (pytester.path / "made").read_text() == "once\n" * count
+
+
+def test_a_preparation_that_fails_is_told(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(PREPARED.replace('sandbox.path("/etc', 'sandbox.path("/no/etc'))
+    pytester.makepyfile(USES)
+    result = pytester.runpytest_subprocess()
+    result.assert_outcomes(errors=6)
+    result.stdout.fnmatch_lines(["*FileNotFoundError*"])
+
+
+@pytest.mark.parametrize("name", ["host:prepared", "an object"])
+def test_a_marked_test_runs_on_a_state_of_the_host(pytester: pytest.Pytester, name: str) -> None:
+    pytester.makepyfile(f"""
+        from pathlib import Path
+        import pytest
+        from pytest_sandbox import Sandbox, inside
+
+        with Sandbox(user="root") as first:
+            first.path("/etc/prepared").write_text("yes")
+            image = first.commit({name!r} if ":" in {name!r} else None)
+
+        @pytest.mark.sandbox(image=image, user="root")
+        def test_inside():
+            assert inside()
+            assert Path("/etc/prepared").read_text() == "yes"
+
+        def test_outside():
+            assert not Path("/etc/prepared").exists()
+    """)
+    pytester.runpytest_subprocess().assert_outcomes(passed=2)
