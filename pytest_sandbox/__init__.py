@@ -10,10 +10,14 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .errors import (
+        DiskLimitExceeded,
         ImageCorrupt,
         ImageError,
         ImageNotFound,
         LayerRejected,
+        LimitExceeded,
+        MemoryLimitExceeded,
+        PidsLimitExceeded,
         RegistryAuthError,
         RegistryError,
         SandboxCallError,
@@ -31,16 +35,20 @@ if TYPE_CHECKING:
         SandboxUnavailable,
         SandboxUsageError,
         StoreError,
+        TimeLimitExceeded,
     )
     from .images import Image
     from .sandbox import Change, Process, Result, Sandbox, SandboxPath, inside
     from .spec import Mount, SandboxSpec
+    from .usage import LimitEvents, Usage
 
 _HOME = {
     **dict.fromkeys(("Change", "Process", "Result", "Sandbox", "SandboxPath", "inside"), "sandbox"),
     **dict.fromkeys(("Mount", "SandboxSpec"), "spec"),
     "Image": "images",
+    **dict.fromkeys(("LimitEvents", "Usage"), "usage"),
     **dict.fromkeys((
+        "DiskLimitExceeded", "LimitExceeded", "MemoryLimitExceeded", "PidsLimitExceeded", "TimeLimitExceeded",
         "ImageCorrupt", "ImageError", "ImageNotFound", "LayerRejected", "RegistryAuthError", "RegistryError",
         "SandboxCallError", "SandboxClosedError", "SandboxCommandDenied", "SandboxCommandError",
         "SandboxCommandMisplaced", "SandboxCommandNotFound",
@@ -51,17 +59,48 @@ _HOME = {
 }
 
 __all__ = [
-    "Change", "Image", "ImageCorrupt", "ImageError", "ImageNotFound", "LayerRejected", "Mount", "Process",
-    "RegistryAuthError", "RegistryError", "Result", "Sandbox", "SandboxCallError", "SandboxClosedError",
-    "SandboxCommandDenied", "SandboxCommandError", "SandboxCommandMisplaced", "SandboxCommandNotFound",
+    "Change",
+    "DiskLimitExceeded",
+    "Image",
+    "ImageCorrupt",
+    "ImageError",
+    "ImageNotFound",
+    "LayerRejected",
+    "LimitEvents",
+    "LimitExceeded",
+    "MemoryLimitExceeded",
+    "Mount",
+    "PidsLimitExceeded",
+    "Process",
+    "RegistryAuthError",
+    "RegistryError",
+    "Result",
+    "Sandbox",
+    "SandboxCallError",
+    "SandboxClosedError",
+    "SandboxCommandDenied",
+    "SandboxCommandError",
+    "SandboxCommandMisplaced",
+    "SandboxCommandNotFound",
     "SandboxCommandRefused",
-    "SandboxCrashed", "SandboxError", "SandboxPath", "SandboxProtocolError", "SandboxSpec", "SandboxStartError",
-    "SandboxTimeout", "SandboxUnavailable", "SandboxUsageError", "StoreError", "inside",
+    "SandboxCrashed",
+    "SandboxError",
+    "SandboxPath",
+    "SandboxProtocolError",
+    "SandboxSpec",
+    "SandboxStartError",
+    "SandboxTimeout",
+    "SandboxUnavailable",
+    "SandboxUsageError",
+    "StoreError",
+    "TimeLimitExceeded",
+    "Usage",
+    "inside",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Network", "Outbound", "Usage"):
+    if name in ("Network", "Outbound"):
         raise AttributeError(f"{__name__}.{name} is not available yet in this version")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

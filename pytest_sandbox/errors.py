@@ -16,6 +16,11 @@
     ├── SandboxProtocolError     (ValueError)          what came out of a sandbox is not a valid message
     ├── SandboxCallError         (RuntimeError)        a function called inside raised, or its value is not data
     ├── SandboxCrashed           (RuntimeError)        a test's process died before it could report
+    ├── LimitExceeded            (RuntimeError)        what ran in a sandbox reached one of its limits
+    │   ├── MemoryLimitExceeded  (MemoryError)         the kernel killed it for want of memory
+    │   ├── PidsLimitExceeded    (BlockingIOError)     no more processes or threads
+    │   ├── DiskLimitExceeded    (OSError)             its writable layer is full
+    │   └── TimeLimitExceeded    (TimeoutError)        its time was up
     ├── StoreError               (OSError)             the layer store cannot be used, or is full
     └── ImageError               (ValueError)          an image reference, or an image, is unusable
         ├── ImageNotFound        (LookupError)         there is no such image
@@ -187,6 +192,65 @@ class SandboxCrashed(SandboxError, RuntimeError):
                  output: str = "", why: str | None = None, remedy: str | None = None) -> None:
         self.phase, self.signal, self.exitcode, self.output = phase, signal, exitcode, output
         self._tell(what, why, remedy)
+
+
+class LimitExceeded(SandboxError, RuntimeError):
+    """What ran in a sandbox reached one of its limits. ``option`` names it, ``limit`` is its value."""
+
+    option: str
+    limit: float | None
+
+
+class MemoryLimitExceeded(LimitExceeded, MemoryError):
+    """The kernel ended a sandbox because it reached its memory limit.
+
+    ``limit`` and ``peak`` are bytes, ``kills`` how many processes the kernel killed, ``victim`` the name of the first
+    one and ``victim_pid`` the host's number of it, where they are known.
+    """
+
+    def __init__(self, what: str, *, limit: int | None, peak: int | None = None, kills: int | None = None,
+                 victim: str | None = None, victim_pid: int | None = None, why: str | None = None,
+                 remedy: str | None = None) -> None:
+        self.option, self.limit, self.peak, self.kills = "memory", limit, peak, kills
+        self.victim, self.victim_pid = victim, victim_pid
+        self._tell(what, why, remedy)
+
+
+class PidsLimitExceeded(LimitExceeded, BlockingIOError):
+    """A sandbox reached the most tasks that it may have. ``limit`` and ``peak`` are tasks, ``refused`` failed forks."""
+
+    def __init__(self, what: str, *, limit: int | None, peak: int | None = None, refused: int | None = None,
+                 why: str | None = None, remedy: str | None = None) -> None:
+        self.option, self.limit, self.peak, self.refused = "pids", limit, peak, refused
+        self.errno, self.strerror = 11, os.strerror(11)  # EAGAIN, as fork(2) has it
+        self._tell(what, why, remedy)
+
+
+class DiskLimitExceeded(LimitExceeded, OSError):
+    """A sandbox's writable layer is full. ``limit`` is its size in bytes, ``full`` is ``blocks`` or ``inodes``."""
+
+    def __init__(self, what: str, *, limit: int | None, used: int | None = None, full: str = "blocks",
+                 why: str | None = None, remedy: str | None = None) -> None:
+        self.option, self.limit, self.used, self.full = "disk", limit, used, full
+        self.errno, self.strerror = 28, os.strerror(28)  # ENOSPC
+        self._tell(what, why, remedy)
+
+
+class TimeLimitExceeded(LimitExceeded, TimeoutError):
+    """What ran in a sandbox was ended because its time was up.
+
+    ``limit`` is the timeout in seconds, ``elapsed`` how long it ran, ``verdict`` is ``spinning``, ``blocked`` or
+    ``waiting`` (None: not known), ``stacks`` where its processes stood, as text.
+    """
+
+    def __init__(self, what: str, *, limit: float | None, elapsed: float | None = None, verdict: str | None = None,
+                 stacks: str = "", why: str | None = None, remedy: str | None = None) -> None:
+        self.option, self.limit, self.elapsed = "timeout", limit, elapsed
+        self.verdict, self.stacks = verdict, stacks
+        self._tell(what, why, remedy)
+
+    def __str__(self) -> str:
+        return f"{self._text}\n\n{self.stacks}" if self.stacks else self._text
 
 
 class SandboxCommandError(SandboxError, subprocess.CalledProcessError):

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import ImageError
 from .images import Image, changed, stack_up
-from .runtime import frozen, launch
+from .runtime import cgroups, frozen, launch
 from .runtime.plan import Host, Plan, make_plan
-from .spec import SandboxSpec
+from .spec import LIMITS, SandboxSpec
 
 if TYPE_CHECKING:
     from .image.host import HostImage
@@ -58,17 +58,23 @@ def plan_for(spec: SandboxSpec) -> Plan:
 
     :raises ImageError: when the image cannot be had or used.
     :raises SandboxStartError: when a mount's source does not exist.
+    :raises SandboxUnavailable: when this host cannot enforce a limit.
     """
     host = launch.supervisor().host
     with _planning:
         root = _root(spec, host)
     image = spec.image.token if isinstance(spec.image, Image) else spec.image  # not itself: it shall be let go one day
-    key = (image, spec.network, spec.user, spec.mounts, spec.persist, spec.hostname, spec.disk, spec.capabilities,
-           spec.hide, spec.workdir, host)
+    key = (image, spec.network, spec.user, spec.mounts, spec.persist, spec.hostname, spec.capabilities,
+           spec.hide, spec.workdir, host, *_limits(spec))
+    control = cgroups.host_control()
     made = _plans.get(key)
     if made is None or made[0] != root or spec.mounts:  # the source of a mount may have gone since
-        made = _plans[key] = root, make_plan(spec, root, host)
+        made = _plans[key] = root, make_plan(spec, root, host, control.layout(spec))
     return made[1]
+
+
+def _limits(spec: SandboxSpec) -> tuple[Any, ...]:
+    return (*(getattr(spec, option) for option in LIMITS), cgroups.asked_pids(spec), cgroups.host_control().run.name)
 
 
 def is_host(image: Any) -> bool:

@@ -28,6 +28,7 @@ from .errors import (
 )
 from .runtime import protocol
 from .runtime.running import Running, forking, when_inside
+from .usage import Usage
 
 #: How much of each output stream ``run()`` keeps unless it is told otherwise, in bytes.
 OUTPUT_LIMIT = 16 << 20
@@ -37,18 +38,19 @@ class Result(subprocess.CompletedProcess[Any]):
     """What ``Sandbox.run`` returns: a :class:`subprocess.CompletedProcess` that also tells how the command ended.
 
     ``timed_out``: it was ended because its time was up. ``signal``: the number of the signal that ended it, or None.
-    ``truncated``: it printed more than ``output_limit`` and was cut off there. ``oom_killed`` and ``usage``: None,
-    until limits and accounting are available.
+    ``truncated``: it printed more than ``output_limit`` and was cut off there. ``oom_killed``: the sandbox reached its
+    memory limit meanwhile, which ended it. ``usage``: what was used inside while the command ran.
     """
 
     def __init__(self, args: Sequence[str], returncode: int, stdout: Any = None, stderr: Any = None, *,
-                 timed_out: bool = False, truncated: bool = False) -> None:
+                 timed_out: bool = False, truncated: bool = False, oom_killed: bool = False,
+                 usage: Usage | None = None) -> None:
         super().__init__(args, returncode, stdout, stderr)
         self.timed_out = timed_out
         self.truncated = truncated
         self.signal = -returncode if returncode < 0 else None
-        self.oom_killed: bool | None = None
-        self.usage: None = None
+        self.oom_killed = oom_killed
+        self.usage = usage or Usage()
 
 
 _live: weakref.WeakSet[Process] = weakref.WeakSet()
@@ -76,9 +78,11 @@ class Process:
     """
 
     def __init__(self, args: Sequence[str], channel: socket.socket, streams: tuple[int, int, int], text: bool,
-                 stop_signal: int = signal.SIGTERM) -> None:
+                 running: Running) -> None:
         self.args = list(args)
-        self._stop_signal = stop_signal
+        self._running = running
+        self._stop_signal = running.plan.root.stop_signal
+        self._used: list[float] | None = None  # as its init counted it
         self.returncode: int | None = None
         self.pid = -1
         self._channel = channel
@@ -142,12 +146,24 @@ class Process:
                 poll.register(self._channel, select.POLLIN)
                 if not poll.poll(None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000):
                     raise subprocess.TimeoutExpired(self.args, timeout or 0)
-                status = int(self._receive()["status"])
+                self.returncode = self._ended()
                 self._close()
-                self.returncode = os.waitstatus_to_exitcode(status)
             return self.returncode
         finally:
             self._waiting.release()
+
+    def _ended(self) -> int:
+        try:
+            message = self._receive()
+        except SandboxClosedError:
+            from .limits import killed_for_memory
+            if killed_for_memory(self._running):
+                return -int(signal.SIGKILL)
+            raise
+        used = message.get("used")
+        if isinstance(used, list) and len(used) == 4 and all(isinstance(one, (int, float)) for one in used):
+            self._used = used
+        return os.waitstatus_to_exitcode(int(message["status"]))
 
     def send_signal(self, number: int) -> None:
         """Sends a signal, unless it has ended."""
@@ -245,7 +261,7 @@ def start(running: Running, what: dict[str, Any], given: tuple[Any, Any, Any], t
                 running.request({"spawn": what}, (*theirs, other.fileno()))
             finally:
                 protocol.close(keep)
-        return Process(what["argv"], channel, (ours[0], ours[1], ours[2]), text, running.plan.root.stop_signal)
+        return Process(what["argv"], channel, (ours[0], ours[1], ours[2]), text, running)
     except BaseException:
         protocol.close([fd for fd in ours if fd >= 0])
         channel.close()

@@ -29,10 +29,14 @@ from .runtime.running import ForkedChild, Running, give_up, inside
 from .spec import SandboxSpec, parse_options
 
 if TYPE_CHECKING:
+    from .deadline import Deadline
+    from .errors import MemoryLimitExceeded
     from .files import SandboxPath
     from .images import Image
     from .layerdiff import Change
     from .process import Process, Result
+    from .stacks import ProcessStack
+    from .usage import LimitEvents, Usage
 
     StrPath = str | os.PathLike[str] | bytes
 
@@ -52,7 +56,7 @@ def __getattr__(name: str) -> Any:
 
 
 #: Members of the interface that a later version brings.
-COMING = frozenset({"connect", "forward", "freeze", "stacks", "thaw", "update", "usage", "wait_for_port"})
+COMING = frozenset({"connect", "forward", "wait_for_port"})
 
 
 class Sandbox:
@@ -68,8 +72,9 @@ class Sandbox:
         self.spec = (spec or SandboxSpec()).merged(parse_options(options))
         self._running: Running | None = None
         self._closed = False
-        self._onward: SandboxSpec | None = None  # what a commit goes on with, until the next reset
+        self._onward: Image | None = None  # what a commit goes on with, until the next reset
         self._ahead: str | None = None  # the plan by which another one was made ahead
+        self._deadline: Deadline | None = None
         self._lock = threading.RLock()
 
     def __repr__(self) -> str:
@@ -109,13 +114,32 @@ class Sandbox:
                                                                           "reset() instead of close().")
             if self._running is None:
                 try:
-                    self._running = launch.take(plan_for(self._onward or self.spec))
+                    self._running = launch.take(plan_for(self._spec_now()))
                 except SandboxStartError as error:
                     from .runtime.probe import explain
                     raise explain(error) from error
+                if self.spec.timeout is not None and self._deadline is None:
+                    from .deadline import Deadline
+                    self._deadline = Deadline(self, self.spec.timeout)
             return self._running
 
+    def _in_time(self) -> Running:
+        """As :meth:`_ready`, for what runs something inside.
+
+        :raises TimeLimitExceeded: when its ``timeout`` has passed.
+        """
+        running = self._ready()
+        if self._deadline is not None:
+            self._deadline.raise_if_over()
+        return running
+
+    def _spec_now(self) -> SandboxSpec:
+        return self.spec if self._onward is None else replace(self.spec, image=self._onward)
+
     def _part(self) -> Running | None:
+        deadline = self._deadline
+        if self._closed and deadline is not None:
+            deadline.cancel()
         with self._lock:
             running, self._running = self._running, None
             return running
@@ -181,15 +205,15 @@ class Sandbox:
         from . import committing
         with self._lock:
             running = self._ready()
-            spec = self._onward or self.spec
+            before = self._spec_now().image
             busy = bool(running.children or self.processes())
-            image = committing.commit(running, spec.image, name, config, busy)
+            image = committing.commit(running, before, name, config, busy)
             if busy:
                 return image
             self._running = None
             running.let_go()
             running.wait_gone()
-            self._onward = replace(spec, image=committing.without(image, spec.image) if config else image)
+            self._onward = committing.without(image, before) if config else image
             if name is not None:
                 return committing.store(image, running.plan, {}, name)
             return image
@@ -200,10 +224,21 @@ class Sandbox:
         They are gone when it returns, except that a fork of the caller's still has to be waited for.
         """
         running = self._ready()
+        if running.group is not None and running.group.frozen:
+            running.group.kill(running.init_pid())
+            self.thaw()
         running.request({"kill": int(signal.SIGKILL)})
         for child in list(running.children):
             child.kill()
         running.ask({"ping": True})
+
+    def raise_untold(self) -> None:
+        """Raises the limit that ended it, unless a call has done so already.
+
+        :raises TimeLimitExceeded: when its ``timeout`` had passed.
+        """
+        if self._deadline is not None and not self._deadline.told:
+            self._deadline.raise_if_over()
 
     def __enter__(self) -> Sandbox:
         return self.start()
@@ -241,7 +276,7 @@ class Sandbox:
         """
         self.check_fork(self.spec)
         where = self.spec.workdir or os.getcwd()
-        running = self._ready()
+        running = self._in_time()
         if running.alive:  # else the fork will say what is wrong
             os.close(sc.openat2(running.root, where, os.O_PATH | os.O_DIRECTORY, resolve=sc.RESOLVE_IN_ROOT))
         child = running.fork(self.ids)
@@ -274,7 +309,7 @@ class Sandbox:
         :raises FileNotFoundError: when there is no such command, or directory, inside.
         """
         from .process import start
-        running = self._ready()
+        running = self._in_time()
         return start(running, self._command(args, env, cwd, user, running), (stdin, stdout, stderr), text)
 
     def _command(self, args: Sequence[StrPath], env: Mapping[str, str | None] | None,
@@ -317,9 +352,13 @@ class Sandbox:
         :param text: whether output is text (UTF-8, what is not is replaced) or bytes.
         :param output_limit: bytes kept of each stream (16 MiB); a command that prints more is cut off by SIGPIPE.
         :raises SandboxCommandError: with ``check``.
+        :raises MemoryLimitExceeded: with ``check``, when the sandbox reached its memory limit.
         :raises FileNotFoundError: when there is no such command inside.
         """
+        from .limits import Watch, killed_for_memory, memory_error
         from .process import OUTPUT_LIMIT, Result
+        running = self._ready()
+        watch = Watch(running)
         process = self.popen(args, stdin=None if input is None else subprocess.PIPE, env=env, cwd=cwd, user=user,
                              text=text)
         timed_out = False
@@ -337,7 +376,12 @@ class Sandbox:
                 raise
             out, err, truncated = process.output()
         assert process.returncode is not None
-        result = Result(process.args, process.returncode, out, err, timed_out=timed_out, truncated=truncated)
+        self._in_time()
+        oom_killed = killed_for_memory(running)
+        result = Result(process.args, process.returncode, out, err, timed_out=timed_out, truncated=truncated,
+                        oom_killed=oom_killed, usage=watch.end(process._used))
+        if check and oom_killed:
+            raise memory_error(running, self.spec)
         if check and (result.returncode or timed_out):
             raise SandboxCommandError(result.returncode, process.args, out, err,
                                       why=f"it ran longer than {timeout} s" if timed_out else None)
@@ -354,6 +398,69 @@ class Sandbox:
     def processes(self) -> list[dict[str, Any]]:
         """What runs inside, init left out: dicts with ``pid``, ``ppid``, ``state``, ``name`` and ``args``."""
         return list(self._ready().ask({"list": True})["processes"])
+
+    def stacks(self) -> list[ProcessStack]:
+        """Where everything inside stands: each process with its threads, what each waits for, and its Python frames.
+
+        Read from outside without stopping anything: Python frames from the memory of every CPython 3.10 to 3.14 that
+        this user may read, for the rest what the kernel tells. ``str()`` of each is text to print.
+        """
+        from .stacks import stacks
+        return stacks(self._root_fd)
+
+    # Resource control.
+
+    def usage(self) -> Usage:
+        """What everything inside has used since the sandbox was started. A figure that this host cannot give is None.
+
+        :raises SandboxClosedError: after :meth:`close`.
+        """
+        from .limits import usage
+        return usage(self._ready())
+
+    def limit_events(self) -> LimitEvents:
+        """Which limits were met since the sandbox was started, also when that ended it.
+
+        :raises SandboxClosedError: after :meth:`close`.
+        """
+        from .limits import events
+        return events(self._ready())
+
+    def limit_error(self) -> MemoryLimitExceeded | None:
+        """Why the sandbox has ended, if that was by a limit; None when it runs, or ended otherwise."""
+        from .limits import killed_for_memory, memory_error
+        running = self._ready()
+        return memory_error(running, self.spec) if killed_for_memory(running) else None
+
+    def update(self, **limits: Any) -> None:
+        """Changes limits while the sandbox runs; ``spec`` holds them afterwards. None takes a limit away.
+
+        :param limits: ``memory``, ``swap``, ``cpus``, ``cpu_weight``, ``io_weight``, ``pids``, ``disk``.
+        :raises SandboxUnavailable: for a limit that this sandbox cannot get while it runs.
+        :raises SandboxError: when more is in use than the new limit allows. The old one stays.
+        """
+        from .limits import update
+        self.spec = update(self._ready(), self.spec, limits)
+
+    def freeze(self) -> None:
+        """Stops every process inside, until :meth:`thaw`. They use no CPU time, and notice nothing but the time.
+
+        Requests to a frozen sandbox, such as :meth:`run`, wait.
+
+        :raises SandboxUnavailable: when this host cannot.
+        """
+        from .runtime.cgroup import unavailable
+        from .runtime.cgroups import FREEZE_NEEDS
+        group = self._ready().group
+        if group is None:
+            raise unavailable("freeze", *FREEZE_NEEDS)
+        group.freeze()
+
+    def thaw(self) -> None:
+        """Lets a frozen sandbox go on. Does nothing when it is not frozen."""
+        group = self._ready().group
+        if group is not None and group.frozen:
+            group.thaw()
 
     # Files.
 

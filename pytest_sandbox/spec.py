@@ -39,6 +39,13 @@ class Mount:
     read_only: bool = False
 
 
+#: The most tasks that a sandbox has at once unless ``pids`` says otherwise.
+DEFAULT_PIDS = 4096
+
+#: The options that limit what a sandbox may use, and that ``Sandbox.update`` changes while it runs.
+LIMITS = ("memory", "swap", "cpus", "cpu_weight", "io_weight", "pids", "disk")
+
+
 @dataclass(frozen=True, slots=True)
 class SandboxSpec:
     """One sandbox's description. Sizes are bytes, times are seconds; ``None`` means that nothing was asked for.
@@ -53,9 +60,16 @@ class SandboxSpec:
     workdir: str | None = None
     mounts: tuple[Mount, ...] = ()
     hostname: str = "sandbox"
+    memory: int | None = None
+    swap: int | None = None
+    cpus: float | None = None
+    cpu_weight: int | None = None
+    io_weight: int | None = None
+    pids: int = DEFAULT_PIDS
     disk: int | None = None
     capabilities: tuple[str, ...] | None = None
     scope: str = "function"
+    timeout: float | None = None
     hide: tuple[str, ...] = HIDDEN_BY_DEFAULT
     persist: tuple[Mount, ...] = ()
     given: frozenset[str] = field(default=frozenset(), compare=False)
@@ -112,6 +126,35 @@ def parse_size(option: str, value: object) -> int:
     if size > _MOST:
         raise _refuse(option, value, allowed, "no file system is that large")
     return size
+
+
+def _swap(option: str, value: object) -> int:
+    return 0 if value in (0, "0") and value is not False else parse_size(option, value)
+
+
+def _cpus(option: str, value: object) -> float:
+    allowed = "a number of CPUs, 0.01 to 10000; 0.5 is half of one"
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            raise _refuse(option, value, allowed) from None
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0.01 <= value <= 10_000:
+        return float(value)
+    raise _refuse(option, value, allowed)
+
+
+def _whole(lowest: int, highest: int, what: str) -> Callable[[str, object], int]:
+    def read(option: str, value: object) -> int:
+        if isinstance(value, str) and value.strip().isdecimal():
+            value = int(value)
+        if isinstance(value, int) and not isinstance(value, bool) and lowest <= value <= highest:
+            return value
+        raise _refuse(option, value, f"{what}, {lowest} to {highest}")
+    return read
+
+
+_weight = _whole(1, 10_000, "a weight; 100 is the kernel's default")
 
 
 def _image(option: str, value: object) -> Any:
@@ -216,6 +259,18 @@ def _scope(option: str, value: object) -> str:
                   _closest(value, ("function", "class", "module")) if isinstance(value, str) else None)
 
 
+def _timeout(option: str, value: object) -> float:
+    allowed = "a number of seconds, more than 0"
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            raise _refuse(option, value, allowed) from None
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e9:
+        return float(value)
+    raise _refuse(option, value, allowed)
+
+
 def _hide(option: str, value: object) -> tuple[str, ...]:
     if isinstance(value, str):
         value = value.split()
@@ -229,13 +284,13 @@ def _hide(option: str, value: object) -> tuple[str, ...]:
 #: Every option that is understood, with what reads its value.
 OPTIONS: dict[str, Callable[[str, object], Any]] = {
     "image": _image, "network": _network, "user": _user, "env": _env, "workdir": _workdir, "mounts": _mounts,
-    "hostname": _hostname, "disk": parse_size, "capabilities": _capabilities, "scope": _scope, "hide": _hide,
+    "hostname": _hostname, "memory": parse_size, "swap": _swap, "cpus": _cpus, "cpu_weight": _weight,
+    "io_weight": _weight, "pids": _whole(1, 4_000_000, "a number of processes and threads"), "disk": parse_size,
+    "capabilities": _capabilities, "scope": _scope, "hide": _hide, "timeout": _timeout,
 }
 
 #: Options of the interface that a later version brings. Using one is an error: nothing is left out in silence.
-COMING: frozenset[str] = frozenset({
-    "memory", "swap", "cpus", "cpu_weight", "io_weight", "pids", "timeout", "seccomp",
-})
+COMING: frozenset[str] = frozenset({"seccomp"})
 
 
 def _closest(name: str, known: Iterable[str]) -> str | None:

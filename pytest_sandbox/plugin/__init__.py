@@ -94,6 +94,21 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         conductor.adopted()
 
 
+def pytest_enter_pdb() -> None:
+    _debugging(True)
+
+
+def pytest_leave_pdb() -> None:
+    _debugging(False)
+
+
+def _debugging(prompt: bool) -> None:
+    """The timeouts of sandboxes that a test drives stand still while somebody sits at a debugger's prompt."""
+    module = sys.modules.get("pytest_sandbox.deadline")
+    if module is not None:
+        module.debugging(prompt)
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     conductor = config.stash.get(_conductor, None)
     if conductor is not None:

@@ -169,7 +169,7 @@ class Conductor:
             self._persists = persist.mounts(self.session.config)
         known = self._specs.get(run.spec)
         if known is None:
-            known = self._specs[run.spec] = run.spec.merged({"persist": self._persists})
+            known = self._specs[run.spec] = run.spec.merged({"persist": self._persists, "timeout": None})
         return known
 
     def prepare_for(self, current: ItemRun) -> None:

@@ -65,6 +65,7 @@ def sandbox(request: pytest.FixtureRequest, sandbox_image: Any) -> Iterator[Sand
     sandbox = start(request.config, spec)
     yield sandbox
     sandbox.close()
+    sandbox.raise_untold()
 
 
 def marked_options(node: pytest.Item) -> set[str]:

@@ -120,7 +120,8 @@ def form_groups(runs: Iterable[ItemRun], positions: dict[pytest.Item, int]) -> N
 
 
 def _without_image(spec: SandboxSpec) -> SandboxSpec:
-    return spec.merged({"image": None})
+    """What the tests of a group have in common; each has a time of its own."""
+    return spec.merged({"image": None, "timeout": None})
 
 
 def _difference(one: SandboxSpec, other: SandboxSpec) -> str:

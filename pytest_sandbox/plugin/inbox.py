@@ -18,6 +18,8 @@ from . import compat, reporting, wire
 if TYPE_CHECKING:
     from pytest_sandbox.sandbox import ForkedChild
 
+    from .limits import Clock
+
 
 class BrokenInside(RuntimeError):
     """pytest or a plugin failed inside a sandbox. Ends the run, as the same failure outside would."""
@@ -59,14 +61,16 @@ class Inbox:
         self._decoder = wire.Decoder()
 
     def read(self, child: ForkedChild, descriptor: int, until: str | None = None,
-             answer: Callable[[str, bool], None] | None = None) -> None:
+             answer: Callable[[str, bool], None] | None = None, clock: Clock | None = None) -> None:
         """Reads messages from ``descriptor`` until the child has said goodbye or ended.
 
         The child's end is learnt from its pidfd: a process that it left behind may hold the pipe open for ever.
 
         :param until: a phase; its own report, too, ends the reading.
         :param answer: called for each report, as it comes, with its phase and whether it is the phase's own.
+        :param clock: the test's timeout.
         :raises SandboxProtocolError: for anything that is not a message that fits here.
+        :raises TimeLimitExceeded: when the time is up.
         """
         decoder = self._decoder
         poll = select.poll()
@@ -77,7 +81,11 @@ class Inbox:
             if until is not None and until in self.phases and self.phases[until].report is not None:
                 return
             if not ended:
-                ended = all(ready != descriptor for ready, _ in poll.poll())
+                events = poll.poll(clock.patience(self.debugging) if clock is not None else None)
+                if not events and clock is not None:
+                    clock.tick(self.now)
+                    continue
+                ended = all(ready != descriptor for ready, _ in events)
             # An interrupt waits until what was read is taken in: half of it would be lost.
             masked = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
             try:
@@ -94,7 +102,9 @@ class Inbox:
             if not data:
                 if not ended:  # closed in there; the child goes on without a voice
                     poll.unregister(descriptor)
-                    poll.poll()
+                    while not poll.poll(clock.patience(False) if clock is not None else None):
+                        assert clock is not None
+                        clock.tick(self.now)
                 return
 
     def receive(self, message: list[Any]) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from pytest_sandbox.errors import SandboxCrashed, SandboxError, SandboxProtocolError, SandboxUnavailable
 
-from . import compat, cover, neighbours, reporting
+from . import compat, cover, limits, neighbours, reporting
 from .fixtures import make_sandbox
 from .guest import SECTION_LIMIT, Before, Guest
 from .household import Fork, Group
@@ -128,6 +128,7 @@ class Attempt:
         self._suspended = False
         self._owes_answer = False
         self._timers: Timers | None = None
+        self._clock: limits.Clock | None = None
 
     # Set-up: called from the patched SetupState.setup, in the middle of pytest_runtest_setup.
 
@@ -144,6 +145,7 @@ class Attempt:
             if group.fork.command("run", *conductor.order_of(self.run)):
                 self._fork = group.fork
                 self.forked = True
+                self._clock = limits.clock_for(item, self._fork.sandbox, self.run.spec.timeout)
                 self._listen()
                 raise Over
             group.lost = group.lost or "while it waited for its next test"
@@ -254,6 +256,7 @@ class Attempt:
         timers.stand_still()
         self.forked = True
         self._fork = Fork(sandbox, child, reading, commands)
+        self._clock = limits.clock_for(item, sandbox, self.run.spec.timeout)
         if group is not None:
             group.fork = self._fork
         return before
@@ -313,7 +316,8 @@ class Attempt:
         interrupted = False
         while True:
             try:
-                inbox.read(fork.child, fork.reading, until, self._answer if self.conductor.live else None)
+                inbox.read(fork.child, fork.reading, until, self._answer if self.conductor.live else None,
+                           self._clock)
             except KeyboardInterrupt as error:
                 if inbox.debugging:
                     self._pass_on_interrupt(fork)

@@ -17,7 +17,8 @@ MODES = ("marked", "all", "off")
 UNAVAILABLE = ("error", "skip", "run")
 
 MARKER = (
-    "sandbox(*, image, network, user, env, workdir, mounts, hostname, disk, capabilities, scope, hide): "
+    "sandbox(*, image, network, user, env, workdir, mounts, hostname, memory, swap, cpus, cpu_weight, io_weight, "
+    "pids, disk, capabilities, scope, hide, timeout): "
     "run this test's body in a fork of the pytest process that sits in a sandbox of its own: fresh Linux namespaces "
     "and a copy-on-write view of the file system, gone when the test ends. Function-scoped fixtures run inside, "
     "fixtures of higher scope once, outside. Options are keyword-only; the nearest marker wins option by option. "
@@ -33,10 +34,17 @@ INI_OPTIONS = (
     ("workdir", "string", "the directory that tests start in"),
     ("mounts", "linelist", "host paths that show through, 'src:dst' or 'src:dst:ro' a line"),
     ("hostname", "string", "the host name inside"),
+    ("memory", "string", "the most memory, such as '256M'"),
+    ("swap", "string", "the most swap space beside it (0 when memory is set)"),
+    ("cpus", "string", "CPU bandwidth; 0.5 is half of one CPU"),
+    ("cpu_weight", "string", "share of the CPUs under contention, 1 to 10000"),
+    ("io_weight", "string", "share of the block devices under contention, 1 to 10000"),
+    ("pids", "string", "the most processes and threads at once (4096)"),
     ("disk", "string", "the size of the writable layer, such as '512M'"),
     ("capabilities", "args", "the capabilities that are kept inside, by name"),
     ("scope", "string", "which tests share a sandbox"),
     ("hide", "args", "paths that the host image does not show"),
+    ("timeout", "string", "seconds from a test's start to its end"),
 )
 
 
@@ -74,7 +82,7 @@ def add_options(parser: pytest.Parser) -> None:
 
 
 #: Parts of the interface that a later version brings. Using one is an error: nothing is left out in silence.
-COMING_INI = ("memory", "swap", "cpus", "cpu_weight", "io_weight", "pids", "timeout", "seccomp", "keep", "report")
+COMING_INI = ("seccomp", "keep", "report")
 COMING_OPTIONS = ("keep", "report", "usage")
 
 

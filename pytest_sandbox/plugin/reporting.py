@@ -201,13 +201,15 @@ def crash_longrepr(item: pytest.Item, error: Exception, report: pytest.TestRepor
     data = item.config.hook.pytest_report_to_serializable(config=item.config, report=report)
     path, line, _ = item.reportinfo()
     name = type(error).__name__
-    text = f"{name}: {error}"
+    said, _, details = str(error).partition("\n\n")
+    text = f"{name}: {said}"
     place = {"path": _relative(item, str(path)), "lineno": (line or 0) + 1, "message": name}
     lines = [f"E   {one}" for one in text.splitlines()]
     entry = {"type": "ReprEntry", "data": {"lines": lines, "reprfuncargs": None, "reprlocals": None,
                                            "reprfileloc": place, "style": "long"}}
     data["longrepr"] = {
-        "reprcrash": {**place, "message": text}, "sections": [], "chain": None,
+        "reprcrash": {**place, "message": text}, "chain": None,
+        "sections": [["where it stood", details, "-"]] if details else [],
         "reprtraceback": {"reprentries": [entry], "extraline": None, "style": "long"},
     }
     return item.config.hook.pytest_report_from_serializable(config=item.config, data=data).longrepr

@@ -14,7 +14,7 @@ import select
 import socket
 import sys
 
-from . import init, mounts, own, protocol
+from . import cgroup_make, init, mounts, own, protocol
 from . import syscalls as sc
 
 TYPE_CHECKING = False  # as typing's, whose import the helper's heap can do without
@@ -38,12 +38,19 @@ def main() -> None:
     except OSError as error:
         message = {"failed": {"step": ["helper"], "errno": error.errno, "path": error.filename}}
     pidfd = sc.pidfd_open(os.getpid())
-    protocol.send(sock, message, (pidfd,))
+    try:
+        protocol.send(sock, message, (pidfd,))
+    except OSError:
+        pass  # the caller has gone; what it had begun to make is ours to remove
     os.close(pidfd)
     if "failed" in message:
         os._exit(1)
-    _Helper(sock, lifeline, privileged).serve()
-    os._exit(0)
+    helper = _Helper(sock, lifeline, privileged)
+    try:
+        helper.serve()
+    finally:
+        helper.end()
+        os._exit(0)
 
 
 def _isolate(privileged: bool) -> None:
@@ -89,6 +96,8 @@ class _Helper:
         self.sock, self.lifeline, self.privileged = sock, lifeline, privileged
         self.plans: dict[str, dict[str, Any]] = {}
         self.ready: set[str] = set()  # our own layers that are there; plans of the same root share them
+        self.groups = cgroup_make.Groups()
+        self.forsaken = True  # unless the caller says goodbye
         self.waiting: dict[int, tuple[socket.socket, int, dict[str, Any]]] = {}  # inits that wait for their id maps
         self.wake, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         _signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
@@ -104,18 +113,37 @@ class _Helper:
     def serve(self) -> None:
         """Until the caller closes its end, or ends."""
         while True:
-            for fd, _ in self.poll.poll():
+            for fd, _ in self.poll.poll(5 if self.groups.suspects else None):
                 if fd == self.lifeline:
                     return
                 if fd == self.wake:
                     self.reap()
                 elif fd in self.waiting:
                     self.map_ids(fd)
+                elif fd in self.groups.by_event:
+                    self.groups.out_of_memory(fd)
                 elif fd == self.sock.fileno():
                     got = protocol.receive(self.sock)
                     if got is None:
                         return
                     self.obey(*got)
+            if self.groups.suspects:
+                self.groups.judge()
+
+    def end(self) -> None:
+        """Removes what would outlive us."""
+        self.sock.setblocking(False)
+        try:
+            while self.forsaken and (got := protocol.receive(self.sock)) is not None:
+                if "place" in got[0]:  # told of in the caller's last moment
+                    self.obey(*got)
+        except (OSError, protocol.BadMessage):
+            pass
+        self.groups.close(self.forsaken)
+
+    def unwatch(self, event: int) -> None:
+        if event >= 0:
+            self.poll.unregister(event)
 
     def reap(self) -> None:
         try:
@@ -123,8 +151,8 @@ class _Helper:
         except BlockingIOError:
             pass
         try:
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
+            while pid := os.waitpid(-1, os.WNOHANG)[0]:
+                self.unwatch(self.groups.ended(pid))
         except ChildProcessError:
             pass
 
@@ -141,13 +169,23 @@ class _Helper:
         elif "make" in message:
             control = socket.socket(fileno=fds[0])
             try:
-                self.make(message["make"], control)
+                self.make(message["make"], control, message.get("group"))
             except mounts.StepFailed as failure:
                 self.tell(control, failure.step, failure.errno, failure.path)
             except OSError as error:
                 self.tell(control, ["clone3"], error.errno, error.filename)
             finally:
                 control.close()
+        elif "place" in message:
+            self.groups.places.add(message["place"])
+        elif "froze" in message:
+            self.groups.froze(message["froze"], message["path"])
+        elif "resize" in message:
+            self.resize(message["resize"], fds)
+        elif "bye" in message:
+            self.forsaken = False
+        elif "drop" in message:
+            self.unwatch(self.groups.drop(message["drop"]))
 
     def freeze(self, key: str, fd: int) -> None:
         """Mounts a frozen layer where plans will look for it. A failure shows in the plan that wants it."""
@@ -180,25 +218,55 @@ class _Helper:
         except OSError:
             pass  # whoever asked has gone
 
-    def make(self, key: str, control: socket.socket) -> None:
+    def make(self, key: str, control: socket.socket, name: str | None) -> None:
         body = self.plans[key]
         if body["layers"] not in self.ready:
             own.own_nothing(body["layers"])  # a first attempt may have failed halfway
             mounts.carry_out(body["template"])
             self.ready.add(body["layers"])
+        group = self.group(body["group"], name) if name is not None else None
         ours, theirs = socket.socketpair() if self.privileged else (None, None)
-        pid = sc.clone3(sc.CLONE_NEWPID | sc.CLONE_NEWNS)
+        try:
+            pid = sc.clone3(sc.CLONE_NEWPID | sc.CLONE_NEWNS, into=-1 if group is None else group.into)
+        except OSError:
+            if name is not None:
+                self.groups.abandon(name)
+            raise
         if pid == 0:
             self.sock.close()
+            self.groups.leave()
             if ours is not None:
                 ours.close()
             for sync, _, _ in self.waiting.values():
                 sync.close()
-            init.main(control, theirs, self.lifeline, body)
+            init.main(control, theirs, self.lifeline, body, [] if group is None else group.joins)
+        if group is not None:
+            self.groups.started(group, pid)
+            if group.event >= 0:
+                self.poll.register(group.event, select.POLLIN)
         if ours is not None and theirs is not None:
             theirs.close()
             self.waiting[ours.fileno()] = (ours, pid, body)
             self.poll.register(ours, select.POLLIN)
+
+    def resize(self, options: dict[str, str], fds: list[int]) -> None:
+        number = 0
+        try:
+            mounts.resize(fds[0], options)
+        except OSError as error:
+            number = error.errno or 0
+        with socket.socket(fileno=fds[1]) as channel:
+            try:
+                protocol.send(channel, {"errno": number})
+            except OSError:
+                pass  # whoever asked has gone
+        os.close(fds[0])
+
+    def group(self, layout: dict[str, Any], name: str) -> cgroup_make.Made:
+        try:
+            return self.groups.make(layout, name)
+        except OSError as error:
+            raise mounts.StepFailed(["cgroup"], error.errno or 0, error.filename) from error
 
     def map_ids(self, fd: int) -> None:
         sync, pid, body = self.waiting.pop(fd)

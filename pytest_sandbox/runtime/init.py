@@ -9,6 +9,7 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found] # of the signal module, whose enums cost 5 ms
 import fcntl
 import os
+import resource
 import select
 import socket
 
@@ -23,20 +24,25 @@ if TYPE_CHECKING:
 _FORWARDED = (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP, _signal.SIGQUIT, _signal.SIGUSR1, _signal.SIGUSR2)
 
 
-def main(control: socket.socket, sync: socket.socket | None, lifeline: int, body: dict[str, Any]) -> None:
+def main(control: socket.socket, sync: socket.socket | None, lifeline: int, body: dict[str, Any],
+         joins: list[int]) -> None:
     """Runs in the new process until the sandbox ends; never returns.
 
     :param control: this sandbox's socket; its other end is the caller's.
     :param sync: to the helper, where the helper must write the id maps; None where this process may.
     :param lifeline: a pidfd of the caller.
     :param body: the encoded plan.
+    :param joins: the files by which a process enters this sandbox's cgroups; the caller gets them, for its forks.
     """
     try:
+        if body["group"] is not None and body["group"]["version"] == 1:  # else it was born there
+            for fd in joins:
+                os.write(fd, b"0")
         scratch = _set_up(sync, body)
         root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         pidfd = sc.pidfd_open(os.getpid())
-        protocol.send(control, {"ready": True}, (pidfd, root, scratch))
-        for fd in (pidfd, root, scratch):
+        protocol.send(control, {"ready": True}, (pidfd, root, scratch, *joins))
+        for fd in (pidfd, root, scratch, *joins):
             os.close(fd)
         _Init(control, lifeline).serve()
     except StepFailed as failure:
@@ -75,12 +81,20 @@ def _set_up(sync: socket.socket | None, body: dict[str, Any]) -> int:
     else:
         _write_maps(body["uid_map"], body["gid_map"])
     carry_out(body["inside"])
+    if body["nproc"] is not None:
+        limit_tasks(body["nproc"])  # only now: it counts in the user namespace that we are in
     # Privileges last: all of the above needs them. A set of uid 0 loses on exec what is not in the bounding set.
     for number in body["drop"]:
         sc.prctl(sc.PR_CAPBSET_DROP, number)
     sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
     sc.new_session_keyring()
     return scratch
+
+
+def limit_tasks(most: int) -> None:
+    """RLIMIT_NPROC, unless a lower one holds already."""
+    most = min([most, *(one for one in resource.getrlimit(resource.RLIMIT_NPROC) if one != resource.RLIM_INFINITY)])
+    resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
 
 
 def _write_maps(uid_map: str, gid_map: str) -> None:
@@ -144,14 +158,14 @@ class _Init:
                     self.signal(pid, number, True)
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                pid, status, used = os.wait4(-1, os.WNOHANG)
             except ChildProcessError:
                 return
             if pid == 0:
                 return
             if pid in self.channels:
                 channel = self.channels[pid]
-                _say(channel, {"status": status})
+                _say(channel, {"status": status, "used": _used(used)})
                 self.forget(pid)
 
     def forget(self, pid: int) -> None:
@@ -176,6 +190,9 @@ class _Init:
             elif "list" in message:
                 with socket.socket(fileno=os.dup(fds[0])) as channel:
                     _say(channel, {"processes": processes()})
+            elif "usage" in message:
+                with socket.socket(fileno=os.dup(fds[0])) as channel:
+                    _say(channel, usage())
             elif "ping" in message:
                 self.asked.append(socket.socket(fileno=os.dup(fds[0])))
         except OSError:
@@ -323,6 +340,28 @@ def become(uid: int, gid: int) -> None:
 
 def _pids() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit() and name != "1"]
+
+
+def _used(used: Any) -> list[float]:
+    return [used.ru_utime, used.ru_stime, used.ru_inblock, used.ru_oublock]
+
+
+def usage() -> dict[str, Any]:
+    """What was used inside, for hosts without cgroups: by all that was reaped, and by what runs now."""
+    sums = _used(resource.getrusage(resource.RUSAGE_CHILDREN))
+    ticks = os.sysconf("SC_CLK_TCK")
+    tasks = 0
+    for pid in _pids():
+        try:
+            with open(f"/proc/{pid}/stat", errors="replace") as file:
+                fields = file.read().rsplit(")", 1)[1].split()
+        except OSError:
+            continue  # it ended meanwhile
+        # proc_pid_stat(5) counts from 1; these begin with field 3.
+        sums[0] += (int(fields[11]) + int(fields[13])) / ticks
+        sums[1] += (int(fields[12]) + int(fields[14])) / ticks
+        tasks += int(fields[17])
+    return {"used": sums, "pids": tasks}
 
 
 def processes() -> list[dict[str, Any]]:

@@ -11,12 +11,14 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from contextlib import suppress
 
 from ..errors import SandboxClosedError, SandboxError, SandboxStartError
-from . import frozen, protocol, running
+from . import cgroups, frozen, protocol, running
 from . import syscalls as sc
+from .hierarchies import announce
 from .plan import Host, Plan
 from .running import GONE, Running, start_error, wait_readable
 
@@ -62,6 +64,8 @@ class Supervisor:
                                         path=sys.executable, errno=error.errno, why=str(error)) from error
             finally:
                 os.close(lifeline)
+        for place in cgroups.places():
+            self.tell({"place": place})
 
     @property
     def alive(self) -> bool:
@@ -77,7 +81,10 @@ class Supervisor:
         """
         if self.launcher is None:
             return
-        got = protocol.receive(self.sock)
+        try:
+            got = protocol.receive(self.sock)
+        except ConnectionResetError:  # it ended and had not read all; its last words come after this error
+            got = protocol.receive(self.sock)
         self.launcher.wait()
         self.launcher = None
         if got is None:
@@ -96,19 +103,27 @@ class Supervisor:
             for key in plan.frozen - self.told:
                 self.freeze(key)
             ours, theirs = protocol.pair()
+            layout = plan.body["group"]
+            group = None
+            message: protocol.Message = {"make": plan.key}
+            if layout is not None:
+                message["group"] = cgroups.next_name()
+                group = cgroups.host_control().group(layout, message["group"])
+                group.tell = self.tell
             try:
                 with theirs:
                     if plan.key not in self.told:
                         protocol.send(self.sock, {"plan": plan.key, "body": plan.body})
                         self.told.add(plan.key)
-                    protocol.send(self.sock, {"make": plan.key}, (theirs.fileno(),))
+                    protocol.send(self.sock, message, (theirs.fileno(),))
             except OSError as error:
                 ours.close()
                 if error.errno not in GONE:
                     raise
                 self.lost = True
                 raise SandboxClosedError("the helper process of the sandboxes has ended", why=error.strerror) from error
-            made = Running(ours, plan, self.host)
+            made = Running(ours, plan, self.host, group)
+            made.tell = self.tell
             self.made.add(made)
             return made
 
@@ -140,6 +155,15 @@ class Supervisor:
                 with suppress(OSError):
                     protocol.send(self.sock, {"thaw": key})
 
+    def tell(self, message: protocol.Message, fds: tuple[int, ...] = ()) -> bool:
+        """Sends the helper something that has no answer; False when it has ended."""
+        with self.lock:
+            try:
+                protocol.send(self.sock, message, fds)
+            except OSError:
+                return False
+            return True
+
     def take(self, plan: Plan) -> Running:
         """A ready sandbox: one that was made ahead, or a new one."""
         with self.lock:
@@ -148,6 +172,7 @@ class Supervisor:
                 with suppress(SandboxError):
                     ready.wait_ready()
                     if ready.alive:
+                        ready.began = time.monotonic()
                         return ready
                 ready.let_go()
                 ready.wait_gone()
@@ -206,6 +231,7 @@ class Supervisor:
             for one in [*self.made]:
                 one.reap()
             self.clear()
+            self.tell({"bye": True})
             with suppress(OSError):
                 self.sock.shutdown(socket.SHUT_RDWR)  # to close it is not enough while a fork of ours has a copy
             self.sock.close()
@@ -300,6 +326,7 @@ def shutdown() -> None:
                 one.close()
         _retired.clear()
         _supervisor = None
+    cgroups.shutdown()
 
 
 def _in_fork() -> None:
@@ -313,5 +340,11 @@ def _entered() -> None:
             one.forget()
 
 
+def _announce(place: str) -> None:
+    if _supervisor is not None and _supervisor.pid == os.getpid():
+        _supervisor.tell({"place": place})
+
+
 os.register_at_fork(after_in_child=_in_fork)
+announce.append(_announce)
 running.when_inside.append(_entered)

@@ -103,6 +103,17 @@ def scratch(options: str) -> None:
     sc.mount("pytest-sandbox", "/scratch", "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, options)
 
 
+def resize(fd: int, options: dict[str, str]) -> None:
+    """Gives the tmpfs that ``fd`` is the root of other limits. Not a step of a plan: the caller asks for it."""
+    picked = sc.fspick(fd, "", sc.FSPICK_CLOEXEC | sc.FSPICK_EMPTY_PATH)
+    try:
+        for key, value in options.items():
+            sc.fsconfig(picked, sc.FSCONFIG_SET_STRING, key, value)
+        sc.fsconfig(picked, sc.FSCONFIG_CMD_RECONFIGURE)
+    finally:
+        os.close(picked)
+
+
 def overlay(number: int, target: str, lowers: list[str], short: str | None, like: str | list[int], flags: int,
             options: str, may_write: bool, seed: str | None) -> None:
     """One overlay: read-only ``lowers`` (lowest first), the writable layer's directory ``number`` on top.

@@ -51,6 +51,7 @@ _READS = {
     "hostname": "set the host name to {0}",
     "loopback": "bring the loopback up",
     "helper": "start the helper process",
+    "cgroup": "make its cgroup",
     "clone3": "start the sandbox's first process in new namespaces",
     "init": "start the sandbox's first process",
 }
@@ -117,8 +118,8 @@ def user_ids(spec: SandboxSpec, host: Host, root: Root | None = None) -> tuple[i
     return int(uid), int(gid or uid)
 
 
-def make_plan(spec: SandboxSpec, root: Root, host: Host) -> Plan:
-    """The plan of a sandbox.
+def make_plan(spec: SandboxSpec, root: Root, host: Host, group: dict[str, Any] | None = None) -> Plan:
+    """The plan of a sandbox. ``group`` is the layout of its cgroup, as :mod:`.cgroups` has it.
 
     :raises SandboxStartError: when a mount's source does not exist.
     """
@@ -161,7 +162,7 @@ def make_plan(spec: SandboxSpec, root: Root, host: Host) -> Plan:
         if short is not None:
             template.insert(0, ["own_names", short, lowers])
         overlays.append(["overlay", number, tree.target, lowers, short, like, flags, options, uid == 0, seed])
-    size = f"size={spec.disk}" if spec.disk else "size=50%"
+    size = tmpfs_limits(disk_of(spec))
     namespaces = sc.CLONE_NEWUSER | sc.CLONE_NEWNS | sc.CLONE_NEWUTS | sc.CLONE_NEWIPC | sc.CLONE_NEWCGROUP
     inside: list[list[Any]] = [["hostname", spec.hostname], ["mqueue"]]
     masked_sys = [one for one in _MASKED_SYS if os.path.isdir(f"/sys/{one}")]
@@ -170,6 +171,8 @@ def make_plan(spec: SandboxSpec, root: Root, host: Host) -> Plan:
         inside += [["loopback"], ["fresh_sys", masked_sys]]
     keep = DEFAULT_CAPABILITIES if spec.capabilities is None else spec.capabilities
     body = {
+        "group": group,
+        "nproc": _nproc(spec, host, group),
         "layers": layers,
         "template": template,
         "scratch": [["scratch", f"mode=0700,{size}"]],
@@ -202,6 +205,31 @@ def make_plan(spec: SandboxSpec, root: Root, host: Host) -> Plan:
 def _states(tree: Tree) -> list[str]:
     """What was committed on top of a tree and lies in the layer store."""
     return [one for one in tree.frozen if key_of(one) is None]
+
+
+def _nproc(spec: SandboxSpec, host: Host, group: dict[str, Any] | None) -> int | None:
+    """The RLIMIT_NPROC of an unprivileged sandbox that no cgroup limits: it counts the tasks of a user namespace.
+
+    Real root is exempt from it (setrlimit(2)).
+    """
+    if host.privileged or (group is not None and any(file == "pids.max" for _, file, _ in group["files"])):
+        return None
+    return spec.pids + 1  # the sandbox's init is one of them
+
+
+def disk_of(spec: SandboxSpec) -> int | None:
+    """The size of the writable layer, in bytes; None for half of the host's memory.
+
+    Its files are memory of the sandbox: where that is limited, half of it, so that a full disk is told as that.
+    """
+    return spec.disk if spec.disk or not spec.memory else spec.memory // 2
+
+
+def tmpfs_limits(size: int | None) -> str:
+    """The mount options of a tmpfs of ``size`` bytes. As the kernel has it by itself, there is a file for each page."""
+    if size is None:
+        return "size=50%"
+    return f"size={size},nr_inodes={max(size // 4096, 1024)}"
 
 
 def _last_capability() -> int:

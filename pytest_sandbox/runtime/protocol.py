@@ -14,7 +14,9 @@ caller -> init          ``{"spawn": {...}}`` + [stdin, stdout, stderr, channel]
                         ``{"kill": SIGNAL}``                every process but init
                         ``{"list": true}`` + [channel]      answered by ``{"processes": [...]}``
                         ``{"ping": true}`` + [channel]      answered by ``{"pong": true}``, when all killed are gone
-init -> channel         ``{"pid": N}`` or ``{"errno": N, "path": P}``, then ``{"status": WAITSTATUS}``
+                        ``{"usage": true}`` + [channel]     answered by ``{"used": [...], "pids": N}``
+init -> channel         ``{"pid": N}`` or ``{"errno": N, "path": P}``, then ``{"status": WAITSTATUS, "used": [...]}``,
+                        user and system seconds, blocks read and written
 caller -> channel       ``{"signal": N, "group": bool}``
 
 When the caller's end of ``control`` closes, or the caller ends, init ends, and with it everything inside.
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
 INLINE = 64 << 10
 #: The largest message at all.
 LARGEST = 16 << 20
-_MAX_FDS = 8
+_MAX_FDS = 16
 
 
 class BadMessage(Exception):

@@ -14,6 +14,7 @@ import stat
 import struct
 import sys
 import threading
+import time
 import warnings
 import weakref
 from collections.abc import Callable
@@ -23,8 +24,9 @@ from typing import Any, NoReturn
 from ..errors import SandboxClosedError, SandboxError, SandboxProtocolError, SandboxStartError
 from . import protocol
 from . import syscalls as sc
-from .init import become
-from .plan import Host, Plan, describe
+from .cgroup import Group
+from .init import become, limit_tasks
+from .plan import Host, Plan, describe, tmpfs_limits
 
 #: Held while descriptors are open that a fork of the caller must not inherit, and while the caller forks.
 forking = threading.RLock()
@@ -66,8 +68,11 @@ class Running:
     writable layer. All are closed by :meth:`wait_gone`.
     """
 
-    def __init__(self, control: socket.socket, plan: Plan, host: Host) -> None:
-        self.control, self.plan, self.host = control, plan, host
+    def __init__(self, control: socket.socket, plan: Plan, host: Host, group: Group | None = None) -> None:
+        self.control, self.plan, self.host, self.group = control, plan, host, group
+        self.tell: Callable[[protocol.Message, tuple[int, ...]], bool] = lambda message, fds: False  # to the helper
+        self.began = time.monotonic()
+        self.spent = [0.0, 0.0, 0, 0]  # by forks that have ended: user and system seconds, blocks read and written
         self.owner = os.getpid()
         self.pidfd = self.root = self.scratch = -1
         self.lock = threading.Lock()
@@ -84,23 +89,56 @@ class Running:
         try:
             got = protocol.receive(self.control)
         except (OSError, protocol.BadMessage) as error:
-            self.control.close()
+            self._failed()
             raise SandboxProtocolError("a sandbox's first message cannot be read", why=str(error)) from error
         if got is None:
-            self.control.close()
+            self._failed()
             raise SandboxStartError("a sandbox ended while it started", step="init",
                                     remedy="Run `pytest-sandbox doctor` to see what this host lacks.")
         message, fds = got
-        if "failed" in message or len(fds) != 3:
+        joins = 0 if self.group is None else len(self.group.paths)
+        if "failed" in message or len(fds) != 3 + joins:
             protocol.close(fds)
-            self.control.close()
+            self._failed()
             raise start_error(message.get("failed", {}))
-        self.pidfd, self.root, self.scratch = fds
+        self.pidfd, self.root, self.scratch = fds[:3]
+        if self.group is not None:
+            self.group.join_fds = fds[3:]
+
+    def _failed(self) -> None:
+        self.control.close()
+        if self.group is not None:
+            self.group.let_go()
+            self.group.close()
 
     @property
     def alive(self) -> bool:
         """Whether its init runs."""
         return self.pidfd >= 0 and not wait_readable(self.pidfd, 0)
+
+    def resize(self, disk: int | None) -> None:
+        """Gives the writable layer another size.
+
+        :raises SandboxClosedError: when the sandbox is gone.
+        :raises SandboxError: when it holds more than that.
+        """
+        ours, theirs = protocol.pair()
+        with ours, theirs:
+            options = dict(option.split("=") for option in tmpfs_limits(disk).split(","))
+            sent = self.scratch >= 0 and self.tell({"resize": options}, (self.scratch, theirs.fileno()))
+            theirs.close()
+            got = protocol.receive(ours) if sent else None
+        if got is None:
+            raise SandboxClosedError("the sandbox has ended")
+        protocol.close(got[1])
+        if number := got[0]["errno"]:
+            raise SandboxError(f"the limit disk={disk} could not be set", why="the writable layer holds more than that"
+                               if number in (errno.EINVAL, errno.ENOSPC) else os.strerror(number))
+
+    def init_pid(self) -> int:
+        """The host's number of its init; -1 when that has been reaped."""
+        with open(f"/proc/self/fdinfo/{self.pidfd}") as file:
+            return int(next(line.split()[1] for line in file if line.startswith("Pid:")))
 
     def request(self, message: protocol.Message, fds: tuple[int, ...] = ()) -> None:
         """Sends init a request.
@@ -222,6 +260,8 @@ class Running:
         """In the child: enters what it is not in yet, takes on its identity and gives up everything else."""
         global _inside
         try:
+            if self.group is not None:
+                self.group.join()
             if namespaces:
                 sc.setns(self.pidfd, namespaces)
             _inside = True
@@ -234,6 +274,8 @@ class Running:
                 function()
             for number in self.plan.body["drop"]:
                 sc.prctl(sc.PR_CAPBSET_DROP, number)
+            if (most := self.plan.body["nproc"]) is not None:
+                limit_tasks(most + 1)  # there is a process of ours more, which waits outside for this one
             if ids != (os.getuid(), os.getgid()):
                 become(*ids)
             keep = self.plan.kept if ids[0] == 0 else 0
@@ -250,6 +292,8 @@ class Running:
             if fd >= 0:
                 os.close(fd)
         self.pidfd = self.root = self.scratch = -1
+        if self.group is not None:
+            self.group.close()
 
     def let_go(self) -> None:
         """Ends the sandbox: init ends when its socket's other end closes, and all inside with it. Does not wait."""
@@ -259,6 +303,8 @@ class Running:
         if self.pidfd < 0 and self.control.fileno() >= 0:
             with suppress(SandboxError):
                 self.wait_ready()  # which brings its pidfd, by which we shall know that it has gone
+        if self.group is not None:
+            self.group.let_go()
         # First our hold on its file systems, so that unmounting them is init's work and not the caller's.
         for fd in (self.root, self.scratch):
             if fd >= 0:
@@ -284,6 +330,8 @@ class Running:
             self.reap()
             if self.pidfd >= 0:
                 wait_readable(self.pidfd)
+            if self.group is not None:
+                self.group.remove()
         self.forget()
 
     def reap(self) -> None:
@@ -368,7 +416,9 @@ class ForkedChild:
         """Waits for the end; returns the exit status, or the negative number of the signal."""
         with self._lock:
             if self._returncode is None:
-                _, status = os.waitpid(self.pid, 0)
+                _, status, used = os.wait4(self.pid, 0)
+                for number, one in enumerate((used.ru_utime, used.ru_stime, used.ru_inblock, used.ru_oublock)):
+                    self._running.spent[number] += one
                 if self._status >= 0:
                     inner = os.read(self._status, 4)
                     os.close(self._status)

@@ -22,6 +22,7 @@ CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 CLONE_PARENT = 0x00008000
+CLONE_INTO_CGROUP = 0x200000000
 
 # sys/mount.h
 MS_RDONLY = 1
@@ -42,6 +43,10 @@ AT_RECURSIVE = 0x8000
 OPEN_TREE_CLONE = 1
 OPEN_TREE_CLOEXEC = os.O_CLOEXEC
 MOVE_MOUNT_F_EMPTY_PATH = 4
+FSPICK_CLOEXEC = 1
+FSPICK_EMPTY_PATH = 8
+FSCONFIG_SET_STRING = 1
+FSCONFIG_CMD_RECONFIGURE = 7
 MOUNT_ATTR_RDONLY = 1
 MOUNT_ATTR_NOSUID = 2
 MOUNT_ATTR_NODEV = 4
@@ -67,6 +72,8 @@ PR_CAP_AMBIENT_CLEAR_ALL = 4
 _SYS_OPEN_TREE = 428
 _SYS_MOVE_MOUNT = 429
 _SYS_PIDFD_SEND_SIGNAL = 424
+_SYS_FSCONFIG = 431
+_SYS_FSPICK = 433
 _SYS_PIDFD_OPEN = 434
 _SYS_CLONE3 = 435
 _SYS_OPENAT2 = 437
@@ -96,13 +103,15 @@ class _CloneArgs(ctypes.Structure):
         "set_tid_size", "cgroup")]
 
 
-def clone3(flags: int, exit_signal: int = 17) -> int:
+def clone3(flags: int, exit_signal: int = 17, into: int = -1) -> int:
     """clone3(2) without a new stack: a fork into new namespaces. Returns 0 in the child.
 
     Only for a process with one thread: the C library does not hear of it, and its ``fork`` handlers do not run.
-    With ``CLONE_PARENT`` the kernel demands ``exit_signal=0``.
+    With ``CLONE_PARENT`` the kernel demands ``exit_signal=0``. ``into`` is a directory of cgroup v2 to be born in.
     """
     args = _CloneArgs(flags=flags, exit_signal=exit_signal)
+    if into >= 0:
+        args.flags, args.cgroup = flags | CLONE_INTO_CGROUP, into
     ctypes.pythonapi.PyOS_BeforeFork()
     pid: int = _libc.syscall(_SYS_CLONE3, ctypes.byref(args), ctypes.sizeof(args))
     if pid == 0:
@@ -139,6 +148,17 @@ def open_tree(dirfd: int, path: str, flags: int) -> int:
 def move_mount(from_fd: int, from_path: str, to_fd: int, to_path: str, flags: int) -> None:
     """move_mount(2)."""
     _check(_libc.syscall(_SYS_MOVE_MOUNT, from_fd, os.fsencode(from_path), to_fd, os.fsencode(to_path), flags), to_path)
+
+
+def fspick(dirfd: int, path: str, flags: int) -> int:
+    """fspick(2): a descriptor by which the file system mounted at ``path`` is configured anew (Linux 5.2)."""
+    return _check(_libc.syscall(_SYS_FSPICK, dirfd, os.fsencode(path), flags), path)
+
+
+def fsconfig(fd: int, command: int, key: str | None = None, value: str | None = None) -> None:
+    """fsconfig(2): gives one parameter (``FSCONFIG_SET_STRING``) or lets all take effect."""
+    _check(_libc.syscall(_SYS_FSCONFIG, fd, command, None if key is None else key.encode(),
+                         None if value is None else value.encode(), 0))
 
 
 class _MountAttr(ctypes.Structure):

@@ -2,7 +2,8 @@
 
 A comment above a block can say more: ``<!-- example: failed=1 -->`` names other outcomes than all passed,
 ``<!-- example: conftest -->`` keeps the block as conftest.py for the next block of its page, and
-``<!-- example: not run, because ... -->`` gives a reason.
+``<!-- example: not run, because ... -->`` gives a reason; ``<!-- example: needs=memory -->`` runs it where this host
+can enforce that limit.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import sys
 
 import pytest
 from pages import Block, blocks
+
+from pytest_sandbox.runtime.cgroups import host_control
 
 ALL = list(blocks("python"))
 CONFTESTS = {block.name: block for block in ALL if block.note == "conftest"}
@@ -25,6 +28,12 @@ def conftest_for(block: Block) -> str | None:
 
 @pytest.mark.parametrize("block", RUN, ids=lambda block: block.name)
 def test_an_example_does_what_the_page_says(block: Block, pytester: pytest.Pytester) -> None:
+    note = block.note
+    if note.startswith("needs="):
+        ability = host_control().abilities()[note.removeprefix("needs=")]
+        if not ability.ok:
+            pytest.skip(f"{note}: {ability.how}")
+        note = ""
     if (conftest := conftest_for(block)) is not None:
         pytester.makeconftest(conftest)
     count = block.text.count("def test_")
@@ -33,8 +42,8 @@ def test_an_example_does_what_the_page_says(block: Block, pytester: pytest.Pytes
         return
     pytester.makepyfile(test_example=block.text)
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "--strict-markers")
-    if block.note:
-        result.assert_outcomes(**{name: int(number) for name, number in (one.split("=") for one in block.note.split())})
+    if note:
+        result.assert_outcomes(**{name: int(number) for name, number in (one.split("=") for one in note.split())})
     else:
         outcomes = result.parseoutcomes()
         assert set(outcomes) == {"passed"}

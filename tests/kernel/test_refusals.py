@@ -26,7 +26,7 @@ from pytest_sandbox import (
 @pytest.mark.parametrize(("options", "words"), [
     ({"memry": "64M"}, ["unknown sandbox option 'memry'", "Allowed: ", "network"]),
     ({"hostnam": "x"}, ["unknown sandbox option 'hostnam'", "did you mean 'hostname'?"]),
-    ({"memory": "64M"}, ["'memory' is not available yet", "Remove it"]),
+    ({"memory": "64X"}, ["memory='64X' cannot be used", '"64M"']),
     ({"disk": "much"}, ["disk='much' cannot be used", '"64M"']),
     ({"disk": 0}, ["disk=0 cannot be used", "more than nothing"]),
     ({"user": "nobody"}, ["user='nobody'", '"root", "me"']),

@@ -21,7 +21,7 @@ def test_ini_options_are_those_that_the_spec_knows() -> None:
     ("'host'", "*test_wrong.py::test_one: the sandbox marker takes keyword options only, not 'host'*"
                "did you mean image='host'?*"),
     ("'network'", "*test_wrong.py::test_one: *did you mean network=...?*"),
-    ("memory='64M'", "*test_wrong.py::test_one: sandbox option 'memory' is not available yet*"),
+    ("memory='64X'", "*test_wrong.py::test_one: sandbox option memory='64X' cannot be used*"),
     ("mounts=3", "*test_wrong.py::test_one: sandbox option mounts=3 cannot be used*"),
 ])
 def test_a_marker_that_cannot_be_used_is_a_collection_error(pytester: pytest.Pytester, marker: str, says: str) -> None:

@@ -21,16 +21,16 @@ PACKAGE = "pytest_sandbox"
 #: The rooms and their levels. A room may import from lower levels and from itself.
 LEVELS = {
     "errors": 0,
-    "spec": 1, "rootfs": 1,
+    "spec": 1, "rootfs": 1, "usage": 1,
     "image": 2, "runtime": 2,
     "sandbox": 3, "network": 3,
     "plugin": 4, "cli": 4, "report": 4,
 }
 
 #: Modules that are part of another room: a sandbox's host side is one room in several files.
-PART_OF = {"calls": "sandbox", "committing": "sandbox", "images": "sandbox", "copying": "sandbox", "files": "sandbox",
-           "layerdiff": "sandbox",
-           "planning": "sandbox", "process": "sandbox"}
+PART_OF = {"calls": "sandbox", "committing": "sandbox", "copying": "sandbox", "deadline": "sandbox", "files": "sandbox",
+           "images": "sandbox", "layerdiff": "sandbox", "limits": "sandbox", "planning": "sandbox",
+           "process": "sandbox", "stacks": "sandbox", "verdicts": "sandbox"}
 
 #: The modules (with all that lies below them) that may import what is not everybody's.
 DOORS = {
@@ -46,11 +46,12 @@ DOORS = {
     "compression": ("image.compression",),
     "tomli": ("image.hosts",),
     "pyroute2": ("runtime.netdev",),
+    "jeepney": ("runtime.delegation",),
     "ctypes": ("runtime.syscalls", "image.resolve"),
 }
 
 #: Dear to import or not a dependency: only inside a function, by whoever has the door.
-LAZY = {"pyroute2", "coverage", "exceptiongroup", "isal", "backports", "compression", "tomli"}
+LAZY = {"pyroute2", "jeepney", "coverage", "exceptiongroup", "isal", "backports", "compression", "tomli"}
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def test_what_is_not_known_is_still_readable() -> None:
 
 def test_operations_and_words_name_the_same_things() -> None:
     assert set(mounts.OPERATIONS) <= set(plan._READS)
-    assert set(plan._READS) - set(mounts.OPERATIONS) == {"helper", "clone3", "init"}
+    assert set(plan._READS) - set(mounts.OPERATIONS) == {"helper", "cgroup", "clone3", "init"}
 
 
 def test_a_plan_is_json() -> None:

@@ -43,6 +43,12 @@ GOOD: dict[str, list[tuple[Any, Any]]] = {
         ("/a:/b\n  /c:/d:ro\n", (Mount("/a", "/b"), Mount("/c", "/d", True))),
     ],
     "hostname": [("web", "web"), ("a.b-c.example", "a.b-c.example"), ("7", "7"), (LONGEST_LABEL, LONGEST_LABEL)],
+    "memory": [(1, 1), ("64M", 64 << 20), ("1.5G", 3 << 29)],
+    "swap": [(0, 0), ("0", 0), ("64M", 64 << 20)],
+    "cpus": [(0.5, 0.5), ("0.5", 0.5), (2, 2.0), ("16", 16.0), (0.01, 0.01)],
+    "cpu_weight": [(1, 1), ("100", 100), (10_000, 10_000)],
+    "io_weight": [(1, 1), ("100", 100), (10_000, 10_000)],
+    "pids": [(1, 1), ("64", 64), (4096, 4096)],
     "disk": [
         (1, 1), ("1", 1), ("64K", 64 << 10), ("64M", 64 << 20), ("1.5G", 3 << 29), ("2t", 2 << 40),
         ("10 MiB", 10 << 20), ("10mb", 10 << 20), (" 5 K ", 5 << 10), ("0.5K", 512),
@@ -57,6 +63,7 @@ GOOD: dict[str, list[tuple[Any, Any]]] = {
         (frozenset({"CHOWN"}), ("CHOWN",)),
     ],
     "scope": [("function", "function"), ("class", "class"), ("module", "module")],
+    "timeout": [(10, 10.0), (0.5, 0.5), ("2.5", 2.5)],
     "hide": [
         ([], ()), ("", ()), (".ssh .aws", (".ssh", ".aws")), (["/etc/ssl/private"], ("/etc/ssl/private",)),
         ((".config/x",), (".config/x",)),
@@ -74,12 +81,19 @@ BAD: dict[str, list[Any]] = {
         None, 3, {"/a": "/b"}, [Mount("a", "/b")], [Mount("/a", "b")],
     ],
     "hostname": ["", "-a", "a-", "a..b", "a_b", "ä", "a b", "a" * 64, ".".join(["a" * 32] * 3), None, 7],
+    "memory": ["", "M", "-1", 0, -1, "0", 1.5, True, None, []],
+    "swap": ["", "M", "-1", -1, 1.5, True, False, None, []],
+    "cpus": ["", "half", 0, 0.001, -1, "inf", "nan", 1e9, True, None, []],
+    "cpu_weight": ["", "high", 0, 10_001, -1, 1.5, "1.5", True, None, []],
+    "io_weight": ["", "high", 0, 10_001, -1, 1.5, "1.5", True, None, []],
+    "pids": ["", "many", 0, -1, 1.5, "1.5", 1 << 40, True, None, []],
     "disk": [
         "", "M", "-1", "1.G", "1X", "1 2", "ten", "inf", "nan", "8388608T",
         "9" * 400, 1 << 63, 0, -1, "0", "0.1", 1.5, True, None, [],
     ],
     "capabilities": [None, 3, ["NOPE"], ["KILL", None], "ALL", [""], {"KILL": True}],
     "scope": ["session", "classes", "", None],
+    "timeout": [None, 0, -1, "soon", True, float("inf"), float("nan")],
     "hide": [None, 3, [""], [3], ["../x"], "a/../b", {".ssh"}],
 }
 

@@ -1,0 +1,134 @@
+"""What ``Sandbox`` says and does about its limits: usage, events, and changes while it runs. Used by ``sandbox``."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from .errors import MemoryLimitExceeded, SandboxClosedError, SandboxUsageError
+from .runtime.running import Running, wait_readable
+from .spec import LIMITS, SandboxSpec, parse_options
+from .usage import LimitEvents, Usage
+
+if TYPE_CHECKING:
+    from .runtime.cgroup import Mark
+
+_BLOCK = 512  # ru_inblock and ru_oublock count blocks of so many bytes
+
+
+def usage(running: Running) -> Usage:
+    """What the sandbox has used since it was started; of one that has ended, what is still known."""
+    wall = time.monotonic() - running.began
+    if running.group is not None:
+        return _completed(running, running.group.total(), wall)
+    try:
+        answer = running.ask({"usage": True})
+    except SandboxClosedError:
+        answer = {}
+    used = [a + b for a, b in zip(answer.get("used", (0, 0, 0, 0)), running.spent, strict=True)]
+    counted = _counted(used) if answer else Usage()
+    return _completed(running, counted, wall, answer.get("pids"))
+
+
+def _counted(used: list[float]) -> Usage:
+    return Usage(cpu_seconds=used[0] + used[1], user_seconds=used[0], system_seconds=used[1],
+                 io_read=int(used[2]) * _BLOCK, io_written=int(used[3]) * _BLOCK)
+
+
+def _completed(running: Running, counted: Usage, wall: float, pids: int | None = None) -> Usage:
+    disk = None
+    if running.scratch >= 0:
+        layer = os.fstatvfs(running.scratch)
+        disk = (layer.f_blocks - layer.f_bfree) * layer.f_frsize
+    return Usage(counted.cpu_seconds, counted.user_seconds, counted.system_seconds, counted.memory_peak, counted.memory,
+                 counted.pids_peak, counted.pids if pids is None else pids, counted.io_read, counted.io_written, disk,
+                 wall)
+
+
+class Watch:
+    """One command: from just before it starts until :meth:`end`."""
+
+    def __init__(self, running: Running) -> None:
+        self.running = running
+        self.began = time.monotonic()
+        self.mark: Mark | None = running.group.mark() if running.group is not None else None
+
+    def end(self, used: list[float] | None = None) -> Usage:
+        """What the command used.
+
+        :param used: what its init counted, for hosts without cgroups.
+        """
+        wall = time.monotonic() - self.began
+        if self.mark is not None and self.running.group is not None:
+            return _completed(self.running, self.running.group.since(self.mark), wall)
+        return _completed(self.running, _counted(used) if used else Usage(), wall)
+
+
+def events(running: Running) -> LimitEvents:
+    """Which limits the sandbox has met so far."""
+    met = running.group.events() if running.group is not None else LimitEvents()
+    full = None
+    if running.scratch >= 0:
+        layer = os.fstatvfs(running.scratch)
+        full = "blocks" if layer.f_bfree == 0 else "inodes" if layer.f_ffree == 0 else None
+    return LimitEvents(met.oom_kills, met.victims, met.pids_refused, full)
+
+
+def killed_for_memory(running: Running) -> bool:
+    """Whether the memory limit has ended this sandbox; if so it has ended when this returns."""
+    group = running.group
+    if group is None or running.plan.body["group"]["watch"] is False or not group.oom_kills():
+        return False
+    if running.pidfd >= 0:
+        wait_readable(running.pidfd, 5)
+    return True
+
+
+def memory_error(running: Running, spec: SandboxSpec) -> MemoryLimitExceeded:
+    """The error for a sandbox that :func:`killed_for_memory` tells of."""
+    met, used = events(running), usage(running)
+    victim = met.victims[0] if met.victims else None
+    who = f"{victim.name} (pid {victim.pid})" if victim is not None else "a process"
+    more = f" and {met.oom_kills - 1} more" if met.oom_kills and met.oom_kills > 1 else ""
+    peak = f"; the peak was {size(used.memory_peak)}" if used.memory_peak is not None else ""
+    return MemoryLimitExceeded(
+        f"the sandbox reached its memory limit of {size(spec.memory)}", limit=spec.memory, peak=used.memory_peak,
+        kills=met.oom_kills, victim=victim.name if victim else None, victim_pid=victim.pid if victim else None,
+        why=f"the kernel killed {who}{more} in it, and with that the sandbox ended{peak}",
+        remedy="Use less, or raise its memory option. Files of the writable layer count as memory.")
+
+
+def size(number: int | None) -> str:
+    """Bytes as people write them."""
+    if number is None:
+        return "an unknown size"
+    for unit, factor in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if number >= factor:
+            return f"{number / factor:.4g} {unit}"
+    return f"{number} bytes"
+
+
+def update(running: Running, spec: SandboxSpec, options: dict[str, Any]) -> SandboxSpec:
+    """Changes limits of a running sandbox; returns its spec from now on.
+
+    :raises SandboxUsageError: for an option that is no limit.
+    """
+    for option in options:
+        if option not in LIMITS:
+            raise SandboxUsageError(f"{option!r} cannot be changed while a sandbox runs", option=option,
+                                    value=options[option], allowed=", ".join(LIMITS))
+    removed = {option: None for option, value in options.items() if value is None and option not in ("pids", "disk")}
+    changed = spec.merged({**parse_options({option: value for option, value in options.items()
+                                            if option not in removed}), **removed})
+    limits = set(options) - {"disk"}
+    if limits:
+        if running.group is None:
+            from .runtime.cgroup import FEATURES, unavailable
+            option = sorted(limits)[0]
+            raise unavailable(option, f"this sandbox has no cgroup, which changing {FEATURES[option][1]} needs",
+                              "Run `pytest-sandbox doctor` to see how this host can give it one.")
+        running.group.update(changed, limits)
+    if "disk" in options:
+        running.resize(changed.disk)
+    return changed

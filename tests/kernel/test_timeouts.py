@@ -1,0 +1,148 @@
+"""The timeout of a sandbox: the verdict on what it did, and that nothing outlives it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+import pytest
+from support import init_pid, until
+
+from pytest_sandbox import Sandbox, SandboxUsageError
+from pytest_sandbox.errors import TimeLimitExceeded
+from pytest_sandbox.runtime.tasks import Proc
+from pytest_sandbox.verdicts import judge, sample
+
+LOCKED = """
+import threading
+lock = threading.Lock()
+lock.acquire()
+thread = threading.Thread(target=lock.acquire)
+thread.start()
+thread.join()
+"""
+#: The parent of a vfork waits uninterruptibly until its child calls execve or ends.
+VFORK = """
+import ctypes, signal
+libc = ctypes.PyDLL(None)
+if libc.syscall(58) == 0:  # of x86_64
+    libc.pause()
+"""
+
+#: Command, verdict, and a part of the reason.
+DOINGS = {
+    "sleeper": (["sleep", "1000"], "waiting", "waits for time to pass"),
+    "python-sleeper": ([sys.executable, "-c", "import time; time.sleep(1000)"], "waiting", "waits for time to pass"),
+    "timed-lock": ([sys.executable, "-c", "import threading; threading.Event().wait(1000)"], "waiting",
+                   "waits for a lock, for a limited time"),
+    "spinner": ([sys.executable, "-c", "while True: pass"], "spinning", "runs"),
+    "spinning-child": (["sh", "-c", "(while :; do :; done) & wait"], "spinning", "s of CPU in the last"),
+    "many-short-children": (["sh", "-c", "while :; do /bin/true; done"], "spinning", "s of CPU in the last"),
+    "output-flood": (["sh", "-c", "yes > /dev/null"], "spinning", "s of CPU in the last"),
+    "lock": ([sys.executable, "-c", LOCKED], "blocked", "waits for a lock"),
+    "pipe": (["sh", "-c", "mkfifo /tmp/f; cat < /tmp/f"], "blocked", "waits for the other end of a FIFO"),
+    "stopped": (["sh", "-c", "kill -STOP $$"], "blocked", "waits for SIGCONT: it is stopped"),
+    "server": ([sys.executable, "-c", "import socket; socket.create_server(('127.0.0.1', 80)).accept()"], "blocked",
+               "waits for a connection"),
+}
+
+
+@pytest.mark.parametrize("name", DOINGS)
+def test_the_verdict(name: str) -> None:
+    command, kind, reason = DOINGS[name]
+    with Sandbox(timeout=1.5, user="root") as sandbox:
+        with pytest.raises(TimeLimitExceeded) as caught:
+            sandbox.run(command)
+        error = caught.value
+        assert (error.verdict, error.limit, error.option) == (kind, 1.5, "timeout")
+        assert reason in str(error)
+        assert f"took longer than its timeout of 1.5 s: it was {kind}: " in str(error)
+        assert "process 2" in error.stacks
+        assert isinstance(error, TimeoutError)
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="vfork(2) is a system call of its own on few machines")
+def test_an_uninterruptible_wait_is_blocked() -> None:
+    with Sandbox() as sandbox, Proc(sandbox._root_fd) as proc:
+        process = sandbox.popen([sys.executable, "-c", VFORK])
+        until(lambda: sorted((task.state, task.syscall) for view in proc.processes() for task in view.tasks) == [
+            ("D", "vfork"), ("S", "pause")], "it waits in vfork")
+        verdict, stacks = judge(proc, sample(proc))
+        assert verdict.kind == "blocked"
+        assert "waits for a child to start" in "\n".join(map(str, stacks))
+        sandbox.kill()
+        with process:
+            pass
+
+
+def test_a_clean_up_on_sigterm_is_waited_for(tmp_path: object) -> None:
+    script = "trap 'echo cleaned > /tmp/said; exit' TERM; echo up; while :; do sleep 0.05; done"
+    with Sandbox(timeout=0.5) as sandbox:
+        with pytest.raises(TimeLimitExceeded):
+            sandbox.run(["sh", "-c", script])
+        assert sandbox.path("/tmp/said").read_text() == "cleaned\n"  # what it left can be looked at
+
+
+def test_nothing_survives_that_ignores_signals_and_forked_twice() -> None:
+    code = """
+import os, signal
+for number in range(1, 32):
+    if number not in (signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_IGN)
+for _ in range(30):
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork():
+            os._exit(0)
+        while True:
+            signal.pause()
+    os.wait()
+while True:
+    signal.pause()
+"""
+    with Sandbox(timeout=1) as sandbox:
+        init = init_pid(sandbox)
+        with pytest.raises(TimeLimitExceeded) as caught:
+            sandbox.run([sys.executable, "-c", code])
+        assert caught.value.verdict == "blocked"
+        assert "and 21 more processes" in caught.value.stacks
+        until(lambda: not sandbox.processes(), "all are gone")
+        os.kill(init, 0)  # the sandbox itself is there until it is closed
+
+
+def test_every_later_use_says_so_and_files_stay() -> None:
+    with Sandbox(timeout=0.2) as sandbox:
+        sandbox.path("/tmp/note").write_text("hello")
+        until(lambda: sandbox._deadline is not None and sandbox._deadline.error, "the time is up")
+        for use in (lambda: sandbox.run(["true"]), lambda: sandbox.popen(["true"]), lambda: sandbox.call(os.getpid)):
+            with pytest.raises(TimeLimitExceeded, match=r"timeout of 0\.2 s"):
+                use()
+        assert sandbox.path("/tmp/note").read_text() == "hello"
+
+
+def test_a_limit_that_was_not_reached_changes_nothing() -> None:
+    with Sandbox(timeout=1000) as sandbox:
+        assert sandbox.run(["echo", "hi"]).stdout == "hi\n"
+        sandbox.reset()
+        assert sandbox.run(["echo", "hi"]).stdout == "hi\n"
+        sandbox.raise_untold()
+    assert sandbox._deadline is not None
+    assert not sandbox._deadline.is_alive()
+
+
+def test_a_commands_own_timeout_is_another() -> None:
+    with Sandbox(timeout=1000) as sandbox:
+        assert sandbox.run(["sleep", "1000"], timeout=0.2).timed_out
+        assert sandbox.run(["true"]).returncode == 0
+
+
+@pytest.mark.parametrize("value", [0, -1, "soon", True, float("inf"), None])
+def test_what_is_no_time_is_refused(value: object) -> None:
+    with pytest.raises(SandboxUsageError, match=r"timeout=.*a number of seconds, more than 0"):
+        Sandbox(timeout=value)
+
+
+def test_a_command_that_ended_by_signal_before_the_limit_is_a_result() -> None:
+    with Sandbox(timeout=1000) as sandbox:
+        assert sandbox.run(["sh", "-c", "kill -TERM $$"]).signal == signal.SIGTERM
