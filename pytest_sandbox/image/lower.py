@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +34,7 @@ class LowerView:
     """
 
     def __init__(self, layers: Sequence[str]) -> None:
+        self._limit = _make_room(2 * len(layers) + 100)
         self._fds = [os.open(one, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for one in reversed(layers)]
 
     def __enter__(self) -> LowerView:
@@ -49,6 +52,9 @@ class LowerView:
         for fd in self._fds:
             os.close(fd)
         self._fds = []
+        if self._limit is not None:
+            resource.setrlimit(resource.RLIMIT_NOFILE, self._limit)
+            self._limit = None
 
     def lookup(self, parts: Sequence[bytes]) -> Found | None:
         """The entry at ``parts``, no link followed; None where there is none, or no directory above it."""
@@ -145,6 +151,16 @@ def _join(path: bytes, name: bytes) -> bytes:
     return path + b"/" + name if path else name
 
 
+def _make_room(count: int) -> tuple[int, int] | None:
+    """Lets this process open ``count`` files more than it may need otherwise; returns the limits to go back to."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + 1024
+    if count < 300 or soft == resource.RLIM_INFINITY or soft >= wanted:
+        return None
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+    return soft, hard
+
+
 def _split(path: bytes) -> tuple[bytes, bytes]:
     parent, _, name = path.rpartition(b"/")
     return parent, name
@@ -173,7 +189,9 @@ def _redirect(layer_fd: int, path: bytes) -> bytes:
 def _status(layer_fd: int, path: bytes, name: bytes) -> os.stat_result | None:
     try:
         parent = open_directory(layer_fd, path)
-    except OSError:
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise
         return None
     try:
         return os.lstat(name, dir_fd=parent)
