@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         LayerRejected,
         LimitExceeded,
         MemoryLimitExceeded,
+        NetworkError,
         PidsLimitExceeded,
         RegistryAuthError,
         RegistryError,
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
         SandboxCommandMisplaced,
         SandboxCommandNotFound,
         SandboxCommandRefused,
+        SandboxConnectionError,
+        SandboxConnectionRefused,
         SandboxCrashed,
         SandboxError,
         SandboxProtocolError,
@@ -38,21 +41,23 @@ if TYPE_CHECKING:
         TimeLimitExceeded,
     )
     from .images import Image
+    from .network import Network
     from .sandbox import Change, Process, Result, Sandbox, SandboxPath, inside
     from .spec import Mount, SandboxSpec
     from .usage import LimitEvents, Usage
 
 _HOME = {
     **dict.fromkeys(("Change", "Process", "Result", "Sandbox", "SandboxPath", "inside"), "sandbox"),
+    "Network": "network",
     **dict.fromkeys(("Mount", "SandboxSpec"), "spec"),
     "Image": "images",
     **dict.fromkeys(("LimitEvents", "Usage"), "usage"),
     **dict.fromkeys((
         "DiskLimitExceeded", "LimitExceeded", "MemoryLimitExceeded", "PidsLimitExceeded", "TimeLimitExceeded",
-        "ImageCorrupt", "ImageError", "ImageNotFound", "LayerRejected", "RegistryAuthError", "RegistryError",
-        "SandboxCallError", "SandboxClosedError", "SandboxCommandDenied", "SandboxCommandError",
-        "SandboxCommandMisplaced", "SandboxCommandNotFound",
-        "SandboxCommandRefused", "SandboxCrashed", "SandboxError",
+        "ImageCorrupt", "ImageError", "ImageNotFound", "LayerRejected", "NetworkError", "RegistryAuthError",
+        "RegistryError", "SandboxCallError", "SandboxClosedError", "SandboxCommandDenied", "SandboxCommandError",
+        "SandboxCommandMisplaced", "SandboxCommandNotFound", "SandboxCommandRefused", "SandboxConnectionError",
+        "SandboxConnectionRefused", "SandboxCrashed", "SandboxError",
         "SandboxProtocolError", "SandboxStartError", "SandboxTimeout", "SandboxUnavailable", "SandboxUsageError",
         "StoreError",
     ), "errors"),
@@ -70,6 +75,8 @@ __all__ = [
     "LimitExceeded",
     "MemoryLimitExceeded",
     "Mount",
+    "Network",
+    "NetworkError",
     "PidsLimitExceeded",
     "Process",
     "RegistryAuthError",
@@ -83,6 +90,8 @@ __all__ = [
     "SandboxCommandMisplaced",
     "SandboxCommandNotFound",
     "SandboxCommandRefused",
+    "SandboxConnectionError",
+    "SandboxConnectionRefused",
     "SandboxCrashed",
     "SandboxError",
     "SandboxPath",
@@ -100,7 +109,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Network", "Outbound"):
+    if name == "Outbound":
         raise AttributeError(f"{__name__}.{name} is not available yet in this version")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,6 +12,9 @@
     │   └── SandboxCommandMisplaced (NotADirectoryError) where it was to start is no directory
     ├── SandboxClosedError       (RuntimeError)        the sandbox is not running any more
     ├── SandboxCommandError      (CalledProcessError)  a command failed and check=True was given
+    ├── SandboxConnectionError   (ConnectionError)     a server inside could not be reached
+    │   └── SandboxConnectionRefused (ConnectionRefusedError) nobody listens there
+    ├── NetworkError             (OSError)             a network could not be made or changed as asked
     ├── SandboxTimeout           (TimeoutError)        something awaited did not happen in time
     ├── SandboxProtocolError     (ValueError)          what came out of a sandbox is not a valid message
     ├── SandboxCallError         (RuntimeError)        a function called inside raised, or its value is not data
@@ -155,6 +158,30 @@ class SandboxCommandMisplaced(SandboxCommandRefused, NotADirectoryError):
 
 class SandboxClosedError(SandboxError, RuntimeError):
     """The sandbox was closed, killed, or its first process ended."""
+
+
+class SandboxConnectionError(SandboxError, ConnectionError):
+    """A server inside could not be reached: ``address`` is where it was looked for, ``errno`` the kernel's answer."""
+
+    def __init__(self, what: str, *, address: str, errno: int | None = None, why: str | None = None,
+                 remedy: str | None = None) -> None:
+        self.address = address
+        self.errno = errno
+        self._tell(what, why, remedy)
+
+
+class SandboxConnectionRefused(SandboxConnectionError, ConnectionRefusedError):
+    """Nobody listens there."""
+
+
+class NetworkError(SandboxError, OSError):
+    """A network could not be made, joined or changed. ``network`` is its range, ``errno`` the kernel's answer."""
+
+    def __init__(self, what: str, *, network: str, errno: int | None = None, why: str | None = None,
+                 remedy: str | None = None) -> None:
+        self.network = network
+        self.errno = errno
+        self._tell(what, why, remedy)
 
 
 class SandboxTimeout(SandboxError, TimeoutError):

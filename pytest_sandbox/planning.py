@@ -63,8 +63,9 @@ def plan_for(spec: SandboxSpec) -> Plan:
     host = launch.supervisor().host
     with _planning:
         root = _root(spec, host)
+    kind = spec.network if isinstance(spec.network, str) else "networks"  # which ones is no matter of the plan
     image = spec.image.token if isinstance(spec.image, Image) else spec.image  # not itself: it shall be let go one day
-    key = (image, spec.network, spec.user, spec.mounts, spec.persist, spec.hostname, spec.capabilities,
+    key = (image, kind, spec.user, spec.mounts, spec.persist, spec.hostname, spec.capabilities,
            spec.hide, spec.workdir, host, *_limits(spec))
     control = cgroups.host_control()
     made = _plans.get(key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -29,6 +30,8 @@ from .runtime.running import ForkedChild, Running, give_up, inside
 from .spec import SandboxSpec, parse_options
 
 if TYPE_CHECKING:
+    import asyncio
+
     from .deadline import Deadline
     from .errors import MemoryLimitExceeded
     from .files import SandboxPath
@@ -56,7 +59,7 @@ def __getattr__(name: str) -> Any:
 
 
 #: Members of the interface that a later version brings.
-COMING = frozenset({"connect", "forward", "wait_for_port"})
+COMING: frozenset[str] = frozenset()
 
 
 class Sandbox:
@@ -114,14 +117,27 @@ class Sandbox:
                                                                           "reset() instead of close().")
             if self._running is None:
                 try:
-                    self._running = launch.take(plan_for(self._spec_now()))
+                    running = launch.take(plan_for(self._spec_now()))
                 except SandboxStartError as error:
                     from .runtime.probe import explain
                     raise explain(error) from error
+                if not isinstance(self.spec.network, str):
+                    self._connect(running)
+                self._running = running
                 if self.spec.timeout is not None and self._deadline is None:
                     from .deadline import Deadline
                     self._deadline = Deadline(self, self.spec.timeout)
             return self._running
+
+    def _connect(self, running: Running) -> None:
+        """Joins its networks."""
+        try:
+            for position, endpoint in enumerate(self.spec.network):
+                endpoint.network.attach(self, running, endpoint, position)
+        except BaseException:
+            running.let_go()
+            running.wait_gone()
+            raise
 
     def _in_time(self) -> Running:
         """As :meth:`_ready`, for what runs something inside.
@@ -507,3 +523,44 @@ class Sandbox:
                 raise SandboxTimeout(f"{os.fspath(path)} did not appear in the sandbox in {timeout} s", seconds=timeout)
             time.sleep(pause)
             pause = min(pause * 1.5, 0.05)
+
+    # Ways in.
+
+    def connect(self, port: int | str | os.PathLike[str], host: str = "127.0.0.1", *,
+                type: socket.SocketKind = socket.SOCK_STREAM,  # noqa: A002 - as socket.socket
+                timeout: float | None = 10.0) -> socket.socket:
+        """A blocking socket that is connected to a server inside. Nothing opens on the host; close it when done.
+
+        :param port: a port of ``host``, or the path of a Unix socket.
+        :param host: an address, or a name that the sandbox's own ``/etc/hosts`` has.
+        :param type: ``SOCK_STREAM`` (TCP), ``SOCK_DGRAM`` (UDP), or what a Unix socket is.
+        :param timeout: seconds to wait for the connection.
+        :raises SandboxConnectionRefused: when nobody listens there.
+        :raises SandboxTimeout: when nobody answers in time.
+        """
+        from .connections import connect
+        return connect(self, port, host, type, timeout)
+
+    async def open_connection(self, port: int | str | os.PathLike[str], host: str = "127.0.0.1", *,
+                              timeout: float | None = 10.0) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """As :func:`asyncio.open_connection`, to a server inside; takes what :meth:`connect` takes."""
+        from .connections import open_connection
+        return await open_connection(self, port, host, timeout)
+
+    def forward(self, port: int, host: str = "127.0.0.1") -> tuple[str, int]:
+        """Host and port, on the host's loopback, that lead to a TCP port inside until the sandbox closes or resets.
+
+        For libraries that want a URL; whoever can reach the host's loopback can use it.
+        """
+        from .connections import forward
+        return forward(self, port, host)
+
+    def wait_for_port(self, port: int, timeout: float = 10.0, *, host: str = "127.0.0.1",
+                      type: socket.SocketKind = socket.SOCK_STREAM) -> None:  # noqa: A002 - as socket.socket
+        """Waits until something inside listens on a port. The server does not notice: nothing connects to it.
+
+        :param type: ``SOCK_STREAM`` (TCP) or ``SOCK_DGRAM`` (UDP).
+        :raises SandboxTimeout: after ``timeout`` seconds.
+        """
+        from .connections import wait_for_port
+        wait_for_port(self, port, timeout, host, type)

@@ -39,6 +39,30 @@ class Mount:
     read_only: bool = False
 
 
+class AnyNetwork:
+    """What a :class:`~.network.Network` is to those that only pass it on."""
+
+    def attach(self, sandbox: Any, running: Any, endpoint: Endpoint, position: int) -> None:
+        """Connects a sandbox that has just started, as the ``position``-th of its networks."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """How a sandbox joins a network; ``Network.endpoint`` makes it.
+
+    :param address: an IPv4 address of the network's range, ``address6`` an IPv6 one; else the next that is free.
+    :param aliases: further names by which the other members find it.
+    :param router: whether it passes on what is not for itself, and is the way out for the other members.
+    """
+
+    network: AnyNetwork
+    address: str | None = None
+    address6: str | None = None
+    aliases: tuple[str, ...] = ()
+    router: bool = False
+
+
 #: The most tasks that a sandbox has at once unless ``pids`` says otherwise.
 DEFAULT_PIDS = 4096
 
@@ -166,11 +190,18 @@ def _image(option: str, value: object) -> Any:
     raise _refuse(option, value, 'a reference such as "host", or an Image', several)
 
 
-def _network(option: str, value: object) -> str:
-    if value in ("none", "host"):
-        return str(value)
-    allowed = '"none" (own loopback) or "host"'
-    raise _refuse(option, value, allowed, "not available yet" if value == "outbound" else None)
+def _network(option: str, value: object) -> str | tuple[Endpoint, ...]:
+    if isinstance(value, str) and value in ("none", "host"):
+        return value
+    allowed = '"none" (own loopback), "host", a Network, or a list of them'
+    several = value if isinstance(value, (list, tuple)) else [value]
+    made = [Endpoint(one) if isinstance(one, AnyNetwork) else one for one in several]
+    endpoints = tuple(one for one in made if isinstance(one, Endpoint))
+    if not endpoints or len(endpoints) < len(made):
+        raise _refuse(option, value, allowed, "not available yet" if value == "outbound" else None)
+    if len({id(one.network) for one in endpoints}) < len(endpoints):
+        raise _refuse(option, value, allowed, "a sandbox joins a network once")
+    return endpoints
 
 
 def _user(option: str, value: object) -> str:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .fixtures import sandbox, sandbox_factory, sandbox_image
+from .fixtures import sandbox, sandbox_factory, sandbox_image, sandbox_network
 from .options import MARKER, PytestSandboxWarning, Settings, add_options, drives_a_sandbox, usage_text
 
 if TYPE_CHECKING:
     from .conductor import Conductor
 
-__all__ = ["PytestSandboxWarning", "sandbox", "sandbox_factory", "sandbox_image"]
+__all__ = ["PytestSandboxWarning", "sandbox", "sandbox_factory", "sandbox_image", "sandbox_network"]
 
 _settings: pytest.StashKey[Settings] = pytest.StashKey()
 _conductor: pytest.StashKey[Conductor] = pytest.StashKey()

@@ -371,11 +371,17 @@ def terminal_writer(config: pytest.Config, file: Any) -> Any:
     return writer
 
 
-def forget_line(config: pytest.Config) -> None:
-    """Somebody else wrote to the terminal: what pytest remembers of its current line is stale."""
+def current_line(config: pytest.Config) -> str:
+    """What pytest's terminal writer believes to have written into its current line, by which it pads the rest."""
+    reporter: Any = config.pluginmanager.get_plugin("terminalreporter")
+    return str(getattr(reporter._tw, "_current_line", "")) if reporter is not None else ""
+
+
+def set_current_line(config: pytest.Config, line: str) -> None:
+    """Makes it believe what the writer inside believes, which has written too."""
     reporter: Any = config.pluginmanager.get_plugin("terminalreporter")
     if reporter is not None and hasattr(reporter._tw, "_current_line"):
-        reporter._tw._current_line = ""
+        reporter._tw._current_line = line
 
 
 def temporary_base(config: pytest.Config) -> Path | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
+    from pytest_sandbox.network import Network
     from pytest_sandbox.sandbox import Sandbox
     from pytest_sandbox.spec import SandboxSpec
 
@@ -91,9 +93,15 @@ def start(config: pytest.Config, spec: Any) -> Sandbox:
 
 
 @pytest.fixture
-def sandbox_network() -> None:
-    """Not available yet: a private network for the sandboxes of one test."""
-    raise pytest.UsageError("the fixture sandbox_network is not available yet in this version of pytest-sandbox")
+def sandbox_network() -> Iterator[Network]:
+    """A private network for the sandboxes of this test: ``sandbox_factory(network=sandbox_network, hostname="a")``.
+
+    It is made when the first sandbox joins, and closed when the test ends.
+    """
+    from pytest_sandbox.network import Network
+
+    with contextlib.closing(Network()) as network:
+        yield network
 
 
 def make_sandbox(spec: SandboxSpec) -> Sandbox:

@@ -23,7 +23,8 @@ import pytest
 
 from pytest_sandbox.errors import SandboxProtocolError
 
-from . import compat, cover, reporting, wire
+from . import compat, cover, interrupts, reporting, wire
+from .interrupts import Gate
 
 if TYPE_CHECKING:
     from .conductor import Conductor
@@ -87,7 +88,8 @@ class Guest:
         self.item = item
         self.waits = False
         self._before = before
-        self._phase = "setup"
+        self._phase = self._due = "setup"  # where the test is, and what has yet to be reported
+        self._left = False
         self._shipped: pytest.TestReport | None = None
         self._names: dict[int, str] = {}
         self._reports: dict[int, str] = {}
@@ -127,7 +129,9 @@ class Guest:
 
     def _next_order(self) -> list[Any]:
         while True:
-            order = self._receive()
+            with Gate(closed=True) as gate:
+                order = self._receive()
+                gate.forget()  # the parent's: no test runs here
             if order[0] == "run":
                 return order
             items = self.item.session.items
@@ -136,7 +140,7 @@ class Guest:
     def _leave(self, item: pytest.Item, nextitem: pytest.Item | None) -> None:
         """A test is over that did not run in here, or was not known to be the last: tears down what no other needs."""
         self._begin(item, Before(self.conductor, item))
-        self._phase = "teardown"
+        self._phase = self._due = "teardown"
 
         def tear_down() -> None:
             __tracebackhide__ = True
@@ -165,6 +169,14 @@ class Guest:
     def logged(self, report: pytest.TestReport) -> None:
         """Someone logged a report: pytest the phase's own, which it made last, or a test that of a subtest."""
         self._check_process()
+        if self._left:
+            return  # a fixture's teardown after the run was left
+        with Gate(closed=True):  # an interrupt that comes meanwhile finds it sent
+            self._ship(report)
+        if self.conductor.live:
+            self._receive()
+
+    def _ship(self, report: pytest.TestReport) -> None:
         main = report is self.made
         self._bound(report)
         changes = self._changes()
@@ -181,8 +193,9 @@ class Guest:
         if self.conductor.live:
             self._flush()  # the parent shows the result next
         self._send(message)
-        if self.conductor.live:
-            self._receive()
+        if main:
+            goes_on = self._due == "setup" and report.passed and not self.item.config.getoption("setuponly", False)
+            self._due = "call" if goes_on else "over" if self._due == "teardown" else "teardown"
 
     def reported(self, when: str, report: pytest.TestReport, nextitem: pytest.Item | None) -> None:
         """One phase is over, with ``report``. Returns from the last one only if the process serves another test."""
@@ -195,8 +208,7 @@ class Guest:
         if when == "teardown":
             self._finish_test(nextitem)
             return
-        goes_on = when == "setup" and report.passed and not self.item.config.getoption("setuponly", False)
-        self._phase = "call" if goes_on else "teardown"
+        self._phase = self._due
 
     def wants_outside(self, fixturedef: Any, request: Any) -> None:
         """A fixture of higher scope is about to be set up in here: the test asked for it by name.
@@ -213,37 +225,38 @@ class Guest:
             import shutil
 
             shutil.rmtree(path, ignore_errors=True)  # the next attempt makes one of the same name
+        interrupts.ignore()
         self._send(wire.encode(["fixture", self._phase, fixturedef.argname]))
         os._exit(0)
 
     def debugger(self, entered: bool) -> None:
         """Someone came to a debugger's prompt, or left it: meanwhile an interrupt is the debugger's."""
-        if os.getpid() == self.pid:
-            self._send(wire.encode(["debugger", self._phase, entered]))
+        if os.getpid() == self.pid and not self._left:
+            self._send(wire.encode(["debugger", self._phase, entered, compat.current_line(self.item.config)]))
 
     def left_by(self, error: BaseException) -> NoReturn:
         """``pytest.exit`` or an interrupt ends the run: the parent raises it again. Function-scoped teardown first."""
         self._check_process()
         exits = isinstance(error, pytest.exit.Exception)
-        message = ["exit", self._where(), "Exit" if exits else "KeyboardInterrupt",
+        message = ["exit", self._due, "Exit" if exits else "KeyboardInterrupt",
                    str(getattr(error, "msg", "") or ""), getattr(error, "returncode", None), reporting.place_of(error)]
-        if getattr(self._shipped, "_pdbshown", False):
-            self._send(wire.encode(["shown", self._phase]))
-        self._send(wire.encode(message))
         try:
+            with Gate(closed=True):
+                if getattr(self._shipped, "_pdbshown", False):
+                    self._send(wire.encode(["shown", self._phase]))
+                self._send(wire.encode(message))
+                self._left = True
             self.teardown_exact(None)
         except BaseException:  # noqa: BLE001 - the run is over whatever this says
             pass
         self.finish()
 
-    def _where(self) -> str:
-        """The phase that has yet to be reported: a debugger is left after the report of what it shows."""
-        return "teardown" if self._phase in self._reports.values() else self._phase
-
     def broke(self) -> NoReturn:
         """pytest or a plugin failed, not the test: the parent's run ends with this traceback, as it would have here."""
         self._check_process()
-        self._send(wire.encode(["broken", self._where(), traceback.format_exc()[-100_000:]]))
+        interrupts.ignore()
+        if not self._left:
+            self._send(wire.encode(["broken", self._due, traceback.format_exc()[-100_000:]]))
         self.finish()
 
     def _finish_test(self, nextitem: pytest.Item | None) -> None:
@@ -251,14 +264,16 @@ class Guest:
         if group is None or not group.keeps(nextitem):
             self.finish()
         self._flush()
-        self._send_coverage()
-        self.waits = True
-        self._catcher.__exit__(None, None, None)
-        self._send(wire.encode(["waits"]))
+        with Gate(closed=True):
+            self._send_coverage()
+            self.waits = True
+            self._catcher.__exit__(None, None, None)
+            self._send(wire.encode(["waits"]))
 
     def finish(self) -> NoReturn:
         """The last thing that happens in here."""
         self._check_process()
+        interrupts.ignore()  # the parent, too, knows of one that comes now
         self._flush()
         self._send_coverage()
         self._send(b"\0\0\0\x08[\"done\"]")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ import pytest
 from pytest_sandbox.errors import SandboxProtocolError
 
 from . import compat, reporting, wire
+from .interrupts import Gate
 
 if TYPE_CHECKING:
     from pytest_sandbox.sandbox import ForkedChild
@@ -42,8 +42,9 @@ class Inbox:
 
     ``now`` is the phase that the child is in (``over`` after the last), ``done`` whether it said goodbye, ``waits``
     whether it stays for the next test instead, ``ending`` what it ended with if that was not a report: an exception to
-    raise or to report in phase ``now``. ``wanted`` names a fixture that it asks to have set up outside, ``debugging``
-    says that someone sits at a debugger's prompt in there, ``coverage`` is what was measured.
+    raise or to report in phase ``now``, or to raise after the last. ``wanted`` names a fixture that it asks to have
+    set up outside, ``debugging`` says that someone sits at a debugger's prompt in there, ``coverage`` is what was
+    measured.
     """
 
     def __init__(self, item: pytest.Item, shared: Callable[[pytest.Item], dict[str, object]],
@@ -77,18 +78,17 @@ class Inbox:
         poll.register(descriptor, select.POLLIN)
         poll.register(child.fileno(), select.POLLIN)
         ended = False
-        while not self.done:
-            if until is not None and until in self.phases and self.phases[until].report is not None:
-                return
-            if not ended:
-                events = poll.poll(clock.patience(self.debugging) if clock is not None else None)
-                if not events and clock is not None:
-                    clock.tick(self.now)
-                    continue
-                ended = all(ready != descriptor for ready, _ in events)
-            # An interrupt waits until what was read is taken in: half of it would be lost.
-            masked = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
-            try:
+        with Gate() as gate:
+            while not self.done:
+                if until is not None and until in self.phases and self.phases[until].report is not None:
+                    return
+                if not ended:
+                    events = poll.poll(clock.patience(self.debugging) if clock is not None else None)
+                    if not events and clock is not None:
+                        clock.tick(self.now)
+                        continue
+                    ended = all(ready != descriptor for ready, _ in events)
+                gate.close()  # an interrupt waits until what was read is taken in: half of it would be lost
                 try:
                     data = os.read(descriptor, 1 << 18)
                 except BlockingIOError:
@@ -97,15 +97,14 @@ class Inbox:
                     self.receive(message)
                     if answer is not None and message[0] == "report":
                         answer(message[1], message[4] is True)
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, masked)
-            if not data:
-                if not ended:  # closed in there; the child goes on without a voice
-                    poll.unregister(descriptor)
-                    while not poll.poll(clock.patience(False) if clock is not None else None):
-                        assert clock is not None
-                        clock.tick(self.now)
-                return
+                gate.open()
+                if not data:
+                    if not ended:  # closed in there; the child goes on without a voice
+                        poll.unregister(descriptor)
+                        while not poll.poll(clock.patience(False) if clock is not None else None):
+                            assert clock is not None
+                            clock.tick(self.now)
+                    return
 
     def receive(self, message: list[Any]) -> None:
         """Takes in one message."""
@@ -120,7 +119,7 @@ class Inbox:
             return
         if kind == "debugger":  # of a phase that was reported already, if it is a post-mortem
             self.debugging = message[2] is True
-            compat.forget_line(self.item.config)
+            compat.set_current_line(self.item.config, str(message[3])[:1000])
             return
         if kind == "coverage":
             self.coverage = message[2]

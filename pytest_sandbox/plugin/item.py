@@ -127,6 +127,7 @@ class Attempt:
         self._residue: dict[str, str] = {}  # what a crashed child had printed and not reported
         self._suspended = False
         self._owes_answer = False
+        self._interrupted = False
         self._timers: Timers | None = None
         self._clock: limits.Clock | None = None
 
@@ -313,7 +314,6 @@ class Attempt:
         """Reads what the child says, until its end or the report of phase ``until``."""
         inbox, fork = self.inbox, self._fork
         assert fork is not None
-        interrupted = False
         while True:
             try:
                 inbox.read(fork.child, fork.reading, until, self._answer if self.conductor.live else None,
@@ -322,8 +322,8 @@ class Attempt:
                 if inbox.debugging:
                     self._pass_on_interrupt(fork)
                     continue  # it is the debugger's to handle
-                if not interrupted:
-                    interrupted = True
+                if not self._interrupted:
+                    self._interrupted = True
                     self._pass_on_interrupt(fork)
                     continue
                 self._give_up(error)
@@ -331,8 +331,10 @@ class Attempt:
                 self._give_up(error)
             break
         if inbox.done and inbox.ending is None:
-            if interrupted:
-                raise KeyboardInterrupt
+            if self._interrupted:
+                if inbox.wanted is not None:
+                    raise KeyboardInterrupt
+                inbox.ending = KeyboardInterrupt()  # the test was over, or did not care: its reports first
             return  # it has nothing more to say, and ends while its reports are dealt with
         if inbox.ending is None and until is not None and inbox.phases[until].report is not None:
             return
@@ -426,6 +428,8 @@ class Attempt:
         assert report is not None, "only a teardown can have none: the runner asks for the phases that were"
         if log:
             item.ihook.pytest_runtest_logreport(report=report)
+        if when == "teardown" and isinstance(inbox.ending, (KeyboardInterrupt, pytest.exit.Exception, BrokenInside)):
+            raise inbox.ending  # what left it after its last report
         return report
 
     def _add_coverage(self) -> None:

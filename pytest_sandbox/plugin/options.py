@@ -219,12 +219,12 @@ def usage_text(node: pytest.Item, error: SandboxUsageError) -> str:
 def drives_a_sandbox(item: pytest.Item, mode: str) -> bool:
     """Whether ``item`` keeps its body on the host because it works a sandbox from outside.
 
-    Whoever requests ``sandbox``, itself or through its fixtures, does. ``sandbox_factory`` counts when the test itself
-    names it: a session's database may live in a sandbox and the test that uses it in another. With ``--sandbox=all``,
-    where nobody asked for this test to be moved, its fixtures' requests count too.
+    Whoever requests ``sandbox`` or ``sandbox_network``, itself or through its fixtures, does. ``sandbox_factory``
+    counts when the test itself names it: a session's database may live in a sandbox and the test that uses it in
+    another. With ``--sandbox=all``, where nobody asked for this test to be moved, its fixtures' requests count too.
     """
     names = getattr(item, "fixturenames", ())
-    if "sandbox" in names:
+    if "sandbox" in names or "sandbox_network" in names:
         return True
     if "sandbox_factory" not in names:
         return False

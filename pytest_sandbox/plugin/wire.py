@@ -5,9 +5,11 @@ kind and its fields. The kinds, and the order in which a test that ends normally
 
     ["report", phase, {report}, {item's changes}, main]    a phase's own report (main), or one logged from within it
     ["shown", phase]                                       the debugger has shown the failure that phase reported
-    ["debugger", phase, entered]                           someone sits at a debugger's prompt, or has left it
+    ["debugger", phase, entered, line]                     someone sits at a debugger's prompt, or has left it; line
+                                                           is what pytest wrote into the terminal's current one
     ["fixture", phase, name]                               asks for another attempt, with this fixture set up outside
-    ["exit", phase, type, text, returncode, place]         pytest.exit() or KeyboardInterrupt left the phase, at place
+    ["exit", phase, type, text, returncode, place]         pytest.exit() or KeyboardInterrupt left the phase, at place;
+                                                           "over" if the last was reported
     ["broken", phase, text]                                pytest itself failed in there; text is the traceback
     ["coverage", "teardown", {data}]                       what was measured in there
     ["done"]                                               the last one
@@ -39,7 +41,7 @@ TOTAL_LIMIT = 256 << 20
 #: Values nested deeper than this are not data that a report carries.
 DEPTH_LIMIT = 40
 
-KINDS = {"report": 5, "shown": 2, "debugger": 3, "fixture": 3, "exit": 6, "broken": 3, "coverage": 3, "done": 1,
+KINDS = {"report": 5, "shown": 2, "debugger": 4, "fixture": 3, "exit": 6, "broken": 3, "coverage": 3, "done": 1,
          "waits": 1}
 PHASES = ("setup", "call", "teardown")
 
@@ -124,7 +126,7 @@ def _message(body: bytes) -> list[Any]:
         raise SandboxProtocolError("the sandboxed test sent bytes that are not a message", why="not an array")
     if KINDS.get(message[0]) != len(message):
         raise SandboxProtocolError(f"the sandboxed test sent an unknown message {message[0][:40]!r}")
-    if len(message) > 1 and message[1] not in PHASES:
+    if len(message) > 1 and message[1] not in PHASES and (message[1] != "over" or message[0] not in ("exit", "broken")):
         raise SandboxProtocolError(f"the sandboxed test sent a message of phase {message[1]!r:.40}")
     return message
 

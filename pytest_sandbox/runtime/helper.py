@@ -14,7 +14,7 @@ import select
 import socket
 import sys
 
-from . import cgroup_make, init, mounts, own, protocol
+from . import cgroup_make, init, mounts, netns, own, protocol
 from . import syscalls as sc
 
 TYPE_CHECKING = False  # as typing's, whose import the helper's heap can do without
@@ -186,6 +186,14 @@ class _Helper:
             self.forsaken = False
         elif "drop" in message:
             self.unwatch(self.groups.drop(message["drop"]))
+        elif "net" in message:
+            if os.fork() == 0:
+                netns.serve(message["net"], socket.socket(fileno=fds[0]), fds[1] if len(fds) > 1 else None)
+            protocol.close(fds)
+        elif "relay" in message:
+            if os.fork() == 0:
+                netns.relay(message["relay"], fds)
+            protocol.close(fds)
 
     def freeze(self, key: str, fd: int) -> None:
         """Mounts a frozen layer where plans will look for it. A failure shows in the plan that wants it."""

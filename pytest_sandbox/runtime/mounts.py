@@ -234,6 +234,26 @@ def run(directories: list[list[Any]], files: dict[str, str]) -> None:
         os.close(fd)
 
 
+def hosts() -> None:
+    """An /etc/hosts that the caller can write to through the writable layer's own directory, beside the layer."""
+    text = b""
+    root = sc.openat2(sc.AT_FDCWD, ROOT, os.O_PATH | os.O_DIRECTORY)
+    try:
+        fd = sc.openat2(root, "etc/hosts", os.O_RDONLY | os.O_NONBLOCK,
+                        resolve=sc.RESOLVE_IN_ROOT | sc.RESOLVE_NO_MAGICLINKS)
+        text = os.read(fd, 1 << 20)
+        os.close(fd)
+    except OSError:
+        pass  # there is none, or it cannot be read
+    finally:
+        os.close(root)
+    fd = os.open("/scratch/hosts", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644)
+    os.write(fd, text)
+    os.close(fd)
+    tree = sc.open_tree(sc.AT_FDCWD, "/scratch/hosts", sc.OPEN_TREE_CLONE | sc.OPEN_TREE_CLOEXEC)
+    _attach(tree, "/etc/hosts", False)
+
+
 def bind(source: str, target: str, read_only: bool) -> None:
     """A host path that shows through."""
     tree = sc.open_tree(sc.AT_FDCWD, HOST + source, sc.OPEN_TREE_CLONE | sc.OPEN_TREE_CLOEXEC | sc.AT_RECURSIVE)
@@ -289,5 +309,6 @@ def loopback() -> None:
 OPERATIONS: dict[str, Callable[..., None]] = {
     one.__name__: one for one in (
         own_layer, own_parents, own_hide, own_link, own_file, own_dir, own_files, own_names, own_ways, own_shadow,
-        own_state, scratch, overlay, proc, sys, dev, tmpfs, run, bind, pivot, fresh_sys, mqueue, hostname, loopback)
+        own_state, scratch, overlay, proc, sys, dev, tmpfs, run, hosts, bind, pivot, fresh_sys, mqueue, hostname,
+        loopback)
 }

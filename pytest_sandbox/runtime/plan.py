@@ -44,6 +44,7 @@ _READS = {
     "dev": "make a minimal /dev with {0}",
     "tmpfs": "mount an empty tmpfs on {0} ({2})",
     "run": "make a fresh /run",
+    "hosts": "give it an /etc/hosts for the names of its networks",
     "bind": "let {0} show through at {1}",
     "pivot": "make it the root",
     "fresh_sys": "mount a /sys of the sandbox's own network namespace, if the kernel allows it",
@@ -166,7 +167,7 @@ def make_plan(spec: SandboxSpec, root: Root, host: Host, group: dict[str, Any] |
     namespaces = sc.CLONE_NEWUSER | sc.CLONE_NEWNS | sc.CLONE_NEWUTS | sc.CLONE_NEWIPC | sc.CLONE_NEWCGROUP
     inside: list[list[Any]] = [["hostname", spec.hostname], ["mqueue"]]
     masked_sys = [one for one in _MASKED_SYS if os.path.isdir(f"/sys/{one}")]
-    if spec.network == "none":
+    if spec.network != "host":
         namespaces |= sc.CLONE_NEWNET
         inside += [["loopback"], ["fresh_sys", masked_sys]]
     keep = DEFAULT_CAPABILITIES if spec.capabilities is None else spec.capabilities
@@ -180,10 +181,11 @@ def make_plan(spec: SandboxSpec, root: Root, host: Host, group: dict[str, Any] |
             *overlays,
             ["proc", [one for one in _MASKED if os.path.exists(f"/proc/{one}")],
              [one for one in _READ_ONLY if os.path.exists(f"/proc/{one}")]],
-            ["sys", [] if spec.network == "none" else masked_sys],
+            ["sys", masked_sys if spec.network == "host" else []],
             ["dev", [one for one in NODES if os.path.exists(f"/dev/{one}")]],
             ["tmpfs", "/dev/shm", sc.MS_NOSUID | sc.MS_NODEV, f"mode=1777,{size}"],
             _run(uid, gid, spec, host),
+            *([] if isinstance(spec.network, str) else [["hosts"]]),
             *_binds(spec),
             ["pivot"],
         ],

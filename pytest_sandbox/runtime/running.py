@@ -77,6 +77,8 @@ class Running:
         self.pidfd = self.root = self.scratch = -1
         self.lock = threading.Lock()
         self.children: list[ForkedChild] = []
+        self.relays: list[socket.socket] = []  # each readable once its relay has ended
+        self.when_leaving: list[Callable[[], None]] = []  # called when it is let go
         everyone.add(self)
 
     def wait_ready(self) -> None:
@@ -288,6 +290,9 @@ class Running:
     def forget(self) -> None:
         """Closes our descriptors. In a fork of the caller: its copies of them, which changes nothing for the caller."""
         self.control.close()
+        for relay in self.relays:
+            relay.close()
+        self.relays.clear()
         for fd in (self.pidfd, self.root, self.scratch):
             if fd >= 0:
                 os.close(fd)
@@ -300,6 +305,9 @@ class Running:
         if self.owner != os.getpid():
             self.forget()  # a fork of the owner: not ours to end
             return
+        for function in self.when_leaving:
+            function()
+        self.when_leaving.clear()
         if self.pidfd < 0 and self.control.fileno() >= 0:
             with suppress(SandboxError):
                 self.wait_ready()  # which brings its pidfd, by which we shall know that it has gone
@@ -313,6 +321,9 @@ class Running:
         with suppress(OSError):
             self.control.shutdown(socket.SHUT_RDWR)  # to close it is not enough while a fork of ours has a copy
         self.control.close()
+        for relay in self.relays:
+            with suppress(OSError):
+                relay.shutdown(socket.SHUT_WR)
 
     def gone(self) -> bool:
         """After :meth:`let_go`: as :meth:`wait_gone` if that need not wait, else False."""
@@ -320,6 +331,8 @@ class Running:
             if not all(child.ended() for child in list(self.children)):
                 return False
             if self.pidfd >= 0 and self.alive:
+                return False
+            if not all(wait_readable(relay.fileno(), 0) for relay in self.relays):
                 return False
         self.forget()
         return True
@@ -330,6 +343,8 @@ class Running:
             self.reap()
             if self.pidfd >= 0:
                 wait_readable(self.pidfd)
+            for relay in self.relays:
+                wait_readable(relay.fileno())
             if self.group is not None:
                 self.group.remove()
         self.forget()

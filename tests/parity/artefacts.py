@@ -16,10 +16,11 @@ from xml.etree import ElementTree
 Lines = list[str]
 
 _REPLACED = (
-    (re.compile(r"0x[0-9a-f]+(?:\.\.\.)?"), "0x..."),
+    (re.compile(r"0x[0-9a-f]+(?:\.\.\.)?|(?<=\.\.\.)x[0-9a-f]{8,}"), "0x..."),
     # Python's own formatting shows how pytest gets to a fixture, and that is another way from outside the sandbox. What
     # is left shows the plugin's frames if there are any.
-    (re.compile(r"^[ |]* File \"[^\"]*/(?:_pytest|pluggy)/[^\"]*\", line \d+, in .*\n(?:[ |]* {4}\S.*\n){0,2}", re.MULTILINE), ""),
+    (re.compile(r"^[ |]* File \"[^\"]*/(?:_pytest|pluggy)/[^\"]*\", line \d+, in .*\n(?:[ |]* {4}\S.*\n){0,2}",
+                re.MULTILINE), ""),
     (re.compile(r"Duration\(start=Instant\(.*?\), stop=Instant\(.*?\)\)|Instant\(time=.*?\)"), "DURATION"),
     # The last line of a run is centred, so its fill depends on how long the time is.
     (re.compile(r"^(\x1b\[\d+m)*=+ (.*) in [\d.]+s(?: \(\d+:\d\d:\d\d\))?((?:\x1b\[[\d;]*m)*) =+((?:\x1b\[[\d;]*m)*)$",
@@ -31,6 +32,7 @@ _REPLACED = (
     (re.compile(r"generated in \d+.*"), "generated in N"),
     (re.compile(r"\b\d\d\d\d-\d\d-\d\d[ T]\d\d:\d\d:\d\d[\d.,+:]*"), "DATE"),
     (re.compile(r"cache from [\d:]+ ago"), "cache from N ago"),  # --stepwise
+    (re.compile(r"\bpopen-gw\d"), "popen-gw"),  # the temporary folder of a worker
     (re.compile(r"duration=[\d.]+s"), "duration=N s"),  # of a run by pytester
     # hypothesis puts its statistics, times included, into JUnit reports.
     (re.compile(r"[A-Za-z0-9+/]{160,}=*"), "BASE64"),
@@ -54,7 +56,10 @@ def normal(text: str) -> str:
 _RESULT = re.compile(
     r"(?:\x1b\[[\d;]*m)|(?:SUB)?(?:PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS|RERUN)(?:\[[^]]*\])?(?: ?\(.*?\))?"
     r"|^[.FEsxXu,]+|[.FEsxXu,]+(?: +\[ *\d+%\])?$| +\[ *\d+%\]$")
-_SUMMARY = re.compile(r"^(\x1b\[\d+m)*=+ (ERRORS|FAILURES|PASSES|XFAILURES|warnings summary|short test summary|\d+ \w+)")
+_SUMMARY = re.compile(
+    r"^(\x1b\[\d+m)*=+ (ERRORS|FAILURES|PASSES|XFAILURES|warnings summary|short test summary|\d+ \w+)")
+#: What several workers' output has nothing but their names and progress in, or a test without a result.
+_NOISE = re.compile(r"(\[gw\]|[.FEsxX ]|\[ *\d+%\]|ready|\[\d+ items?\]|/)*|\S+::.* ")
 
 
 def of_text(text: str, ordered: bool = True, figures: bool = True, live: bool = False) -> Lines:
@@ -72,7 +77,7 @@ def of_text(text: str, ordered: bool = True, figures: bool = True, live: bool = 
         lines = [*sorted(line for line in running if line), *lines[end:]]
     if not ordered:
         lines = sorted(re.sub(r"\[gw\d\]( \[ *\d+%\])? ?|\bgw\d\b", "[gw] ", one) for one in lines)
-        lines = [one for one in lines if not re.fullmatch(r"(\[gw\]|[.FEsxX ]|\[ *\d+%\]|ready|\[\d+ items?\]|/)*", one)]
+        lines = [one for one in lines if not _NOISE.fullmatch(one)]
     return lines
 
 
@@ -126,6 +131,8 @@ def report_log(path: Path, ordered: bool) -> Lines:
     if not ordered:
         records = [one for one in records if one.get("$report_type") == "TestReport"]
         records.sort(key=lambda one: (one["nodeid"], one["when"], json.dumps(one.get("context"))))
+        for one in records:
+            del one["sections"]
     return [line for one in records
             for line in _flat(f"{one.get('nodeid', '')} {one.get('when', one.get('$report_type'))}", one)]
 
@@ -184,8 +191,8 @@ _OF_TESTS = (*_TOLD, "start ", "finish ", "setup ", "call ", "called ", "set up 
 def order(paths: Iterable[Path], ordered: bool) -> dict[str, Lines]:
     """The order logs. Which worker set up what is chance, so that without order only the tests' own lines remain."""
     lines = [line for path in sorted(paths) for line in normal(path.read_text(encoding="utf-8")).splitlines()]
-    if not ordered:
-        lines = sorted(line for line in lines if line.startswith(_OF_TESTS))
+    if not ordered:  # nor which test's report has the output of a fixture that several use
+        lines = sorted(re.sub(r"^(report .*) \[[^]]*\]$", r"\1", line) for line in lines if line.startswith(_OF_TESTS))
     found = {name: [line for line in lines if line.startswith(starts)] for name, starts in _KINDS.items()}
     return {"order": [line for line in lines if not line.startswith(_TOLD)], **found}
 

@@ -145,9 +145,9 @@ def _run(variant: Variant, place: Path, options: Sequence[str], timeout: float) 
         found |= _gather(variant, suite, logs, number, status, output)
         tests += sum(line.startswith("start ") for line in found.get(f"order {number}", ()))
     seconds = time.monotonic() - began
-    found["files"] = [*artefacts.tree(suite), *(f"temp/{one}" for one in artefacts.tree(temporary))]
-    if not variant.ordered:
-        found["files"].sort()
+    found["files"] = artefacts.tree(suite)
+    if variant.ordered:  # else it is chance which worker made which
+        found["files"] += [f"temp/{one}" for one in artefacts.tree(temporary)]
     return Run(found, seconds, tests)
 
 
@@ -155,6 +155,8 @@ def _common(logs: Path, number: int) -> Iterator[str]:
     yield f"--junitxml={logs}/junit-{number}.xml"
     if importlib.util.find_spec("pytest_reportlog") is not None:
         yield f"--report-log={logs}/report-{number}.jsonl"
+    if importlib.util.find_spec("pytest_asyncio") is not None:
+        yield "-oasyncio_default_fixture_loop_scope=function"  # or it warns; without it, pytest warns of the option
 
 
 def _environment(place: Path, variant: Variant) -> dict[str, str]:

@@ -74,7 +74,9 @@ def measured(pytester: pytest.Pytester, mode: str, *args: str) -> tuple[object, 
 
 
 @pytest.mark.parametrize("args", [
-    (), ("--cov-branch",), ("--cov-branch", "--cov-context=test"), ("--cov-context=test", "-n2"),
+    (), ("--cov-branch",), ("--cov-branch", "--cov-context=test"),
+    # By scope: else it is chance which test is a worker's last, in whose context the module's fixture ends.
+    ("--cov-context=test", "-n2", "--dist=loadscope"),
 ], ids=lambda args: " ".join(args) or "lines")
 def test_the_data_is_that_of_the_plain_run(pytester: pytest.Pytester, args: tuple[str, ...]) -> None:
     if "-n2" in args:

@@ -24,6 +24,10 @@ SUITE = """
         breakpoint()
         assert local == 8
     def test_after(): pass
+    def test_pytest_s_own(function):
+        local = 7
+        pytest.set_trace()
+        assert local == 7
 """
 
 
@@ -48,12 +52,13 @@ def session(pytester: pytest.Pytester, mode: str, args: list[str], typed: list[s
 
 
 @pytest.mark.parametrize(("args", "typed"), [
-    (["--pdb"], ["p local + 1000", "c", "p local + 1000", "c", "c"]),
+    (["--pdb"], ["p local + 1000", "c", "p local + 1000", "c", "c", "c"]),
     (["--pdb", "-k", "fails"], ["\x03", "p local", "q"]),
     (["-k", "stops"], ["local = 8", "c"]),
+    (["-k", "s_own"], ["up", "p session", "down", "p local", "c"]),
     (["--trace", "-k", "after"], ["c"]),
     (["-s", "-v", "-k", "fails"], []),
-], ids=["pdb", "ctrl-c", "breakpoint", "trace", "live"])
+], ids=["pdb", "ctrl-c", "breakpoint", "set_trace", "trace", "live"])
 def test_the_terminal_is_that_of_the_plain_run(pytester: pytest.Pytester, args: list[str],
                                                typed: list[str]) -> None:
     pytester.makepyfile(SUITE)

@@ -1,7 +1,10 @@
+import os
+
 SECRET_KEY = "of the parity suite"
 INSTALLED_APPS = ["django.contrib.contenttypes", "django.contrib.auth"]
 DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": "unused.sqlite3",
-                         "TEST": {"NAME": "test.sqlite3"}}}
+                         # Without a name it is in memory.
+                         "TEST": {"NAME": os.environ.get("PARITY_DATABASE")}}}
 ROOT_URLCONF = "parity_urls"
 ALLOWED_HOSTS = ["*"]
 USE_TZ = True

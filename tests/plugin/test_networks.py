@@ -1,0 +1,92 @@
+"""Networks in suites: the fixture, the marker, and many workers at once."""
+
+from __future__ import annotations
+
+import pytest
+
+SUITE = """
+import socket
+import sys
+import pytest
+from pytest_sandbox import Network, inside
+
+net = Network("10.3.0.0/24")
+SERVER = '''import socket
+server = socket.create_server(("", 7000))
+while True:
+    connection, _ = server.accept()
+    connection.sendall(connection.recv(9).upper())
+'''
+
+def serve(sandbox):
+    process = sandbox.popen([sys.executable, "-c", SERVER])
+    sandbox.wait_for_port(7000)
+    return process
+
+@pytest.fixture(scope="module")  # those of function scope run inside
+def server(sandbox_factory):
+    with sandbox_factory(network=net, hostname="server") as sandbox, serve(sandbox) as process:
+        yield sandbox
+        process.kill()
+
+@pytest.mark.sandbox(network=net, hostname="client")
+@pytest.mark.parametrize("number", range(3))
+def test_marked(server, number):
+    assert inside()
+    with socket.create_connection(("server", 7000), timeout=20) as sock:
+        sock.sendall(b"hello")
+        assert sock.recv(9) == b"HELLO"
+        assert sock.getsockname()[0].startswith(("10.3.0.", "fd00:89:"))
+
+def test_driven(sandbox_factory, sandbox_network):
+    with sandbox_factory(network=sandbox_network, hostname="a") as a, \\
+            sandbox_factory(network=sandbox_network, hostname="b") as b, serve(b) as process:
+        with a.connect(7000, "b") as sock:
+            sock.sendall(b"hello")
+            assert sock.recv(9) == b"HELLO"
+        assert not inside()
+        process.kill()
+
+@pytest.mark.sandbox
+def test_alone():
+    with pytest.raises(OSError):
+        socket.create_connection(("10.3.0.1", 7000))
+"""
+
+
+@pytest.mark.parametrize("options", [(), ("--sandbox=all",), ("-n", "2")], ids=" ".join)
+def test_a_suite_with_networks(pytester: pytest.Pytester, options: tuple[str, ...]) -> None:
+    if "-n" in options:
+        pytest.importorskip("xdist")
+    pytester.makepyfile(SUITE)
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", *options)
+    result.assert_outcomes(passed=5)
+
+
+def test_a_network_that_is_closed_fails_its_test_with_the_reason(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("""
+        import pytest
+        from pytest_sandbox import Network
+        net = Network()
+        net.close()
+        @pytest.mark.sandbox(network=net)
+        def test_one():
+            pass
+        @pytest.mark.sandbox(network=3)
+        def test_two():
+            pass
+    """)
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
+    result.stdout.fnmatch_lines(["*test_two: sandbox option network=3 cannot be used*a Network, or a list of them*"])
+    pytester.makepyfile("""
+        import pytest
+        from pytest_sandbox import Network
+        net = Network()
+        net.close()
+        @pytest.mark.sandbox(network=net)
+        def test_one():
+            pass
+    """)
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*the network * is closed*Make a new Network*"])
