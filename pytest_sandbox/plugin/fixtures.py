@@ -66,6 +66,9 @@ def sandbox(request: pytest.FixtureRequest, sandbox_image: Any) -> Iterator[Sand
         spec = make_spec({"image": sandbox_image}, spec)
     sandbox = start(request.config, spec)
     yield sandbox
+    from . import limits
+
+    limits.after_driving(request.node, sandbox)
     sandbox.close()
     sandbox.raise_untold()
 
