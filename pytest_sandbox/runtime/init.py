@@ -67,7 +67,8 @@ def _set_up(sync: socket.socket | None, body: dict[str, Any]) -> int:
     # Mounts first, while the host's tree may still be used as a lower layer: the kernel refuses an overlay of a
     # directory with mounts below it once a user namespace has locked those.
     carry_out(body["scratch"])
-    scratch = os.open("/scratch", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    # A detached copy of the mount, for the caller: with it a commit can keep the layer when all of this has ended.
+    scratch = sc.open_tree(sc.AT_FDCWD, "/scratch", sc.OPEN_TREE_CLONE | sc.OPEN_TREE_CLOEXEC)
     carry_out(body["mounts"])
     # The user namespace second: it owns the network, ipc and uts namespaces made with it, and the copy of the mount
     # namespace, in which every mount made so far is locked.

@@ -16,7 +16,7 @@ import weakref
 from contextlib import suppress
 
 from ..errors import SandboxClosedError, SandboxError, SandboxStartError
-from . import cgroups, protocol, running
+from . import cgroups, frozen, protocol, running
 from . import syscalls as sc
 from .hierarchies import announce
 from .plan import Host, Plan
@@ -40,7 +40,8 @@ class Supervisor:
         self.host = host
         self.pid = os.getpid()
         self.lock = threading.RLock()
-        self.told: set[str] = set()
+        self.told: set[str] = set()  # keys of plans and of frozen layers that the helper knows
+        self.frozen: set[str] = set()
         self.ahead: dict[str, list[Running]] = {}
         self.ending: list[Running] = []
         self.made: weakref.WeakSet[Running] = weakref.WeakSet()
@@ -99,6 +100,8 @@ class Supervisor:
         """Asks for a sandbox; returns at once. Its :meth:`Running.wait_ready` tells how it went."""
         with self.lock:
             self.greet()
+            for key in plan.frozen - self.told:
+                self.freeze(key)
             ours, theirs = protocol.pair()
             layout = plan.body["group"]
             group = None
@@ -123,6 +126,34 @@ class Supervisor:
             made.tell = self.tell
             self.made.add(made)
             return made
+
+    def freeze(self, key: str) -> None:
+        """Hands a frozen layer to the helper."""
+        protocol.send(self.sock, {"freeze": key}, (frozen.descriptor(key),))
+        self.told.add(key)
+        self.frozen.add(key)
+
+    def recall(self) -> None:
+        """Gets the frozen layers back, for another helper: a mount can be attached only once, so as copies of it."""
+        with self.lock:
+            for key in self.frozen:
+                with suppress(OSError, protocol.BadMessage):
+                    ours, theirs = protocol.pair()
+                    with ours:
+                        with theirs:
+                            protocol.send(self.sock, {"recall": key}, (theirs.fileno(),))
+                        if (got := protocol.receive(ours)) is not None and got[1]:
+                            frozen.renew(key, got[1][0])
+            self.frozen.clear()
+
+    def thaw(self, key: str) -> None:
+        """Tells the helper that a frozen layer is not needed any more."""
+        with self.lock:
+            if key in self.frozen:
+                self.frozen.discard(key)
+                self.told.discard(key)
+                with suppress(OSError):
+                    protocol.send(self.sock, {"thaw": key})
 
     def tell(self, message: protocol.Message, fds: tuple[int, ...] = ()) -> bool:
         """Sends the helper something that has no answer; False when it has ended."""
@@ -169,6 +200,14 @@ class Supervisor:
             waiting = self.ahead.setdefault(plan.key, [])
             while len(waiting) < count:
                 waiting.append(self.make(plan))
+
+    def drop(self, key: str) -> None:
+        """Ends what was made ahead by one plan, and what is on its way out."""
+        with self.lock:
+            for one in [*self.ahead.pop(key, ()), *self.ending]:
+                one.let_go()
+                one.wait_gone()
+            self.ending.clear()
 
     def end(self, one: Running) -> None:
         """Lets a sandbox go without waiting for its end; at most a few are on their way out at a time."""
@@ -225,6 +264,7 @@ class Supervisor:
 
 _supervisor: Supervisor | None = None
 _retired: list[Supervisor] = []
+_thawing: list[str] = []
 _lock = threading.Lock()
 
 
@@ -232,6 +272,7 @@ def supervisor() -> Supervisor:
     """This process's supervisor; the first call, and the first after the helper's end, starts a helper."""
     global _supervisor
     with _lock:
+        _thaw_all()
         if _supervisor is not None and _supervisor.pid == os.getpid():
             if _supervisor.alive:
                 return _supervisor
@@ -248,11 +289,37 @@ def renew() -> None:
     with _lock:
         if _supervisor is not None and _supervisor.pid == os.getpid():
             _supervisor.clear()
+            _supervisor.recall()
             _retired.append(_supervisor)
             _supervisor = Supervisor(_supervisor.host)
         for one in [one for one in _retired if one.pid == os.getpid() and not one.in_use]:
             _retired.remove(one)
             one.close()
+
+
+def drop(key: str) -> None:
+    """Ends what was made ahead by one plan. Does nothing in a fork of the process that made it."""
+    if _supervisor is not None and _supervisor.pid == os.getpid():
+        _supervisor.drop(key)
+
+
+def thaw(key: str) -> None:
+    """Lets a frozen layer go, here and in every helper. Called by finalizers, which may run anywhere: never waits."""
+    _thawing.append(key)
+    if _lock.acquire(blocking=False):
+        try:
+            _thaw_all()
+        finally:
+            _lock.release()
+
+
+def _thaw_all() -> None:
+    while _thawing:
+        key = _thawing.pop()
+        for one in (*_retired, _supervisor):
+            if one is not None and one.pid == os.getpid():
+                one.thaw(key)
+        frozen.release(key)
 
 
 def take(plan: Plan) -> Running:

@@ -17,9 +17,9 @@ import struct
 from . import syscalls as sc
 from .own import (
     copy_stat,
+    escape,
     own_dir,
     own_file,
-    own_files,
     own_hide,
     own_layer,
     own_link,
@@ -27,6 +27,8 @@ from .own import (
     own_parents,
     own_ways,
 )
+from .ownfiles import copy_layer, own_files
+from .ownstate import own_state
 from .shadow import own_shadow
 
 TYPE_CHECKING = False  # as typing's, whose import the helper's heap can do without
@@ -119,17 +121,20 @@ def resize(fd: int, options: dict[str, str]) -> None:
 
 
 def overlay(number: int, target: str, lowers: list[str], short: str | None, like: str | list[int], flags: int,
-            options: str, may_write: bool) -> None:
+            options: str, may_write: bool, seed: str | None) -> None:
     """One overlay: read-only ``lowers`` (lowest first), the writable layer's directory ``number`` on top.
 
     An overlay's root looks like the root of its uppermost layer, which therefore gets the look of ``like``: a
     directory, or mode, owner and group. ``short`` is a directory with short names for the layers: mount(2) takes no
-    more than 4,095 bytes of options, which 500 short names fit into.
+    more than 4,095 bytes of options, which 500 short names fit into. ``seed`` is a layer for which there is no room
+    among the 500 that the kernel takes: the writable layer starts with what it holds.
     """
     upper, work = f"/scratch/{number}/upper", f"/scratch/{number}/work"
     os.mkdir(f"/scratch/{number}")
     os.mkdir(upper)
     os.mkdir(work)
+    if seed is not None:
+        copy_layer(seed, upper)
     if isinstance(like, str):
         copy_stat(upper, os.stat(like), may_write)
     else:
@@ -139,7 +144,7 @@ def overlay(number: int, target: str, lowers: list[str], short: str | None, like
         except OSError:
             pass  # not mapped: it stays ours
     if short is None:
-        stack = ":".join(_escape(lower) for lower in reversed(lowers))
+        stack = ":".join(escape(lower) for lower in reversed(lowers))
     else:
         stack = ":".join(str(one) for one in reversed(range(len(lowers))))
         os.chdir(short)
@@ -158,10 +163,6 @@ def overlay(number: int, target: str, lowers: list[str], short: str | None, like
         sc.mount(lowers[0], where, None, sc.MS_BIND)
         _enter(target)
         sc.mount_setattr(sc.AT_FDCWD, ".", 0, sc.MOUNT_ATTR_RDONLY | sc.MOUNT_ATTR_NOSUID | sc.MOUNT_ATTR_NODEV)
-
-
-def _escape(path: str) -> str:
-    return path.replace("\\", "\\\\").replace(":", "\\:").replace(",", "\\,")
 
 
 def proc(masked: list[str], read_only: list[str]) -> None:
@@ -314,5 +315,6 @@ def loopback() -> None:
 OPERATIONS: dict[str, Callable[..., None]] = {
     one.__name__: one for one in (
         own_layer, own_parents, own_hide, own_link, own_file, own_dir, own_files, own_names, own_ways, own_shadow,
-        scratch, overlay, proc, sys, dev, tmpfs, run, hosts, bind, pivot, fresh_sys, mqueue, hostname, loopback)
+        own_state, scratch, overlay, proc, sys, dev, tmpfs, run, hosts, bind, pivot, fresh_sys, mqueue, hostname,
+        loopback)
 }
