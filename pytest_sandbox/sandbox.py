@@ -8,7 +8,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import IO, TYPE_CHECKING, Any, NoReturn
@@ -26,7 +26,7 @@ from .runtime import launch
 from .runtime import syscalls as sc
 from .runtime.launch import shutdown
 from .runtime.plan import user_ids
-from .runtime.running import ForkedChild, Running, give_up, inside
+from .runtime.running import ForkedChild, Running, go_to, inside
 from .spec import SandboxSpec, parse_options
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from .images import Image
     from .layerdiff import Change
     from .process import Process, Result
+    from .runtime.zygote import Inside, RemoteChild, Zygote
     from .stacks import ProcessStack
     from .usage import LimitEvents, Usage
 
@@ -101,10 +102,29 @@ class Sandbox:
     # Lifetime.
 
     @classmethod
-    def prepare(cls, spec: SandboxSpec) -> None:
-        """Says that a sandbox of this spec is wanted soon: it is made in the background. Never raises, never waits."""
+    def prepare(cls, spec: SandboxSpec, count: int = 1) -> None:
+        """Says that sandboxes of this spec are wanted soon: as many are made in the background.
+
+        Never raises, never waits.
+        """
         with suppress(Exception):  # a real start will raise it where somebody can act on it
-            launch.supervisor().prepare(plan_for(spec))
+            launch.supervisor().prepare(plan_for(spec), count)
+
+    @staticmethod
+    def when_ready(spec: SandboxSpec) -> int:
+        """A descriptor that can be read when :meth:`ready` will find one; -1 if there is none to come."""
+        return launch.supervisor().when_ready(plan_for(spec))
+
+    @classmethod
+    def ready(cls, spec: SandboxSpec) -> Sandbox | None:
+        """A started sandbox, if one that :meth:`prepare` asked for is ready now."""
+        with suppress(SandboxError):
+            running = launch.supervisor().take_ready(plan_for(spec))
+            if running is not None:
+                sandbox = cls(spec)
+                sandbox._running = running
+                return sandbox
+        return None
 
     def start(self) -> Sandbox:
         """Starts it; does nothing when it runs.
@@ -304,16 +324,27 @@ class Sandbox:
         child = running.fork(self.ids)
         if child is None:
             self._closed, self._running = True, None  # it belongs to the parent
-            try:
-                os.chdir(where)
-            except OSError as error:
-                give_up(error)
-            for name, value in self.spec.env:
-                if value is None:
-                    os.environ.pop(name, None)
-                else:
-                    os.environ[name] = value
+            go_to(where, self.spec.env)
         return child
+
+    @staticmethod
+    def zygote(ready: Callable[[], Inside], specs: Iterable[SandboxSpec]) -> Zygote:
+        """Forks a process that stays as this one is now, and forks the children of :meth:`fork_by`.
+
+        :param ready: called once in that process; returns what the children do inside, which must not return.
+        :param specs: of the sandboxes that the children will go into.
+        """
+        from .runtime.zygote import Zygote
+        plans = {plan.key: plan for plan in map(plan_for, specs)}
+        return Zygote(ready, plans, launch.supervisor().host)
+
+    def fork_by(self, zygote: Zygote, descriptors: tuple[int, int]) -> RemoteChild | None:
+        """As :meth:`fork`, of the ``zygote``'s memory, and without waiting; None if that does not know this sandbox."""
+        running = self._ready()
+        if running.plan.key not in zygote.plans:
+            return None
+        where = self.spec.workdir or os.getcwd()
+        return zygote.fork(running, running.plan.ids, where, list(self.spec.env), descriptors)
 
     def popen(self, args: Sequence[StrPath], *, stdin: int | IO[Any] | None = None,
               stdout: int | IO[Any] | None = subprocess.PIPE,
