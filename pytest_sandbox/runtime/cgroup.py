@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import MemoryLimitExceeded, SandboxError, SandboxUnavailable
 from ..spec import SandboxSpec
-from ..usage import LimitEvents, Usage, Victim
+from ..usage import LimitEvents, Usage, Victim, size
 from . import cgroup_make
 from .hierarchies import Missing, pids_of
 
@@ -277,14 +277,6 @@ class Group:
     def remove(self) -> None:
         """Removes the directories: the sandbox has ended."""
         cgroup_make.remove(list(self.paths.values()))
-
-
-def size(number: int) -> str:
-    """Bytes as people write them."""
-    for unit, factor in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if number >= factor:
-            return f"{number / factor:.4g} {unit}"
-    return f"{number} bytes"
 
 
 def _less(after: Any, before: Any) -> Any:
