@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         TimeLimitExceeded,
     )
     from .network import Network
+    from .outbound import Outbound
     from .sandbox import Change, Process, Result, Sandbox, SandboxPath, inside
     from .spec import Mount, SandboxSpec
     from .usage import LimitEvents, Usage
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 _HOME = {
     **dict.fromkeys(("Change", "Process", "Result", "Sandbox", "SandboxPath", "inside"), "sandbox"),
     "Network": "network",
+    "Outbound": "outbound",
     **dict.fromkeys(("Mount", "SandboxSpec"), "spec"),
     **dict.fromkeys(("LimitEvents", "Usage"), "usage"),
     **dict.fromkeys((
@@ -74,6 +76,7 @@ __all__ = [
     "Mount",
     "Network",
     "NetworkError",
+    "Outbound",
     "PidsLimitExceeded",
     "Process",
     "RegistryAuthError",
@@ -106,7 +109,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Image", "Outbound"):
+    if name in ("Image",):
         raise AttributeError(f"{__name__}.{name} is not available yet in this version")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .runtime import cgroups, launch
 from .runtime.plan import Host, Plan, make_plan
-from .spec import LIMITS, SandboxSpec
+from .spec import LIMITS, SandboxSpec, network_kind
 
 if TYPE_CHECKING:
     from .image.host import HostImage
@@ -43,9 +43,8 @@ def plan_for(spec: SandboxSpec) -> Plan:
     host = launch.supervisor().host
     with _planning:
         root = _host_root(spec, host) if spec.image == "host" else _image_root(spec.image)
-    kind = spec.network if isinstance(spec.network, str) else "networks"  # which ones is no matter of the plan
-    key = (spec.image, kind, spec.user, spec.mounts, spec.persist, spec.hostname, spec.capabilities,
-           spec.hide, spec.workdir, host, *_limits(spec))
+    key = (spec.image, network_kind(spec.network), spec.user, spec.mounts, spec.persist, spec.hostname,
+           spec.capabilities, spec.hide, spec.workdir, host, *_limits(spec))
     control = cgroups.host_control()
     made = _plans.get(key)
     if made is None or made[0] != root or spec.mounts:  # the source of a mount may have gone since
