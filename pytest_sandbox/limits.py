@@ -6,7 +6,13 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from .errors import MemoryLimitExceeded, SandboxClosedError, SandboxUsageError
+from .errors import (
+    DiskLimitExceeded,
+    MemoryLimitExceeded,
+    PidsLimitExceeded,
+    SandboxClosedError,
+    SandboxUsageError,
+)
 from .runtime.running import Running, wait_readable
 from .spec import LIMITS, SandboxSpec, parse_options
 from .usage import LimitEvents, Usage
@@ -132,3 +138,27 @@ def update(running: Running, spec: SandboxSpec, options: dict[str, Any]) -> Sand
     if "disk" in options:
         running.resize(changed.disk)
     return changed
+
+
+def pids_error(spec: SandboxSpec, met: LimitEvents, peak: int | None = None) -> PidsLimitExceeded:
+    """The words for a sandbox that has met its limit of processes."""
+    times = f"{met.pids_refused} times" if met.pids_refused != 1 else "once"
+    return PidsLimitExceeded(
+        f"the sandbox reached its limit of {spec.pids} processes and threads", limit=spec.pids, peak=peak,
+        refused=met.pids_refused, why=f"the kernel refused another one {times}",
+        remedy="Start fewer at once, or raise its pids option.")
+
+
+def disk_error(spec: SandboxSpec, met: LimitEvents, used: int | None = None,
+               path: str | None = None) -> DiskLimitExceeded:
+    """The words for a sandbox whose writable layer is full; ``path`` is what could not be written."""
+    of = f" of {size(spec.disk)}" if spec.disk is not None else ""
+    why = "it can hold no more files" if met.disk_full == "inodes" else "it has no room left"
+    if path is not None:
+        why = f"{path} cannot be written, since {why}"
+    return DiskLimitExceeded(f"the sandbox's writable layer{of} is full", limit=spec.disk, used=used,
+                             full=met.disk_full or "blocks", why=why, remedy=DISK_REMEDY)
+
+
+#: What to do when there is no space left inside.
+DISK_REMEDY = "Write less, raise the sandbox's disk option, or give large files a place on the host with mounts."

@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn
 from .errors import (
     SandboxClosedError,
     SandboxCommandError,
+    SandboxError,
     SandboxStartError,
     SandboxTimeout,
     SandboxUsageError,
@@ -57,6 +58,11 @@ def __getattr__(name: str) -> Any:
 
 #: Members of the interface that a later version brings.
 COMING = frozenset({"commit"})
+
+
+def _says_all(excinfo: Any) -> bool:
+    """For pytest: a traceback through these functions adds nothing to an error of ours."""
+    return isinstance(excinfo.value, SandboxError)
 
 
 class Sandbox:
@@ -143,6 +149,7 @@ class Sandbox:
 
         :raises TimeLimitExceeded: when its ``timeout`` has passed.
         """
+        __tracebackhide__ = True
         running = self._ready()
         if self._deadline is not None:
             self._deadline.raise_if_over()
@@ -321,6 +328,7 @@ class Sandbox:
         :raises MemoryLimitExceeded: with ``check``, when the sandbox reached its memory limit.
         :raises FileNotFoundError: when there is no such command inside.
         """
+        __tracebackhide__ = _says_all
         from .limits import Watch, killed_for_memory, memory_error
         from .process import OUTPUT_LIMIT, Result
         running = self._ready()
@@ -384,6 +392,11 @@ class Sandbox:
         from .limits import usage
         return usage(self._ready())
 
+    @property
+    def counts_as_it_goes(self) -> bool:
+        """Whether :meth:`usage` knows of a fork of the caller's while that runs, and not only when it has ended."""
+        return self._ready().group is not None
+
     def limit_events(self) -> LimitEvents:
         """Which limits were met since the sandbox was started, also when that ended it.
 
@@ -445,7 +458,9 @@ class Sandbox:
     def copy_in(self, src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> None:
         """Copies a file or tree of the host into the sandbox; into ``dst`` if that is a directory, else as ``dst``."""
         from .copying import copy_in
-        copy_in(os.fspath(src), self.path(dst))
+        from .files import room
+        with room(self, dst):
+            copy_in(os.fspath(src), self.path(dst))
 
     def copy_out(self, src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> None:
         """Copies a file or a tree of the sandbox to the host; into ``dst`` if that is a directory, else as ``dst``.

@@ -64,6 +64,9 @@ def sandbox(request: pytest.FixtureRequest, sandbox_image: Any) -> Iterator[Sand
     sandbox = start(request.config, spec)
     traffic.follow(request.config)
     yield sandbox
+    from . import limits
+
+    limits.after_driving(request.node, sandbox)
     sandbox.close()
     sandbox.raise_untold()
 

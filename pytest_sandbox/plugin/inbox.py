@@ -18,7 +18,7 @@ from .interrupts import Gate
 if TYPE_CHECKING:
     from pytest_sandbox.sandbox import ForkedChild
 
-    from .limits import Clock
+    from .clock import Clock
 
 
 class BrokenInside(RuntimeError):

@@ -129,7 +129,8 @@ class Attempt:
         self._owes_answer = False
         self._interrupted = False
         self._timers: Timers | None = None
-        self._clock: limits.Clock | None = None
+        self._limits: limits.Limits | None = None
+        self._failed = False
 
     # Set-up: called from the patched SetupState.setup, in the middle of pytest_runtest_setup.
 
@@ -146,7 +147,7 @@ class Attempt:
             if group.fork.command("run", *conductor.order_of(self.run)):
                 self._fork = group.fork
                 self.forked = True
-                self._clock = limits.clock_for(item, self._fork.sandbox, self.run.spec.timeout)
+                self._limits = limits.Limits(item, self._fork.sandbox, self.run.spec)
                 self._listen()
                 raise Over
             group.lost = group.lost or "while it waited for its next test"
@@ -259,7 +260,7 @@ class Attempt:
         timers.stand_still()
         self.forked = True
         self._fork = Fork(sandbox, child, reading, commands)
-        self._clock = limits.clock_for(item, sandbox, self.run.spec.timeout)
+        self._limits = limits.Limits(item, sandbox, self.run.spec)
         if group is not None:
             group.fork = self._fork
         return before
@@ -319,7 +320,7 @@ class Attempt:
         while True:
             try:
                 inbox.read(fork.child, fork.reading, until, self._answer if self.conductor.live else None,
-                           self._clock)
+                           self._limits.clock if self._limits is not None else None)
             except KeyboardInterrupt as error:
                 if inbox.debugging:
                     self._pass_on_interrupt(fork)
@@ -343,7 +344,8 @@ class Attempt:
         code = fork.child.wait()
         if inbox.ending is None:
             timers = self._timers
-            inbox.ending = (timers.ended_it() if timers is not None and code == 1 else None) or self._crashed(code)
+            inbox.ending = (timers.ended_it() if timers is not None and code == 1 else None) or (
+                self._limits.ended_it() if self._limits is not None else None) or self._crashed(code)
         if not inbox.done:
             self._residue = compat.captured_so_far(self.item.config, SECTION_LIMIT)
         if (group := self.run.group) is not None:
@@ -423,10 +425,16 @@ class Attempt:
             item.user_properties[:] = report.user_properties
             if report.failed and self._fork is not None:
                 traffic.add_refused(report, self._fork.sandbox)
+            self._failed |= report.failed
+            if self._limits is not None:
+                self._limits.tell(report)
         if when == "teardown":
             if self._timers is not None:
                 self._timers.go_on()
             self._add_coverage()
+            if self._limits is not None:
+                fork = self._fork if not self.inbox.waits else None
+                self._limits.finish(report, self._failed, fork.child if fork is not None else None)
             report = self._tear_down_higher(report, nextitem)
             self.run.end_attempt()
         assert report is not None, "only a teardown can have none: the runner asks for the phases that were"

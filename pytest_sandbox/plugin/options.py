@@ -62,6 +62,9 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption("--sandbox-unavailable", choices=UNAVAILABLE, default=None, dest="sandbox_unavailable",
                     help="When this host cannot give the sandbox that a test asks for: fail with the reason (default), "
                          "skip with the reason, or run unsandboxed with a warning.")
+    group.addoption("--sandbox-usage", metavar="N", nargs="?", type=_count, const=10, default=None,
+                    dest="sandbox_usage", help="Show the N sandboxed tests that used the most CPU time (default 10; 0 "
+                                               "for all), and put what each test used in its report.")
     parser.addini("sandbox", "Which tests are sandboxed: marked, all or off.", type="string", default="marked")
     parser.addini("sandbox_image", "The image of tests whose marker names none.", type="string", default="")
     parser.addini("sandbox_unavailable", "When a sandbox cannot be had: error, skip or run.", type="string",
@@ -81,7 +84,7 @@ def add_options(parser: pytest.Parser) -> None:
 
 #: Parts of the interface that a later version brings. Using one is an error: nothing is left out in silence.
 COMING_INI = ("seccomp", "keep", "report")
-COMING_OPTIONS = ("keep", "report", "usage")
+COMING_OPTIONS = ("keep", "report")
 
 
 def _refuse_coming(config: pytest.Config) -> None:
@@ -90,6 +93,12 @@ def _refuse_coming(config: pytest.Config) -> None:
     if asked:
         raise pytest.UsageError(f"{', '.join(asked)}: not available yet. Remove it: this version of pytest-sandbox "
                                 "would not act on it.")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"a number of tests, not {text!r}: write --sandbox-usage=10, or put it last")
+    return int(text)
 
 
 def _chosen(config: pytest.Config, dest: str, ini: str, allowed: tuple[str, ...]) -> str:

@@ -19,7 +19,7 @@ LONGEST_LABEL = "a" * 63
 
 GOOD: dict[str, list[tuple[Any, Any]]] = {
     "image": [("host", "host"), (" host \n", "host"), ("python:3.13-slim", "python:3.13-slim")],
-    "network": [("none", "none"), ("host", "host")],
+    "network": [("none", "none"), ("host", "host"), ("outbound", "outbound")],
     "user": [("root", "root"), ("me", "me"), ("0", "0"), ("1000", "1000"), ("1000:100", "1000:100")],
     "env": [
         ({}, ()),
