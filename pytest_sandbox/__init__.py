@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         StoreError,
         TimeLimitExceeded,
     )
+    from .images import Image
     from .network import Network
     from .outbound import Outbound
     from .sandbox import Change, Process, Result, Sandbox, SandboxPath, inside
@@ -51,6 +52,7 @@ _HOME = {
     "Network": "network",
     "Outbound": "outbound",
     **dict.fromkeys(("Mount", "SandboxSpec"), "spec"),
+    "Image": "images",
     **dict.fromkeys(("LimitEvents", "Usage"), "usage"),
     **dict.fromkeys((
         "DiskLimitExceeded", "LimitExceeded", "MemoryLimitExceeded", "PidsLimitExceeded", "TimeLimitExceeded",
@@ -66,6 +68,7 @@ _HOME = {
 __all__ = [
     "Change",
     "DiskLimitExceeded",
+    "Image",
     "ImageCorrupt",
     "ImageError",
     "ImageNotFound",
@@ -109,8 +112,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Image",):
-        raise AttributeError(f"{__name__}.{name} is not available yet in this version")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
