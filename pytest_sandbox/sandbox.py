@@ -27,7 +27,7 @@ from .runtime import syscalls as sc
 from .runtime.launch import shutdown
 from .runtime.plan import user_ids
 from .runtime.running import ForkedChild, Running, go_to, inside
-from .spec import SandboxSpec, parse_options
+from .spec import Endpoint, SandboxSpec, network_kind, parse_options
 
 if TYPE_CHECKING:
     import asyncio
@@ -146,7 +146,7 @@ class Sandbox:
                 except SandboxStartError as error:
                     from .runtime.probe import explain
                     raise explain(error) from error
-                if not isinstance(self.spec.network, str):
+                if self.spec.network not in ("none", "host"):
                     self._connect(running)
                 self._running = running
                 if self.spec.timeout is not None and self._deadline is None:
@@ -157,7 +157,11 @@ class Sandbox:
     def _connect(self, running: Running) -> None:
         """Joins its networks."""
         try:
-            for position, endpoint in enumerate(self.spec.network):
+            endpoints = self.spec.network
+            if endpoints == "outbound":
+                from .outbound import Outbound
+                endpoints = [Endpoint(Outbound())]
+            for position, endpoint in enumerate(endpoints):
                 endpoint.network.attach(self, running, endpoint, position)
         except BaseException:
             running.let_go()
@@ -598,6 +602,18 @@ class Sandbox:
         """
         from .connections import forward
         return forward(self, port, host)
+
+    def refused(self) -> list[str]:
+        """What was tried to reach from an ``"outbound"`` sandbox in vain, such as ``"tcp 198.51.100.7:443"``."""
+        if network_kind(self.spec.network) != "outbound":
+            return []
+        from .outbound import refused
+        return refused(self._ready())
+
+    def without_route(self) -> int:
+        """How often something inside tried to reach an address to which its network has no way."""
+        from .connections import without_route
+        return without_route(self)
 
     def wait_for_port(self, port: int, timeout: float = 10.0, *, host: str = "127.0.0.1",
                       type: socket.SocketKind = socket.SOCK_STREAM) -> None:  # noqa: A002 - as socket.socket
