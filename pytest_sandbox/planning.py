@@ -65,7 +65,7 @@ def plan_for(spec: SandboxSpec) -> Plan:
         root = _root(spec, host)
     kind = spec.network if isinstance(spec.network, str) else "networks"  # which ones is no matter of the plan
     image = spec.image.token if isinstance(spec.image, Image) else spec.image  # not itself: it shall be let go one day
-    key = (image, kind, spec.user, spec.mounts, spec.persist, spec.hostname, spec.capabilities,
+    key = (image, kind, spec.user, spec.mounts, spec.persist, spec.hostname, spec.capabilities, spec.seccomp,
            spec.hide, spec.workdir, host, *_limits(spec))
     control = cgroups.host_control()
     made = _plans.get(key)

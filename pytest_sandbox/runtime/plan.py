@@ -23,6 +23,7 @@ from ..spec import CAPABILITIES, DEFAULT_CAPABILITIES, SandboxSpec
 from . import syscalls as sc
 from .frozen import key_of, path_in_helper
 from .mounts import NODES
+from .seccomp import filter_for
 
 #: How each operation reads; the arguments are those of the function of the same name in :mod:`.mounts`.
 _READS = {
@@ -190,6 +191,7 @@ def make_plan(spec: SandboxSpec, root: Root, host: Host, group: dict[str, Any] |
             ["pivot"],
         ],
         "inside": inside,
+        "seccomp": filter_for(spec.seccomp, keep, spec.network == "host").hex(),
         "namespaces": namespaces,
         "uid_map": "0 0 4294967295" if host.privileged else f"{uid} 0 1",
         "gid_map": "0 0 4294967295" if host.privileged else f"{gid} 0 1",
