@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 
 import pytest
-from support import init_pid, until
+from support import init_pid, prints, until
 
 from pytest_sandbox import Sandbox, SandboxUsageError
 from pytest_sandbox.errors import TimeLimitExceeded
@@ -119,6 +120,35 @@ def test_every_later_use_says_so_and_files_stay() -> None:
             with pytest.raises(TimeLimitExceeded, match=r"timeout of 0\.2 s"):
                 use()
         assert sandbox.path("/tmp/note").read_text() == "hello"
+
+
+def test_a_call_that_takes_too_long() -> None:
+    with Sandbox(timeout=0.5) as sandbox:
+        with pytest.raises(TimeLimitExceeded) as caught:
+            sandbox.call(time.sleep, 1000)
+        assert caught.value.verdict == "waiting"
+        assert caught.value.__context__ is None
+
+
+def test_a_frozen_sandbox_has_a_time_too() -> None:
+    ended, = prints("""
+        from pytest_sandbox import Sandbox, SandboxUnavailable, TimeLimitExceeded
+        with Sandbox(timeout=0.7) as sandbox:
+            process = sandbox.popen(["sleep", "1000"])
+            try:
+                sandbox.freeze()
+            except SandboxUnavailable as error:
+                print(error)
+                process.kill()
+            with process:
+                process.wait()
+            try:
+                sandbox.raise_untold()
+            except TimeLimitExceeded as error:
+                print(process.returncode < 0)
+    """)
+    if ended != "True":
+        pytest.skip(ended)
 
 
 def test_a_limit_that_was_not_reached_changes_nothing() -> None:
