@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         StoreError,
         TimeLimitExceeded,
     )
+    from .images import Image
     from .network import Network
     from .sandbox import Change, Process, Result, Sandbox, SandboxPath, inside
     from .spec import Mount, SandboxSpec
@@ -49,6 +50,7 @@ _HOME = {
     **dict.fromkeys(("Change", "Process", "Result", "Sandbox", "SandboxPath", "inside"), "sandbox"),
     "Network": "network",
     **dict.fromkeys(("Mount", "SandboxSpec"), "spec"),
+    "Image": "images",
     **dict.fromkeys(("LimitEvents", "Usage"), "usage"),
     **dict.fromkeys((
         "DiskLimitExceeded", "LimitExceeded", "MemoryLimitExceeded", "PidsLimitExceeded", "TimeLimitExceeded",
@@ -64,6 +66,7 @@ _HOME = {
 __all__ = [
     "Change",
     "DiskLimitExceeded",
+    "Image",
     "ImageCorrupt",
     "ImageError",
     "ImageNotFound",
@@ -106,7 +109,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Image", "Outbound"):
+    if name == "Outbound":
         raise AttributeError(f"{__name__}.{name} is not available yet in this version")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,8 +8,9 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from .errors import (
@@ -20,12 +21,12 @@ from .errors import (
     SandboxTimeout,
     SandboxUsageError,
 )
-from .planning import plan_for
+from .planning import is_host, plan_for
 from .runtime import launch
 from .runtime import syscalls as sc
 from .runtime.launch import shutdown
 from .runtime.plan import user_ids
-from .runtime.running import ForkedChild, Running, give_up, inside
+from .runtime.running import ForkedChild, Running, go_to, inside
 from .spec import SandboxSpec, parse_options
 
 if TYPE_CHECKING:
@@ -34,8 +35,10 @@ if TYPE_CHECKING:
     from .deadline import Deadline
     from .errors import MemoryLimitExceeded
     from .files import SandboxPath
+    from .images import Image
     from .layerdiff import Change
     from .process import Process, Result
+    from .runtime.zygote import Inside, RemoteChild, Zygote
     from .stacks import ProcessStack
     from .usage import LimitEvents, Usage
 
@@ -57,7 +60,7 @@ def __getattr__(name: str) -> Any:
 
 
 #: Members of the interface that a later version brings.
-COMING = frozenset({"commit"})
+COMING: frozenset[str] = frozenset()
 
 
 def _says_all(excinfo: Any) -> bool:
@@ -78,6 +81,8 @@ class Sandbox:
         self.spec = (spec or SandboxSpec()).merged(parse_options(options))
         self._running: Running | None = None
         self._closed = False
+        self._onward: Image | None = None  # what a commit goes on with, until the next reset
+        self._ahead: str | None = None  # the plan by which another one was made ahead
         self._deadline: Deadline | None = None
         self._lock = threading.RLock()
 
@@ -97,10 +102,29 @@ class Sandbox:
     # Lifetime.
 
     @classmethod
-    def prepare(cls, spec: SandboxSpec) -> None:
-        """Says that a sandbox of this spec is wanted soon: it is made in the background. Never raises, never waits."""
+    def prepare(cls, spec: SandboxSpec, count: int = 1) -> None:
+        """Says that sandboxes of this spec are wanted soon: as many are made in the background.
+
+        Never raises, never waits.
+        """
         with suppress(Exception):  # a real start will raise it where somebody can act on it
-            launch.supervisor().prepare(plan_for(spec))
+            launch.supervisor().prepare(plan_for(spec), count)
+
+    @staticmethod
+    def when_ready(spec: SandboxSpec) -> int:
+        """A descriptor that can be read when :meth:`ready` will find one; -1 if there is none to come."""
+        return launch.supervisor().when_ready(plan_for(spec))
+
+    @classmethod
+    def ready(cls, spec: SandboxSpec) -> Sandbox | None:
+        """A started sandbox, if one that :meth:`prepare` asked for is ready now."""
+        with suppress(SandboxError):
+            running = launch.supervisor().take_ready(plan_for(spec))
+            if running is not None:
+                sandbox = cls(spec)
+                sandbox._running = running
+                return sandbox
+        return None
 
     def start(self) -> Sandbox:
         """Starts it; does nothing when it runs.
@@ -118,7 +142,7 @@ class Sandbox:
                                                                           "reset() instead of close().")
             if self._running is None:
                 try:
-                    running = launch.take(plan_for(self.spec))
+                    running = launch.take(plan_for(self._spec_now()))
                 except SandboxStartError as error:
                     from .runtime.probe import explain
                     raise explain(error) from error
@@ -151,6 +175,9 @@ class Sandbox:
             self._deadline.raise_if_over()
         return running
 
+    def _spec_now(self) -> SandboxSpec:
+        return self.spec if self._onward is None else replace(self.spec, image=self._onward)
+
     def _part(self) -> Running | None:
         deadline = self._deadline
         if self._closed and deadline is not None:
@@ -162,6 +189,10 @@ class Sandbox:
     def close(self) -> None:
         """Ends everything inside and forgets the writable layer. Does nothing when it is closed already."""
         self._closed = True
+        self._onward = None
+        if self._ahead is not None:
+            launch.drop(self._ahead)
+            self._ahead = None
         running = self._part()
         if running is not None:
             running.let_go()
@@ -169,12 +200,15 @@ class Sandbox:
 
     def discard(self) -> None:
         """As :meth:`close`, without waiting for the end, unless what runs inside could still be met outside."""
-        if self.spec.network == "host" or any(not one.read_only for one in self.spec.mounts):
+        if self._can_be_met_outside():
             self.close()
         self._closed = True
         running = self._part()
         if running is not None:
             launch.supervisor().end(running)
+
+    def _can_be_met_outside(self) -> bool:
+        return self.spec.network == "host" or any(not one.read_only for one in self.spec.mounts)
 
     def reset(self) -> None:
         """Throws the writable layer and all processes away and starts afresh, also when the old ones have ended.
@@ -182,10 +216,49 @@ class Sandbox:
         :raises SandboxClosedError: after :meth:`close`.
         """
         running = None if self._closed else self._part()
+        self._onward = None
         if running is not None:
+            if self._can_be_met_outside():
+                running.let_go()
+                running.wait_gone()
+            else:
+                launch.supervisor().end(running)
+        plan = self._ready().plan
+        if running is not None:  # who resets once will do so again: the next one is made beside what comes now
+            self._ahead = plan.key
+            with suppress(SandboxError):
+                launch.supervisor().prepare(plan)
+
+    def commit(self, name: str | None = None, **config: Any) -> Image:
+        """Freezes the writable layer into a read-only one, and returns an image that any sandbox can start from.
+
+        While nothing runs inside, the layer is kept where it is, in memory, whatever its size, until nobody refers to
+        the image any more or this process ends. The sandbox goes on above it: its files are as they were, ``/run`` and
+        ``/dev/shm`` are empty, and :meth:`changes` starts anew. While something runs inside, and for a commit with a
+        name, the layer is copied into the layer store; what runs inside goes on undisturbed.
+
+        :param name: what to call the image, for later runs: a reference such as ``"team/app:1"``; for a state of the
+            host ``"host:NAME"``.
+        :param config: changes of the image's configuration: ``env``, ``user``, ``workdir``, ``entrypoint``, ``cmd``,
+            ``stop_signal``, ``labels``.
+        :raises ImageError: when the image below cannot be committed on.
+        :raises StoreError: when the layer store's disk is full or fails.
+        """
+        from . import committing
+        with self._lock:
+            running = self._ready()
+            before = self._spec_now().image
+            busy = bool(running.children or self.processes())
+            image = committing.commit(running, before, name, config, busy)
+            if busy:
+                return image
+            self._running = None
             running.let_go()
             running.wait_gone()
-        self._ready()
+            self._onward = committing.without(image, before) if config else image
+            if name is not None:
+                return committing.store(image, running.plan, {}, name)
+            return image
 
     def kill(self) -> None:
         """Kills every process inside, also those that left their session or ignore signals. The files remain.
@@ -228,7 +301,7 @@ class Sandbox:
 
         :raises SandboxUsageError: when its image is another system than the host.
         """
-        if spec.image != "host":
+        if not is_host(spec.image):
             raise SandboxUsageError(
                 f"a test's body cannot run in image {spec.image!r} yet", option="image", value=spec.image,
                 why="its process is a fork of pytest, whose interpreter and libraries are the host's",
@@ -251,16 +324,27 @@ class Sandbox:
         child = running.fork(self.ids)
         if child is None:
             self._closed, self._running = True, None  # it belongs to the parent
-            try:
-                os.chdir(where)
-            except OSError as error:
-                give_up(error)
-            for name, value in self.spec.env:
-                if value is None:
-                    os.environ.pop(name, None)
-                else:
-                    os.environ[name] = value
+            go_to(where, self.spec.env)
         return child
+
+    @staticmethod
+    def zygote(ready: Callable[[], Inside], specs: Iterable[SandboxSpec]) -> Zygote:
+        """Forks a process that stays as this one is now, and forks the children of :meth:`fork_by`.
+
+        :param ready: called once in that process; returns what the children do inside, which must not return.
+        :param specs: of the sandboxes that the children will go into.
+        """
+        from .runtime.zygote import Zygote
+        plans = {plan.key: plan for plan in map(plan_for, specs)}
+        return Zygote(ready, plans, launch.supervisor().host)
+
+    def fork_by(self, zygote: Zygote, descriptors: tuple[int, int]) -> RemoteChild | None:
+        """As :meth:`fork`, of the ``zygote``'s memory, and without waiting; None if that does not know this sandbox."""
+        running = self._ready()
+        if running.plan.key not in zygote.plans:
+            return None
+        where = self.spec.workdir or os.getcwd()
+        return zygote.fork(running, running.plan.ids, where, list(self.spec.env), descriptors)
 
     def popen(self, args: Sequence[StrPath], *, stdin: int | IO[Any] | None = None,
               stdout: int | IO[Any] | None = subprocess.PIPE,

@@ -184,8 +184,10 @@ _weight = _whole(1, 10_000, "a weight; 100 is the kernel's default")
 def _image(option: str, value: object) -> Any:
     if isinstance(value, str) and value.strip():
         return value.strip()
+    if getattr(value, "is_sandbox_image", False):
+        return value
     several = "a list of images is not available yet" if isinstance(value, (list, tuple)) else None
-    raise _refuse(option, value, 'a reference such as "host"', several)
+    raise _refuse(option, value, 'a reference such as "host", or an Image', several)
 
 
 def _network(option: str, value: object) -> str | tuple[Endpoint, ...]:

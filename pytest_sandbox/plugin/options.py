@@ -62,6 +62,8 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption("--sandbox-unavailable", choices=UNAVAILABLE, default=None, dest="sandbox_unavailable",
                     help="When this host cannot give the sandbox that a test asks for: fail with the reason (default), "
                          "skip with the reason, or run unsandboxed with a warning.")
+    group.addoption("--sandbox-offline", action="store_true", default=False, dest="sandbox_offline",
+                    help="Ask no registry: images that are not in the store are an error.")
     group.addoption("--sandbox-usage", metavar="N", nargs="?", type=_count, const=10, default=None,
                     dest="sandbox_usage", help="Show the N sandboxed tests that used the most CPU time (default 10; 0 "
                                                "for all), and put what each test used in its report.")
@@ -136,6 +138,7 @@ class Settings:
             from pytest_sandbox.spec import SandboxSpec, parse_options
 
             spec = SandboxSpec()
+            self._locate_images()
             for option, shown, value in self._configured():
                 try:
                     spec = spec.merged(parse_options({option: value}))
@@ -143,6 +146,16 @@ class Settings:
                     raise pytest.UsageError(f"{shown}: {error}") from None
             self._base = spec
         return self._base
+
+    def _locate_images(self) -> None:
+        import sys
+
+        if sys.platform == "linux":
+            from pytest_sandbox import planning
+
+            planning.settings = planning.ImageSettings(
+                offline=bool(self.config.getoption("sandbox_offline")),
+                lock_file=str(self.config.rootpath / "sandbox.lock"))
 
     def _configured(self) -> Iterable[tuple[str, str, object]]:
         for name, _, _ in INI_OPTIONS:

@@ -14,13 +14,14 @@ import os
 import pwd
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import SandboxStartError
 from ..rootfs import Root, Tree
 from ..spec import CAPABILITIES, DEFAULT_CAPABILITIES, SandboxSpec
 from . import syscalls as sc
+from .frozen import key_of, path_in_helper
 from .mounts import NODES
 
 #: How each operation reads; the arguments are those of the function of the same name in :mod:`.mounts`.
@@ -31,7 +32,8 @@ _READS = {
     "own_link": "link {1} to {2} in {0}",
     "own_file": "copy {2} to {1} in {0}",
     "own_dir": "make the directory {1} in {0} like {2}",
-    "own_files": "make {2} of the sandbox's own in {0}",
+    "own_files": "make what is this sandbox's own, and not the image's, in {0}",
+    "own_state": "bring the committed layer {1} into memory, at {0}",
     "own_names": "give the layers short names in {0}",
     "own_ways": "repeat the directories of others in {1} that lead to what the caller may write to, in {0}",
     "own_shadow": "repeat the directories of {1}, owned by the caller, in {0}",
@@ -78,7 +80,7 @@ class Plan:
     """All that the helper and init need to know. ``key`` names its content; ``kept`` is root's capabilities, as bits.
 
     ``made`` holds the paths that the making itself leaves in the writable layer: where mounts are put. ``ids`` are the
-    uid and gid inside that processes run as.
+    uid and gid inside that processes run as. ``frozen`` are the keys of the layers in memory that it needs.
     """
 
     key: str
@@ -87,6 +89,7 @@ class Plan:
     kept: int
     made: frozenset[str]
     ids: tuple[int, int]
+    frozen: frozenset[str] = frozenset()
 
     def steps(self) -> Iterable[str]:
         """Every operation in words, in order."""
@@ -123,16 +126,24 @@ def make_plan(spec: SandboxSpec, root: Root, host: Host, group: dict[str, Any] |
     """
     uid, gid = user_ids(spec, host, root)
     owns = not host.privileged and uid == 0 and root.host  # root of a tree whose owners are not mapped
-    template, overlays = [], []
-    layers = f"/own/{_layers_name(root, owns, host, spec.workdir, None if root.host else (spec.hostname, uid, gid))}"
+    template: list[list[Any]] = []
+    overlays: list[list[Any]] = []
+    own = {} if root.host else _image_files(spec, (uid, gid), root)
+    base = [(replace(tree, frozen=()), _states(tree)) for tree in root.trees]  # what our own layers are made from
+    layers = f"/own/{_layers_name(base, owns, host, spec.workdir, own)}"
     for number, tree in enumerate(root.trees):
         lowers = [f"/host{lower}".rstrip("/") for lower in tree.lowers]
-        like: str | list[int] = lowers[-1] if root.look is None else list(root.look)
-        layer = f"{layers}/{number}"
+        committed = [path_in_helper(one) for one in tree.frozen]
         if root.host:
-            made = _own_layer(layer, tree, owns, () if host.privileged else _written(spec))
-        else:
-            made = _image_layer(layer, lowers, spec, (uid, gid), root.user[2])
+            for one in _states(tree):
+                at = tree.frozen.index(one)
+                committed[at] = f"{layers}/{number}.state{at}"
+                template.append(["own_state", committed[at], f"/host{one}"])
+        like: str | list[int] = lowers[-1] if root.look is None else list(root.look)
+        if committed:
+            like = committed[-1]
+        layer = f"{layers}/{number}"
+        made = _own_layer(layer, tree, owns, () if host.privileged else _written(spec)) if root.host else []
         if made:
             template += made
             if tree.entries is not None:
@@ -141,10 +152,17 @@ def make_plan(spec: SandboxSpec, root: Root, host: Host, group: dict[str, Any] |
                 lowers += [f"{layer}.data", layer] if made[-1][0] == "own_shadow" else [layer]
         options = "redirect_dir=on,xino=auto" if host.privileged else "userxattr,xino=auto"
         flags = sc.MS_NODEV | (sc.MS_NOEXEC if tree.noexec else 0)
-        short = f"{layer}.short" if len(lowers) > 20 else None
+        short = f"{layer}.short" if len(lowers) + len(committed) > 20 else None
+        seed = None
+        if not root.host:
+            below, lowers = lowers, [*lowers, layer]
+            template.append(["own_files", layer, below, short, "" if host.privileged else "userxattr", own])
+            if len(lowers) > _MOST_LAYERS and not committed:
+                lowers, seed = below, layer
+        lowers = [*lowers, *committed]
         if short is not None:
-            template.append(["own_names", short, lowers])
-        overlays.append(["overlay", number, tree.target, lowers, short, like, flags, options, uid == 0])
+            template.insert(0, ["own_names", short, lowers])
+        overlays.append(["overlay", number, tree.target, lowers, short, like, flags, options, uid == 0, seed])
     size = tmpfs_limits(disk_of(spec))
     namespaces = sc.CLONE_NEWUSER | sc.CLONE_NEWNS | sc.CLONE_NEWUTS | sc.CLONE_NEWIPC | sc.CLONE_NEWCGROUP
     inside: list[list[Any]] = [["hostname", spec.hostname], ["mqueue"]]
@@ -180,7 +198,15 @@ def make_plan(spec: SandboxSpec, root: Root, host: Host, group: dict[str, Any] |
     key = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:24]
     kept = sum(1 << number for number, one in enumerate(CAPABILITIES) if one in keep)
     made_paths = frozenset(_made(spec)) | (frozenset() if root.host else _MOUNTED)
-    return Plan(key, body, root, kept, made_paths, (uid, gid))
+    if any(one[-1] is not None for one in overlays):
+        made_paths |= _SEEDED
+    kept_layers = frozenset(name for tree in root.trees for one in tree.frozen if (name := key_of(one)) is not None)
+    return Plan(key, body, root, kept, made_paths, (uid, gid), kept_layers)
+
+
+def _states(tree: Tree) -> list[str]:
+    """What was committed on top of a tree and lies in the layer store."""
+    return [one for one in tree.frozen if key_of(one) is None]
 
 
 def _nproc(spec: SandboxSpec, host: Host, group: dict[str, Any] | None) -> int | None:
@@ -237,25 +263,30 @@ def _written(spec: SandboxSpec) -> tuple[str, ...]:
 
 #: What an image may lack and every sandbox has: made, if need be, to mount something there.
 _MOUNTED = frozenset({"/proc", "/sys", "/dev", "/run"})
+#: What stands in the writable layer itself where there is no room for a layer of ours below it.
+_SEEDED = frozenset({"/etc", "/etc/hostname", "/etc/hosts", "/etc/machine-id", "/etc/resolv.conf", "/etc/passwd"})
 
 
-def _image_layer(layer: str, lowers: list[str], spec: SandboxSpec, ids: tuple[int, int],
-                 home: str) -> list[list[Any]]:
-    """The files of /etc that must fit this sandbox and not the machine that the image was made on."""
+#: What the kernel takes below one overlay (fs/overlayfs, OVL_MAX_STACK).
+_MOST_LAYERS = 500
+
+
+def _image_files(spec: SandboxSpec, ids: tuple[int, int], root: Root) -> dict[str, Any]:
+    """What must fit this sandbox and not the machine that the image was made on; see :mod:`.ownfiles`."""
     files = {
-        "etc/hostname": f"{spec.hostname}\n",
-        "etc/hosts": f"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{spec.hostname}\n",
-        "etc/machine-id": hashlib.sha256(spec.hostname.encode()).hexdigest()[:32] + "\n",
+        "hostname": f"{spec.hostname}\n",
+        "hosts": f"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{spec.hostname}\n",
+        "machine-id": hashlib.sha256(spec.hostname.encode()).hexdigest()[:32] + "\n",
+        "resolv.conf": "",
     }
     if spec.network == "host":
         try:
             with open("/etc/resolv.conf") as file:
-                files["etc/resolv.conf"] = file.read(65536)
+                files["resolv.conf"] = file.read(65536)
         except OSError:
-            pass  # no resolver on the host, none in here
-    else:
-        files["etc/resolv.conf"] = ""
-    return [["own_files", layer, lowers, files, f"{_name(ids[0])}:x:{ids[0]}:{ids[1]}::{home}:/bin/sh\n"]]
+            del files["resolv.conf"]  # no resolver on the host, none in here
+    return {"files": files, "user": f"{_name(ids[0])}:x:{ids[0]}:{ids[1]}::{root.user[2]}:/bin/sh\n",
+            "workdir": root.workdir if root.workdir != "/" else "", "places": ["proc", "sys", "dev", "run"]}
 
 
 def _name(uid: int) -> str:
