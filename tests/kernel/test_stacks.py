@@ -226,7 +226,7 @@ def test_a_proc_of_the_sandboxs_own_making_is_no_trap() -> None:
 
 def test_a_crowd_is_bounded() -> None:
     with Sandbox() as sandbox, started(sandbox, ["sh", "-c", "for i in $(seq 300); do sleep 1000 & done; wait"]):
-        until(lambda: len(sandbox.processes()) == 301, "all run")
+        until(lambda: len(sandbox.processes()) == 301, "all run", 60)
         found = sandbox.stacks()
         assert len(found) == 301
         assert sum(one.why is not None for one in found) == 101
