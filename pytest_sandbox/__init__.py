@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     )
     from .images import Image
     from .network import Network
+    from .outbound import Outbound
     from .sandbox import Change, Process, Result, Sandbox, SandboxPath, inside
     from .spec import Mount, SandboxSpec
     from .usage import LimitEvents, Usage
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 _HOME = {
     **dict.fromkeys(("Change", "Process", "Result", "Sandbox", "SandboxPath", "inside"), "sandbox"),
     "Network": "network",
+    "Outbound": "outbound",
     **dict.fromkeys(("Mount", "SandboxSpec"), "spec"),
     "Image": "images",
     **dict.fromkeys(("LimitEvents", "Usage"), "usage"),
@@ -77,6 +79,7 @@ __all__ = [
     "Mount",
     "Network",
     "NetworkError",
+    "Outbound",
     "PidsLimitExceeded",
     "Process",
     "RegistryAuthError",
@@ -109,8 +112,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Outbound":
-        raise AttributeError(f"{__name__}.{name} is not available yet in this version")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

@@ -27,7 +27,7 @@ from .runtime import syscalls as sc
 from .runtime.launch import shutdown
 from .runtime.plan import user_ids
 from .runtime.running import ForkedChild, Running, go_to, inside
-from .spec import SandboxSpec, parse_options
+from .spec import Endpoint, SandboxSpec, network_kind, parse_options
 
 if TYPE_CHECKING:
     import asyncio
@@ -146,7 +146,7 @@ class Sandbox:
                 except SandboxStartError as error:
                     from .runtime.probe import explain
                     raise explain(error) from error
-                if not isinstance(self.spec.network, str):
+                if self.spec.network not in ("none", "host"):
                     self._connect(running)
                 self._running = running
                 if self.spec.timeout is not None and self._deadline is None:
@@ -157,7 +157,11 @@ class Sandbox:
     def _connect(self, running: Running) -> None:
         """Joins its networks."""
         try:
-            for position, endpoint in enumerate(self.spec.network):
+            endpoints = self.spec.network
+            if endpoints == "outbound":
+                from .outbound import Outbound
+                endpoints = [Endpoint(Outbound())]
+            for position, endpoint in enumerate(endpoints):
                 endpoint.network.attach(self, running, endpoint, position)
         except BaseException:
             running.let_go()
@@ -409,33 +413,33 @@ class Sandbox:
         :raises FileNotFoundError: when there is no such command inside.
         """
         __tracebackhide__ = _says_all
-        from .limits import Watch, killed_for_memory, memory_error
+        from .limits import Watch, exceeded
         from .process import OUTPUT_LIMIT, Result
         running = self._ready()
-        watch = Watch(running)
-        process = self.popen(args, stdin=None if input is None else subprocess.PIPE, env=env, cwd=cwd, user=user,
-                             text=text)
-        timed_out = False
-        with process:
-            limit = OUTPUT_LIMIT if output_limit is None else output_limit
-            try:
-                process.communicate(input, timeout, limit)
-            except subprocess.TimeoutExpired:
-                timed_out = True
-                process.kill()
-                with suppress(subprocess.TimeoutExpired):  # by whatever left the group and still holds the output
-                    process.communicate(None, 0.5, limit)
-            except BaseException:
-                process.kill()
-                raise
-            out, err, truncated = process.output()
-        assert process.returncode is not None
-        self._in_time()
-        oom_killed = killed_for_memory(running)
-        result = Result(process.args, process.returncode, out, err, timed_out=timed_out, truncated=truncated,
-                        oom_killed=oom_killed, usage=watch.end(process._used))
-        if check and oom_killed:
-            raise memory_error(running, self.spec)
+        with Watch(running) as watch:
+            process = self.popen(args, stdin=None if input is None else subprocess.PIPE, env=env, cwd=cwd, user=user,
+                                 text=text)
+            timed_out = False
+            with process:
+                limit = OUTPUT_LIMIT if output_limit is None else output_limit
+                try:
+                    process.communicate(input, timeout, limit)
+                except subprocess.TimeoutExpired:
+                    timed_out = True
+                    process.kill()
+                    with suppress(subprocess.TimeoutExpired):  # by whatever left the group and still holds the output
+                        process.communicate(None, 0.5, limit)
+                except BaseException:
+                    process.kill()
+                    raise
+                out, err, truncated = process.output()
+            assert process.returncode is not None
+            self._in_time()
+            error = exceeded(running)
+            result = Result(process.args, process.returncode, out, err, timed_out=timed_out, truncated=truncated,
+                            oom_killed=error is not None, usage=watch.end(process._used))
+        if check and error is not None:
+            raise error
         if check and (result.returncode or timed_out):
             raise SandboxCommandError(result.returncode, process.args, out, err,
                                       why=f"it ran longer than {timeout} s" if timed_out else None)
@@ -492,9 +496,8 @@ class Sandbox:
 
     def limit_error(self) -> MemoryLimitExceeded | None:
         """Why the sandbox has ended, if that was by a limit; None when it runs, or ended otherwise."""
-        from .limits import killed_for_memory, memory_error
-        running = self._ready()
-        return memory_error(running, self.spec) if killed_for_memory(running) else None
+        from .limits import exceeded
+        return exceeded(self._ready())
 
     def update(self, **limits: Any) -> None:
         """Changes limits while the sandbox runs; ``spec`` holds them afterwards. None takes a limit away.
@@ -604,6 +607,18 @@ class Sandbox:
         """
         from .connections import forward
         return forward(self, port, host)
+
+    def refused(self) -> list[str]:
+        """What was tried to reach from an ``"outbound"`` sandbox in vain, such as ``"tcp 198.51.100.7:443"``."""
+        if network_kind(self.spec.network) != "outbound":
+            return []
+        from .outbound import refused
+        return refused(self._ready())
+
+    def without_route(self) -> int:
+        """How often something inside tried to reach an address to which its network has no way."""
+        from .connections import without_route
+        return without_route(self)
 
     def wait_for_port(self, port: int, timeout: float = 10.0, *, host: str = "127.0.0.1",
                       type: socket.SocketKind = socket.SOCK_STREAM) -> None:  # noqa: A002 - as socket.socket

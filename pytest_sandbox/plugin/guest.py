@@ -23,7 +23,7 @@ import pytest
 
 from pytest_sandbox.errors import SandboxProtocolError
 
-from . import compat, cover, interrupts, reporting, wire
+from . import compat, cover, interrupts, reporting, traffic, wire
 from .interrupts import Gate
 
 if TYPE_CHECKING:
@@ -192,6 +192,8 @@ class Guest:
 
     def _ship(self, report: pytest.TestReport) -> None:
         main = report is self.made
+        if main:
+            traffic.add_tried(report)
         self._bound(report)
         changes = self._changes()
         if main:

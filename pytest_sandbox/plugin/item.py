@@ -17,7 +17,7 @@ import pytest
 
 from pytest_sandbox.errors import SandboxCrashed, SandboxError, SandboxProtocolError, SandboxUnavailable
 
-from . import compat, cover, limits, neighbours, reporting
+from . import compat, cover, limits, neighbours, reporting, traffic
 from .fixtures import make_sandbox
 from .guest import SECTION_LIMIT, Before, Guest
 from .household import Fork, Group
@@ -259,6 +259,8 @@ class Attempt:
         if child is None:
             if commands >= 0:
                 os.close(commands)
+            if self.run.spec.network == "none":
+                traffic.watch()
             guest = conductor.guest = Guest(conductor, item, before, (writing, orders), group)
             guest.overhead = time.perf_counter() - began
             timers.go_on_inside()
@@ -434,6 +436,8 @@ class Attempt:
         if report is not None:
             compat.attach_sections(item, report.sections)
             item.user_properties[:] = report.user_properties
+            if report.failed and self._fork is not None:
+                traffic.add_refused(report, self._fork.sandbox)
             self._failed |= report.failed
             if self._limits is not None:
                 self._limits.tell(report)

@@ -253,11 +253,20 @@ def hosts() -> None:
         pass  # there is none, or it cannot be read
     finally:
         os.close(root)
-    fd = os.open("/scratch/hosts", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644)
+    _own_etc("hosts", text)
+
+
+def _own_etc(name: str, text: bytes) -> None:
+    fd = os.open(f"/scratch/{name}", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644)
     os.write(fd, text)
     os.close(fd)
-    tree = sc.open_tree(sc.AT_FDCWD, "/scratch/hosts", sc.OPEN_TREE_CLONE | sc.OPEN_TREE_CLOEXEC)
-    _attach(tree, "/etc/hosts", False)
+    tree = sc.open_tree(sc.AT_FDCWD, f"/scratch/{name}", sc.OPEN_TREE_CLONE | sc.OPEN_TREE_CLOEXEC)
+    _attach(tree, f"/etc/{name}", False)
+
+
+def resolver(text: str) -> None:
+    """An /etc/resolv.conf that names the sandbox's own name server."""
+    _own_etc("resolv.conf", text.encode())
 
 
 def bind(source: str, target: str, read_only: bool) -> None:
@@ -315,6 +324,6 @@ def loopback() -> None:
 OPERATIONS: dict[str, Callable[..., None]] = {
     one.__name__: one for one in (
         own_layer, own_parents, own_hide, own_link, own_file, own_dir, own_files, own_names, own_ways, own_shadow,
-        own_state, scratch, overlay, proc, sys, dev, tmpfs, run, hosts, bind, pivot, fresh_sys, mqueue, hostname,
-        loopback)
+        own_state, scratch, overlay, proc, sys, dev, tmpfs, run, hosts, resolver, bind, pivot, fresh_sys, mqueue,
+        hostname, loopback)
 }
