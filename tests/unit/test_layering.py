@@ -28,7 +28,8 @@ LEVELS = {
 }
 
 #: Modules that are part of another room: a sandbox's host side is one room in several files.
-PART_OF = {"calls": "sandbox", "committing": "sandbox", "connections": "sandbox", "copying": "sandbox",
+PART_OF = {"build": "sandbox", "calls": "sandbox", "committing": "sandbox", "connections": "sandbox",
+           "copying": "sandbox",
            "deadline": "sandbox", "faults": "network", "files": "sandbox", "images": "sandbox",
            "layerdiff": "sandbox", "limits": "sandbox", "planning": "sandbox",
            "process": "sandbox", "stacks": "sandbox", "verdicts": "sandbox"}
@@ -46,13 +47,14 @@ DOORS = {
     "backports": ("image.compression",),
     "compression": ("image.compression",),
     "tomli": ("image.hosts",),
+    "dockerfile": ("build.text",),
     "pyroute2": ("runtime.netdev",),
     "jeepney": ("runtime.delegation",),
     "ctypes": ("runtime.syscalls", "image.resolve"),
 }
 
 #: Dear to import or not a dependency: only inside a function, by whoever has the door.
-LAZY = {"pyroute2", "jeepney", "coverage", "exceptiongroup", "isal", "backports", "compression", "tomli"}
+LAZY = {"pyroute2", "jeepney", "coverage", "exceptiongroup", "isal", "backports", "compression", "tomli", "dockerfile"}
 
 
 @dataclass(frozen=True)
