@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import os
@@ -23,9 +24,12 @@ from pytest_sandbox.build.reference import build
 from pytest_sandbox.build.text import expand, parse
 from pytest_sandbox.image.store import StoredImage
 
-pytest.importorskip("dockerfile", reason="the parser is not installed: pip install pytest-sandbox[build]")
 BUSYBOX = shutil.which("busybox")
-pytestmark = pytest.mark.skipif(BUSYBOX is None, reason="no static program at hand: apt-get install busybox-static")
+pytestmark = [
+    pytest.mark.skipif(BUSYBOX is None, reason="no static program at hand: apt-get install busybox-static"),
+    pytest.mark.skipif(importlib.util.find_spec("dockerfile") is None,
+                       reason="the parser is not installed: pip install pytest-sandbox[build]"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -47,14 +47,13 @@ DOORS = {
     "backports": ("image.compression",),
     "compression": ("image.compression",),
     "tomli": ("image.hosts",),
-    "dockerfile": ("build.text",),
     "pyroute2": ("runtime.netdev",),
     "jeepney": ("runtime.delegation",),
     "ctypes": ("runtime.syscalls", "image.resolve"),
 }
 
 #: Dear to import or not a dependency: only inside a function, by whoever has the door.
-LAZY = {"pyroute2", "jeepney", "coverage", "exceptiongroup", "isal", "backports", "compression", "tomli", "dockerfile"}
+LAZY = {"pyroute2", "jeepney", "coverage", "exceptiongroup", "isal", "backports", "compression", "tomli"}
 
 
 @dataclass(frozen=True)
