@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     )
     from .images import Image
     from .network import Network
+    from .outbound import Outbound
     from .sandbox import Change, Process, Result, Sandbox, SandboxPath, inside
     from .spec import Mount, SandboxSpec
     from .usage import LimitEvents, Usage
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 _HOME = {
     **dict.fromkeys(("Change", "Process", "Result", "Sandbox", "SandboxPath", "inside"), "sandbox"),
     "Network": "network",
+    "Outbound": "outbound",
     **dict.fromkeys(("Mount", "SandboxSpec"), "spec"),
     "Image": "images",
     **dict.fromkeys(("LimitEvents", "Usage"), "usage"),
@@ -80,6 +82,7 @@ __all__ = [
     "Mount",
     "Network",
     "NetworkError",
+    "Outbound",
     "PidsLimitExceeded",
     "Process",
     "RegistryAuthError",
@@ -112,8 +115,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Outbound":
-        raise AttributeError(f"{__name__}.{name} is not available yet in this version")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

@@ -14,7 +14,7 @@ from .errors import ImageError
 from .images import Image, changed, stack_up
 from .runtime import cgroups, frozen, launch
 from .runtime.plan import Host, Plan, make_plan
-from .spec import LIMITS, SandboxSpec
+from .spec import LIMITS, SandboxSpec, network_kind
 
 if TYPE_CHECKING:
     from .image.host import HostImage
@@ -64,10 +64,9 @@ def plan_for(spec: SandboxSpec) -> Plan:
     host = launch.supervisor().host
     with _planning:
         root = _root(spec, host)
-    kind = spec.network if isinstance(spec.network, str) else "networks"  # which ones is no matter of the plan
     image = spec.image.token if isinstance(spec.image, Image) else spec.image  # not itself: it shall be let go one day
-    key = (image, kind, spec.user, spec.mounts, spec.persist, spec.hostname, spec.capabilities,
-           spec.hide, spec.workdir, host, *_limits(spec))
+    key = (image, network_kind(spec.network), spec.user, spec.mounts, spec.persist, spec.hostname, spec.capabilities,
+           spec.seccomp, spec.hide, spec.workdir, host, *_limits(spec))
     control = cgroups.host_control()
     made = _plans.get(key)
     if made is None or made[0] != root or spec.mounts:  # the source of a mount may have gone since

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import IO, TYPE_CHECKING, Any, NoReturn
@@ -26,8 +26,8 @@ from .runtime import launch
 from .runtime import syscalls as sc
 from .runtime.launch import shutdown
 from .runtime.plan import user_ids
-from .runtime.running import ForkedChild, Running, give_up, inside
-from .spec import SandboxSpec, parse_options
+from .runtime.running import ForkedChild, Running, go_to, inside
+from .spec import Endpoint, SandboxSpec, network_kind, parse_options
 
 if TYPE_CHECKING:
     import asyncio
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from .images import Image
     from .layerdiff import Change
     from .process import Process, Result
+    from .runtime.zygote import Inside, RemoteChild, Zygote
     from .stacks import ProcessStack
     from .usage import LimitEvents, Usage
 
@@ -101,10 +102,29 @@ class Sandbox:
     # Lifetime.
 
     @classmethod
-    def prepare(cls, spec: SandboxSpec) -> None:
-        """Says that a sandbox of this spec is wanted soon: it is made in the background. Never raises, never waits."""
+    def prepare(cls, spec: SandboxSpec, count: int = 1) -> None:
+        """Says that sandboxes of this spec are wanted soon: as many are made in the background.
+
+        Never raises, never waits.
+        """
         with suppress(Exception):  # a real start will raise it where somebody can act on it
-            launch.supervisor().prepare(plan_for(spec))
+            launch.supervisor().prepare(plan_for(spec), count)
+
+    @staticmethod
+    def when_ready(spec: SandboxSpec) -> int:
+        """A descriptor that can be read when :meth:`ready` will find one; -1 if there is none to come."""
+        return launch.supervisor().when_ready(plan_for(spec))
+
+    @classmethod
+    def ready(cls, spec: SandboxSpec) -> Sandbox | None:
+        """A started sandbox, if one that :meth:`prepare` asked for is ready now."""
+        with suppress(SandboxError):
+            running = launch.supervisor().take_ready(plan_for(spec))
+            if running is not None:
+                sandbox = cls(spec)
+                sandbox._running = running
+                return sandbox
+        return None
 
     def start(self) -> Sandbox:
         """Starts it; does nothing when it runs.
@@ -126,7 +146,7 @@ class Sandbox:
                 except SandboxStartError as error:
                     from .runtime.probe import explain
                     raise explain(error) from error
-                if not isinstance(self.spec.network, str):
+                if self.spec.network not in ("none", "host"):
                     self._connect(running)
                 self._running = running
                 if self.spec.timeout is not None and self._deadline is None:
@@ -137,7 +157,11 @@ class Sandbox:
     def _connect(self, running: Running) -> None:
         """Joins its networks."""
         try:
-            for position, endpoint in enumerate(self.spec.network):
+            endpoints = self.spec.network
+            if endpoints == "outbound":
+                from .outbound import Outbound
+                endpoints = [Endpoint(Outbound())]
+            for position, endpoint in enumerate(endpoints):
                 endpoint.network.attach(self, running, endpoint, position)
         except BaseException:
             running.let_go()
@@ -304,16 +328,27 @@ class Sandbox:
         child = running.fork(self.ids)
         if child is None:
             self._closed, self._running = True, None  # it belongs to the parent
-            try:
-                os.chdir(where)
-            except OSError as error:
-                give_up(error)
-            for name, value in self.spec.env:
-                if value is None:
-                    os.environ.pop(name, None)
-                else:
-                    os.environ[name] = value
+            go_to(where, self.spec.env)
         return child
+
+    @staticmethod
+    def zygote(ready: Callable[[], Inside], specs: Iterable[SandboxSpec]) -> Zygote:
+        """Forks a process that stays as this one is now, and forks the children of :meth:`fork_by`.
+
+        :param ready: called once in that process; returns what the children do inside, which must not return.
+        :param specs: of the sandboxes that the children will go into.
+        """
+        from .runtime.zygote import Zygote
+        plans = {plan.key: plan for plan in map(plan_for, specs)}
+        return Zygote(ready, plans, launch.supervisor().host)
+
+    def fork_by(self, zygote: Zygote, descriptors: tuple[int, int]) -> RemoteChild | None:
+        """As :meth:`fork`, of the ``zygote``'s memory, and without waiting; None if that does not know this sandbox."""
+        running = self._ready()
+        if running.plan.key not in zygote.plans:
+            return None
+        where = self.spec.workdir or os.getcwd()
+        return zygote.fork(running, running.plan.ids, where, list(self.spec.env), descriptors)
 
     def popen(self, args: Sequence[StrPath], *, stdin: int | IO[Any] | None = None,
               stdout: int | IO[Any] | None = subprocess.PIPE,
@@ -378,33 +413,33 @@ class Sandbox:
         :raises FileNotFoundError: when there is no such command inside.
         """
         __tracebackhide__ = _says_all
-        from .limits import Watch, killed_for_memory, memory_error
+        from .limits import Watch, exceeded
         from .process import OUTPUT_LIMIT, Result
         running = self._ready()
-        watch = Watch(running)
-        process = self.popen(args, stdin=None if input is None else subprocess.PIPE, env=env, cwd=cwd, user=user,
-                             text=text)
-        timed_out = False
-        with process:
-            limit = OUTPUT_LIMIT if output_limit is None else output_limit
-            try:
-                process.communicate(input, timeout, limit)
-            except subprocess.TimeoutExpired:
-                timed_out = True
-                process.kill()
-                with suppress(subprocess.TimeoutExpired):  # by whatever left the group and still holds the output
-                    process.communicate(None, 0.5, limit)
-            except BaseException:
-                process.kill()
-                raise
-            out, err, truncated = process.output()
-        assert process.returncode is not None
-        self._in_time()
-        oom_killed = killed_for_memory(running)
-        result = Result(process.args, process.returncode, out, err, timed_out=timed_out, truncated=truncated,
-                        oom_killed=oom_killed, usage=watch.end(process._used))
-        if check and oom_killed:
-            raise memory_error(running, self.spec)
+        with Watch(running) as watch:
+            process = self.popen(args, stdin=None if input is None else subprocess.PIPE, env=env, cwd=cwd, user=user,
+                                 text=text)
+            timed_out = False
+            with process:
+                limit = OUTPUT_LIMIT if output_limit is None else output_limit
+                try:
+                    process.communicate(input, timeout, limit)
+                except subprocess.TimeoutExpired:
+                    timed_out = True
+                    process.kill()
+                    with suppress(subprocess.TimeoutExpired):  # by whatever left the group and still holds the output
+                        process.communicate(None, 0.5, limit)
+                except BaseException:
+                    process.kill()
+                    raise
+                out, err, truncated = process.output()
+            assert process.returncode is not None
+            self._in_time()
+            error = exceeded(running)
+            result = Result(process.args, process.returncode, out, err, timed_out=timed_out, truncated=truncated,
+                            oom_killed=error is not None, usage=watch.end(process._used))
+        if check and error is not None:
+            raise error
         if check and (result.returncode or timed_out):
             raise SandboxCommandError(result.returncode, process.args, out, err,
                                       why=f"it ran longer than {timeout} s" if timed_out else None)
@@ -416,7 +451,12 @@ class Sandbox:
         :raises SandboxCallError: when it raises, ends its process, or returns something that is not data.
         """
         from .calls import call
-        return call(self, function, args)
+        try:
+            return call(self, function, args)
+        except SandboxError as error:
+            failed = error
+        self._in_time()  # which may be the reason
+        raise failed
 
     def processes(self) -> list[dict[str, Any]]:
         """What runs inside, init left out: dicts with ``pid``, ``ppid``, ``state``, ``name`` and ``args``."""
@@ -456,9 +496,8 @@ class Sandbox:
 
     def limit_error(self) -> MemoryLimitExceeded | None:
         """Why the sandbox has ended, if that was by a limit; None when it runs, or ended otherwise."""
-        from .limits import killed_for_memory, memory_error
-        running = self._ready()
-        return memory_error(running, self.spec) if killed_for_memory(running) else None
+        from .limits import exceeded
+        return exceeded(self._ready())
 
     def update(self, **limits: Any) -> None:
         """Changes limits while the sandbox runs; ``spec`` holds them afterwards. None takes a limit away.
@@ -568,6 +607,18 @@ class Sandbox:
         """
         from .connections import forward
         return forward(self, port, host)
+
+    def refused(self) -> list[str]:
+        """What was tried to reach from an ``"outbound"`` sandbox in vain, such as ``"tcp 198.51.100.7:443"``."""
+        if network_kind(self.spec.network) != "outbound":
+            return []
+        from .outbound import refused
+        return refused(self._ready())
+
+    def without_route(self) -> int:
+        """How often something inside tried to reach an address to which its network has no way."""
+        from .connections import without_route
+        return without_route(self)
 
     def wait_for_port(self, port: int, timeout: float = 10.0, *, host: str = "127.0.0.1",
                       type: socket.SocketKind = socket.SOCK_STREAM) -> None:  # noqa: A002 - as socket.socket

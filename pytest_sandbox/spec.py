@@ -10,6 +10,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from os.path import abspath
 from posixpath import normpath
 from typing import Any
 
@@ -40,7 +41,9 @@ class Mount:
 
 
 class AnyNetwork:
-    """What a :class:`~.network.Network` is to those that only pass it on."""
+    """What a :class:`~.network.Network` or :class:`~.outbound.Outbound` is to those that only pass it on."""
+
+    outbound = False
 
     def attach(self, sandbox: Any, running: Any, endpoint: Endpoint, position: int) -> None:
         """Connects a sandbox that has just started, as the ``position``-th of its networks."""
@@ -92,6 +95,7 @@ class SandboxSpec:
     pids: int = DEFAULT_PIDS
     disk: int | None = None
     capabilities: tuple[str, ...] | None = None
+    seccomp: str = "default"
     scope: str = "function"
     timeout: float | None = None
     hide: tuple[str, ...] = HIDDEN_BY_DEFAULT
@@ -191,17 +195,26 @@ def _image(option: str, value: object) -> Any:
 
 
 def _network(option: str, value: object) -> str | tuple[Endpoint, ...]:
-    if isinstance(value, str) and value in ("none", "host"):
+    if isinstance(value, str) and value in ("none", "host", "outbound"):
         return value
-    allowed = '"none" (own loopback), "host", a Network, or a list of them'
+    allowed = '"none" (own loopback), "host", "outbound", Outbound(...), a Network, or a list of them'
     several = value if isinstance(value, (list, tuple)) else [value]
     made = [Endpoint(one) if isinstance(one, AnyNetwork) else one for one in several]
     endpoints = tuple(one for one in made if isinstance(one, Endpoint))
     if not endpoints or len(endpoints) < len(made):
-        raise _refuse(option, value, allowed, "not available yet" if value == "outbound" else None)
+        raise _refuse(option, value, allowed)
     if len({id(one.network) for one in endpoints}) < len(endpoints):
         raise _refuse(option, value, allowed, "a sandbox joins a network once")
+    if sum(one.network.outbound for one in endpoints) > 1:
+        raise _refuse(option, value, allowed, "one way out is enough")
     return endpoints
+
+
+def network_kind(network: Any) -> str:
+    """What a sandbox needs for its networks: ``"none"``, ``"host"``, ``"networks"``, or ``"outbound"``."""
+    if isinstance(network, str):
+        return network
+    return "outbound" if any(one.network.outbound for one in network) else "networks"
 
 
 def _user(option: str, value: object) -> str:
@@ -283,6 +296,18 @@ def _capabilities(option: str, value: object) -> tuple[str, ...]:
     return tuple(sorted(set(names)))
 
 
+def _seccomp(option: str, value: object) -> str:
+    words = ("default", "unconfined")
+    text = str(value) if hasattr(value, "__fspath__") else value
+    if isinstance(text, str) and text.strip() and "\0" not in text:
+        if text in words:
+            return text
+        if "/" in text or text.endswith(".json"):
+            return abspath(text)
+    raise _refuse(option, value, '"default", "unconfined", or the path of a profile in Docker\'s JSON format',
+                  _closest(text, words) if isinstance(text, str) else None)
+
+
 def _scope(option: str, value: object) -> str:
     if value in ("function", "class", "module"):
         return str(value)
@@ -317,11 +342,8 @@ OPTIONS: dict[str, Callable[[str, object], Any]] = {
     "image": _image, "network": _network, "user": _user, "env": _env, "workdir": _workdir, "mounts": _mounts,
     "hostname": _hostname, "memory": parse_size, "swap": _swap, "cpus": _cpus, "cpu_weight": _weight,
     "io_weight": _weight, "pids": _whole(1, 4_000_000, "a number of processes and threads"), "disk": parse_size,
-    "capabilities": _capabilities, "scope": _scope, "hide": _hide, "timeout": _timeout,
+    "capabilities": _capabilities, "seccomp": _seccomp, "scope": _scope, "hide": _hide, "timeout": _timeout,
 }
-
-#: Options of the interface that a later version brings. Using one is an error: nothing is left out in silence.
-COMING: frozenset[str] = frozenset({"seccomp"})
 
 
 def _closest(name: str, known: Iterable[str]) -> str | None:
@@ -332,13 +354,10 @@ def _closest(name: str, known: Iterable[str]) -> str | None:
 def parse_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Checks options as users type them and returns them in the form that :class:`SandboxSpec` holds.
 
-    :raises SandboxUsageError: for an unknown name, a value of the wrong kind, or an option that is still to come.
+    :raises SandboxUsageError: for an unknown name or a value of the wrong kind.
     """
     parsed = {}
     for name, value in options.items():
-        if name in COMING:
-            raise SandboxUsageError(f"sandbox option {name!r} is not available yet", option=name, value=value,
-                                    remedy="Remove it: this version of pytest-sandbox would not enforce it.")
         read = OPTIONS.get(name)
         if read is None:
             raise SandboxUsageError(f"unknown sandbox option {name!r}", option=name, value=value,

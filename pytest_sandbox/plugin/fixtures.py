@@ -58,13 +58,14 @@ def sandbox(request: pytest.FixtureRequest, sandbox_image: Any) -> Iterator[Sand
     """
     from pytest_sandbox.spec import make_spec
 
-    from . import settings_of
+    from . import settings_of, traffic
 
     settings = settings_of(request.config)
     spec = settings.spec(request.node) or settings.base()
     if sandbox_image is not None and "image" not in marked_options(request.node):
         spec = make_spec({"image": sandbox_image}, spec)
     sandbox = start(request.config, spec)
+    traffic.follow(request.config)
     yield sandbox
     from . import limits
 

@@ -17,7 +17,7 @@ import pytest
 
 from pytest_sandbox.errors import SandboxCrashed, SandboxError, SandboxProtocolError, SandboxUnavailable
 
-from . import compat, cover, limits, neighbours, reporting
+from . import compat, cover, limits, neighbours, reporting, traffic
 from .fixtures import make_sandbox
 from .guest import SECTION_LIMIT, Before, Guest
 from .household import Fork, Group
@@ -153,6 +153,18 @@ class Attempt:
             group.lost = group.lost or "while it waited for its next test"
             group.close()
         self._set_up_higher()
+        may_start_over = self._may_start_over()
+        before = Before(conductor, item, may_start_over) if may_start_over else None
+        if (spare := conductor.spares.take(self.run, may_start_over)) is not None:
+            self._fork = spare
+            self.forked = True
+            self._limits = limits.Limits(item, spare.sandbox, self.run.spec)
+            conductor.spares.ahead(self.run)
+            self._listen()
+            if self.inbox.wanted is None:
+                raise Over
+            assert before is not None
+            self._start_over(before)
         for attempts in range(MOST_ATTEMPTS, -1, -1):
             before = self._enter(attempts > 0)
             if before is None:
@@ -247,6 +259,8 @@ class Attempt:
         if child is None:
             if commands >= 0:
                 os.close(commands)
+            if self.run.spec.network == "none":
+                traffic.watch()
             guest = conductor.guest = Guest(conductor, item, before, (writing, orders), group)
             guest.overhead = time.perf_counter() - began
             timers.go_on_inside()
@@ -256,6 +270,7 @@ class Attempt:
         if orders >= 0:
             os.close(orders)
         timers.stand_still()
+        conductor.spares.ahead(self.run)
         self.forked = True
         self._fork = Fork(sandbox, child, reading, commands)
         self._limits = limits.Limits(item, sandbox, self.run.spec)
@@ -318,7 +333,7 @@ class Attempt:
         while True:
             try:
                 inbox.read(fork.child, fork.reading, until, self._answer if self.conductor.live else None,
-                           self._limits.clock if self._limits is not None else None)
+                           self._limits.clock if self._limits is not None else None, self.conductor.spares)
             except KeyboardInterrupt as error:
                 if inbox.debugging:
                     self._pass_on_interrupt(fork)
@@ -421,6 +436,8 @@ class Attempt:
         if report is not None:
             compat.attach_sections(item, report.sections)
             item.user_properties[:] = report.user_properties
+            if report.failed and self._fork is not None:
+                traffic.add_refused(report, self._fork.sandbox)
             self._failed |= report.failed
             if self._limits is not None:
                 self._limits.tell(report)
@@ -519,6 +536,7 @@ class Attempt:
             with compat.capturing(item, "teardown"):
                 patch.teardown_exact(nextitem)
 
+        self.conductor.spares.changed()
         call = pytest.CallInfo.from_call(tear_down, when="teardown", reraise=reraised(item.config))
         if report is None or call.excinfo is not None:
             outer: pytest.TestReport = item.ihook.pytest_runtest_makereport(item=item, call=call)

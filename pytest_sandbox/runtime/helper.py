@@ -14,7 +14,7 @@ import select
 import socket
 import sys
 
-from . import cgroup_make, init, mounts, netns, own, protocol
+from . import cgroup_make, init, mounts, netns, own, protocol, relay
 from . import syscalls as sc
 
 TYPE_CHECKING = False  # as typing's, whose import the helper's heap can do without
@@ -139,7 +139,10 @@ class _Helper:
                     self.obey(*got)
         except (OSError, protocol.BadMessage):
             pass
-        self.groups.close(self.forsaken)
+        # The socket may end before the caller has, and we for another reason than that.
+        caller = select.poll()
+        caller.register(self.lifeline, select.POLLIN)
+        self.groups.close(self.forsaken and bool(caller.poll(1000)))
 
     def unwatch(self, event: int) -> None:
         if event >= 0:
@@ -178,6 +181,10 @@ class _Helper:
                 control.close()
         elif "place" in message:
             self.groups.places.add(message["place"])
+        elif "watch" in message:
+            event = self.groups.watch(message["watch"])
+            if event >= 0:
+                self.poll.register(event, select.POLLIN)
         elif "froze" in message:
             self.groups.froze(message["froze"], message["path"])
         elif "resize" in message:
@@ -192,7 +199,11 @@ class _Helper:
             protocol.close(fds)
         elif "relay" in message:
             if os.fork() == 0:
-                netns.relay(message["relay"], fds)
+                relay.relay(message["relay"], fds)
+            protocol.close(fds)
+        elif "outbound" in message:
+            if os.fork() == 0:
+                relay.outbound(message["outbound"], fds)
             protocol.close(fds)
 
     def freeze(self, key: str, fd: int) -> None:

@@ -84,10 +84,11 @@ def _set_up(sync: socket.socket | None, body: dict[str, Any]) -> int:
     if body["nproc"] is not None:
         limit_tasks(body["nproc"])  # only now: it counts in the user namespace that we are in
     # Privileges last: all of the above needs them. A set of uid 0 loses on exec what is not in the bounding set.
-    for number in body["drop"]:
-        sc.prctl(sc.PR_CAPBSET_DROP, number)
+    sc.drop_from_bounding_set(body["drop"])
     sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
     sc.new_session_keyring()
+    if body["seccomp"]:
+        sc.seccomp(bytes.fromhex(body["seccomp"]))
     return scratch
 
 

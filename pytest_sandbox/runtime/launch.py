@@ -42,7 +42,7 @@ class Supervisor:
         self.lock = threading.RLock()
         self.told: set[str] = set()  # keys of plans and of frozen layers that the helper knows
         self.frozen: set[str] = set()
-        self.ahead: dict[str, Running] = {}
+        self.ahead: dict[str, list[Running]] = {}
         self.ending: list[Running] = []
         self.made: weakref.WeakSet[Running] = weakref.WeakSet()
         self.pidfd = -1
@@ -167,8 +167,8 @@ class Supervisor:
     def take(self, plan: Plan) -> Running:
         """A ready sandbox: one that was made ahead, or a new one."""
         with self.lock:
-            ready = self.ahead.pop(plan.key, None)
-            if ready is not None:
+            while waiting := self.ahead.get(plan.key):
+                ready = waiting.pop(0)
                 with suppress(SandboxError):
                     ready.wait_ready()
                     if ready.alive:
@@ -180,19 +180,31 @@ class Supervisor:
         made.wait_ready()
         return made
 
-    def prepare(self, plan: Plan) -> None:
-        """Makes a sandbox ahead, unless one waits already. Those of other plans are let go: memory is not free."""
+    def take_ready(self, plan: Plan) -> Running | None:
+        """A sandbox that was made ahead and is ready now, if there is one."""
+        with self.lock:
+            waiting = self.ahead.get(plan.key)
+            return self.take(plan) if waiting and waiting[0].is_ready() else None
+
+    def when_ready(self, plan: Plan) -> int:
+        """A descriptor that can be read when :meth:`take_ready` will find one; -1 if there is none to come."""
+        waiting = self.ahead.get(plan.key)
+        return waiting[0].control.fileno() if waiting else -1
+
+    def prepare(self, plan: Plan, count: int = 1) -> None:
+        """Makes sandboxes ahead until ``count`` wait. Those of other plans are let go: memory is not free."""
         with self.lock:
             for key in [key for key in self.ahead if key != plan.key]:
-                self.end(self.ahead.pop(key))
-            if plan.key not in self.ahead:
-                self.ahead[plan.key] = self.make(plan)
+                for one in self.ahead.pop(key):
+                    self.end(one)
+            waiting = self.ahead.setdefault(plan.key, [])
+            while len(waiting) < count:
+                waiting.append(self.make(plan))
 
     def drop(self, key: str) -> None:
         """Ends what was made ahead by one plan, and what is on its way out."""
         with self.lock:
-            ready = self.ahead.pop(key, None)
-            for one in [*([ready] if ready is not None else []), *self.ending]:
+            for one in [*self.ahead.pop(key, ()), *self.ending]:
                 one.let_go()
                 one.wait_gone()
             self.ending.clear()
@@ -214,9 +226,10 @@ class Supervisor:
     def clear(self) -> None:
         """Ends what was made ahead."""
         with self.lock:
-            for one in self.ahead.values():
+            ahead = [one for waiting in self.ahead.values() for one in waiting]
+            for one in ahead:
                 one.let_go()
-            for one in [*self.ahead.values(), *self.ending]:
+            for one in [*ahead, *self.ending]:
                 one.wait_gone()
             self.ahead.clear()
             self.ending.clear()

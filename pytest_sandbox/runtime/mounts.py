@@ -67,26 +67,32 @@ def carry_out(steps: list[list[Any]]) -> None:
 
 def _place(path: str, directory: bool = True) -> int:
     """An O_PATH descriptor of ``path`` in the new root; what is missing of it is made. The caller closes it."""
-    at = sc.openat2(sc.AT_FDCWD, ROOT, os.O_PATH | os.O_DIRECTORY)
-    root = at
-    parts = [part for part in path.split("/") if part]
+    root = sc.openat2(sc.AT_FDCWD, ROOT, os.O_PATH | os.O_DIRECTORY)
     try:
-        for number, part in enumerate(parts):
-            so_far = "/".join(parts[:number + 1])
-            try:
-                following = sc.openat2(root, so_far, os.O_PATH, resolve=sc.RESOLVE_IN_ROOT | sc.RESOLVE_NO_MAGICLINKS)
-            except FileNotFoundError:
-                if number + 1 == len(parts) and not directory:
-                    os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o644, dir_fd=at))
-                else:
-                    os.mkdir(part, 0o755, dir_fd=at)
-                following = sc.openat2(at, part, os.O_PATH | os.O_NOFOLLOW)
-            if at != root:
-                os.close(at)
-            at = following
-        return at if at != root else os.dup(root)
+        inside = path.strip("/") or "."
+        return sc.openat2(root, inside, os.O_PATH, resolve=sc.RESOLVE_IN_ROOT | sc.RESOLVE_NO_MAGICLINKS)
+    except FileNotFoundError:
+        return _make(root, [part for part in path.split("/") if part], directory)
     finally:
         os.close(root)
+
+
+def _make(root: int, parts: list[str], directory: bool) -> int:
+    at = root
+    for number, part in enumerate(parts):
+        so_far = "/".join(parts[:number + 1])
+        try:
+            following = sc.openat2(root, so_far, os.O_PATH, resolve=sc.RESOLVE_IN_ROOT | sc.RESOLVE_NO_MAGICLINKS)
+        except FileNotFoundError:
+            if number + 1 == len(parts) and not directory:
+                os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o644, dir_fd=at))
+            else:
+                os.mkdir(part, 0o755, dir_fd=at)
+            following = sc.openat2(at, part, os.O_PATH | os.O_NOFOLLOW)
+        if at != root:
+            os.close(at)
+        at = following
+    return at
 
 
 def _enter(path: str) -> None:
@@ -247,11 +253,20 @@ def hosts() -> None:
         pass  # there is none, or it cannot be read
     finally:
         os.close(root)
-    fd = os.open("/scratch/hosts", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644)
+    _own_etc("hosts", text)
+
+
+def _own_etc(name: str, text: bytes) -> None:
+    fd = os.open(f"/scratch/{name}", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644)
     os.write(fd, text)
     os.close(fd)
-    tree = sc.open_tree(sc.AT_FDCWD, "/scratch/hosts", sc.OPEN_TREE_CLONE | sc.OPEN_TREE_CLOEXEC)
-    _attach(tree, "/etc/hosts", False)
+    tree = sc.open_tree(sc.AT_FDCWD, f"/scratch/{name}", sc.OPEN_TREE_CLONE | sc.OPEN_TREE_CLOEXEC)
+    _attach(tree, f"/etc/{name}", False)
+
+
+def resolver(text: str) -> None:
+    """An /etc/resolv.conf that names the sandbox's own name server."""
+    _own_etc("resolv.conf", text.encode())
 
 
 def bind(source: str, target: str, read_only: bool) -> None:
@@ -309,6 +324,6 @@ def loopback() -> None:
 OPERATIONS: dict[str, Callable[..., None]] = {
     one.__name__: one for one in (
         own_layer, own_parents, own_hide, own_link, own_file, own_dir, own_files, own_names, own_ways, own_shadow,
-        own_state, scratch, overlay, proc, sys, dev, tmpfs, run, hosts, bind, pivot, fresh_sys, mqueue, hostname,
-        loopback)
+        own_state, scratch, overlay, proc, sys, dev, tmpfs, run, hosts, resolver, bind, pivot, fresh_sys, mqueue,
+        hostname, loopback)
 }

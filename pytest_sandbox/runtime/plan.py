@@ -19,10 +19,14 @@ from typing import Any
 
 from ..errors import SandboxStartError
 from ..rootfs import Root, Tree
-from ..spec import CAPABILITIES, DEFAULT_CAPABILITIES, SandboxSpec
+from ..spec import CAPABILITIES, DEFAULT_CAPABILITIES, SandboxSpec, network_kind
 from . import syscalls as sc
 from .frozen import key_of, path_in_helper
 from .mounts import NODES
+from .seccomp import filter_for
+
+#: The address of an outbound sandbox's own name server.
+OUTBOUND_RESOLVER = "10.0.2.3"
 
 #: How each operation reads; the arguments are those of the function of the same name in :mod:`.mounts`.
 _READS = {
@@ -45,6 +49,7 @@ _READS = {
     "tmpfs": "mount an empty tmpfs on {0} ({2})",
     "run": "make a fresh /run",
     "hosts": "give it an /etc/hosts for the names of its networks",
+    "resolver": "give it an /etc/resolv.conf of its own",
     "bind": "let {0} show through at {1}",
     "pivot": "make it the root",
     "fresh_sys": "mount a /sys of the sandbox's own network namespace, if the kernel allows it",
@@ -185,11 +190,12 @@ def make_plan(spec: SandboxSpec, root: Root, host: Host, group: dict[str, Any] |
             ["dev", [one for one in NODES if os.path.exists(f"/dev/{one}")]],
             ["tmpfs", "/dev/shm", sc.MS_NOSUID | sc.MS_NODEV, f"mode=1777,{size}"],
             _run(uid, gid, spec, host),
-            *([] if isinstance(spec.network, str) else [["hosts"]]),
+            *_names(spec, root),
             *_binds(spec),
             ["pivot"],
         ],
         "inside": inside,
+        "seccomp": filter_for(spec.seccomp, keep, spec.network == "host").hex(),
         "namespaces": namespaces,
         "uid_map": "0 0 4294967295" if host.privileged else f"{uid} 0 1",
         "gid_map": "0 0 4294967295" if host.privileged else f"{gid} 0 1",
@@ -279,12 +285,10 @@ def _image_files(spec: SandboxSpec, ids: tuple[int, int], root: Root) -> dict[st
         "machine-id": hashlib.sha256(spec.hostname.encode()).hexdigest()[:32] + "\n",
         "resolv.conf": "",
     }
-    if spec.network == "host":
-        try:
-            with open("/etc/resolv.conf") as file:
-                files["resolv.conf"] = file.read(65536)
-        except OSError:
-            del files["resolv.conf"]  # no resolver on the host, none in here
+    if (text := _resolver(spec)) is not None:
+        files["resolv.conf"] = text
+    else:
+        del files["resolv.conf"]  # no resolver on the host, none in here
     return {"files": files, "user": f"{_name(ids[0])}:x:{ids[0]}:{ids[1]}::{root.user[2]}:/bin/sh\n",
             "workdir": root.workdir if root.workdir != "/" else "", "places": ["proc", "sys", "dev", "run"]}
 
@@ -335,16 +339,38 @@ def _own_layer(layer: str, tree: Tree, owns: bool, written: tuple[str, ...]) -> 
 
 def _run(uid: int, gid: int, spec: SandboxSpec, host: Host) -> list[Any]:
     files = {"pytest-sandbox": "1\n"}
-    resolver = os.path.realpath("/etc/resolv.conf")
-    if spec.network == "host" and resolver.startswith("/run/"):
-        try:
-            with open(resolver) as file:
-                files[os.path.relpath(resolver, "/run")] = file.read(65536)
-        except OSError:
-            pass  # unreadable for the caller outside as well
+    path = os.path.realpath("/etc/resolv.conf")
+    text = _resolver(spec)
+    if text and path.startswith("/run/"):
+        files[os.path.relpath(path, "/run")] = text
     # Unprivileged, all that init makes is the caller's already.
     owner = [uid, gid] if host.privileged else [-1, -1]
     return ["run", [["lock", 0o1777, -1, -1], ["user", 0o755, -1, -1], [f"user/{uid}", 0o700, *owner]], files]
+
+
+def _resolver(spec: SandboxSpec) -> str | None:
+    """What resolv.conf says inside; None where the host has none that can be read."""
+    kind = network_kind(spec.network)
+    if kind not in ("host", "outbound"):
+        return ""
+    try:
+        with open("/etc/resolv.conf") as file:
+            text = file.read(65536)
+    except OSError:
+        return None if kind == "host" else f"nameserver {OUTBOUND_RESOLVER}\n"
+    if kind == "host":
+        return text
+    lines = [line for line in text.splitlines() if line.split()[:1] in (["search"], ["domain"], ["options"])]
+    return "\n".join([f"nameserver {OUTBOUND_RESOLVER}", *lines, ""])
+
+
+def _names(spec: SandboxSpec, root: Root) -> list[list[Any]]:
+    """The steps for names of networks: files of the sandbox's own, where the host's would show through."""
+    kind = network_kind(spec.network)
+    steps: list[list[Any]] = [["hosts"]] if kind in ("networks", "outbound") else []
+    if kind == "outbound" and root.host and not os.path.realpath("/etc/resolv.conf").startswith("/run/"):
+        steps.append(["resolver", _resolver(spec)])
+    return steps
 
 
 def _binds(spec: SandboxSpec) -> list[list[Any]]:

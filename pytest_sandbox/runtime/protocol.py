@@ -10,7 +10,8 @@ caller -> helper        ``{"plan": KEY, "body": {...}}``    a plan, told once
                         ``{"make": KEY}`` + [control]       make a sandbox by it; init answers on ``control``
                         ``{"net": {...}}`` + [channel, namespace?]  see :func:`.netns.serve`; answered on the channel
                             by ``{"net": COUNT}`` + descriptors, or ``{"errno": N, "path": P}``
-                        ``{"relay": [HOST, PORT]}`` + [lifeline, listener, pidfd]  see :func:`.netns.relay`
+                        ``{"relay": [HOST, PORT]}`` + [lifeline, listener, pidfd]  see :func:`.relay.relay`
+                        ``{"outbound": [ADDRESS, PORT] or null}`` + [lifeline, listener, dns_tcp, dns_udp, pidfd]
 init -> caller          ``{"ready": true}`` + [pidfd, root, scratch]
                         ``{"failed": {"step", "errno", "path"}}``
 caller -> init          ``{"spawn": {...}}`` + [stdin, stdout, stderr, channel]

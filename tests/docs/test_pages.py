@@ -10,7 +10,7 @@ import pytest
 from pages import ROOT, blocks, pages
 
 from pytest_sandbox import errors, spec
-from pytest_sandbox.runtime import probe
+from pytest_sandbox.runtime import cgroups, probe
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -55,7 +55,7 @@ def reference(name: str) -> str:
     return (ROOT / "docs" / "reference" / name).read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("option", [*spec.OPTIONS, *sorted(spec.COMING)])
+@pytest.mark.parametrize("option", spec.OPTIONS)
 def test_the_reference_names_every_option_of_the_marker(option: str) -> None:
     assert f"`{option}`" in reference("marker.md")
 
@@ -77,7 +77,7 @@ def test_the_reference_names_every_error_with_its_builtin() -> None:
 
 def test_the_reference_names_every_probe_of_the_doctor() -> None:
     page = reference("doctor.md")
-    for finding in probe.probe():
+    for finding in (*probe.probe(), *cgroups.findings()):
         assert f"`{finding.name}`" in page
 
 

@@ -31,7 +31,7 @@ LEVELS = {
 PART_OF = {"build": "sandbox", "calls": "sandbox", "committing": "sandbox", "connections": "sandbox",
            "copying": "sandbox",
            "deadline": "sandbox", "faults": "network", "files": "sandbox", "images": "sandbox",
-           "layerdiff": "sandbox", "limits": "sandbox", "planning": "sandbox",
+           "layerdiff": "sandbox", "limits": "sandbox", "outbound": "sandbox", "planning": "sandbox",
            "process": "sandbox", "stacks": "sandbox", "verdicts": "sandbox"}
 
 #: The modules (with all that lies below them) that may import what is not everybody's.
