@@ -57,7 +57,8 @@ def test_build(tmp_path: Path, base: str) -> None:
     if importlib.util.find_spec("dockerfile") is None:
         pytest.skip("the parser is not installed: pip install pytest-sandbox[build]")
     (tmp_path / "Containerfile").write_text(
-        f"FROM {base} AS one\nARG WHO=nobody\nRUN echo hello $WHO > /said\nCMD cat /said\nFROM one\nRUN echo 2 > /two\n")
+        f"FROM {base} AS one\nARG WHO=nobody\nRUN echo hello $WHO > /said\nCMD cat /said\n"
+        "FROM one\nRUN echo 2 > /two\n")
     done = command(tmp_path, "build", "-t", "app", "--build-arg", "WHO=you", "--target", "one")
     assert done.returncode == 0, done.stderr
     assert "Containerfile:3: RUN echo hello $WHO > /said" in done.stderr
