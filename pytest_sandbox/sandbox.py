@@ -413,33 +413,33 @@ class Sandbox:
         :raises FileNotFoundError: when there is no such command inside.
         """
         __tracebackhide__ = _says_all
-        from .limits import Watch, killed_for_memory, memory_error
+        from .limits import Watch, exceeded
         from .process import OUTPUT_LIMIT, Result
         running = self._ready()
-        watch = Watch(running)
-        process = self.popen(args, stdin=None if input is None else subprocess.PIPE, env=env, cwd=cwd, user=user,
-                             text=text)
-        timed_out = False
-        with process:
-            limit = OUTPUT_LIMIT if output_limit is None else output_limit
-            try:
-                process.communicate(input, timeout, limit)
-            except subprocess.TimeoutExpired:
-                timed_out = True
-                process.kill()
-                with suppress(subprocess.TimeoutExpired):  # by whatever left the group and still holds the output
-                    process.communicate(None, 0.5, limit)
-            except BaseException:
-                process.kill()
-                raise
-            out, err, truncated = process.output()
-        assert process.returncode is not None
-        self._in_time()
-        oom_killed = killed_for_memory(running)
-        result = Result(process.args, process.returncode, out, err, timed_out=timed_out, truncated=truncated,
-                        oom_killed=oom_killed, usage=watch.end(process._used))
-        if check and oom_killed:
-            raise memory_error(running, self.spec)
+        with Watch(running) as watch:
+            process = self.popen(args, stdin=None if input is None else subprocess.PIPE, env=env, cwd=cwd, user=user,
+                                 text=text)
+            timed_out = False
+            with process:
+                limit = OUTPUT_LIMIT if output_limit is None else output_limit
+                try:
+                    process.communicate(input, timeout, limit)
+                except subprocess.TimeoutExpired:
+                    timed_out = True
+                    process.kill()
+                    with suppress(subprocess.TimeoutExpired):  # by whatever left the group and still holds the output
+                        process.communicate(None, 0.5, limit)
+                except BaseException:
+                    process.kill()
+                    raise
+                out, err, truncated = process.output()
+            assert process.returncode is not None
+            self._in_time()
+            error = exceeded(running)
+            result = Result(process.args, process.returncode, out, err, timed_out=timed_out, truncated=truncated,
+                            oom_killed=error is not None, usage=watch.end(process._used))
+        if check and error is not None:
+            raise error
         if check and (result.returncode or timed_out):
             raise SandboxCommandError(result.returncode, process.args, out, err,
                                       why=f"it ran longer than {timeout} s" if timed_out else None)
@@ -491,9 +491,8 @@ class Sandbox:
 
     def limit_error(self) -> MemoryLimitExceeded | None:
         """Why the sandbox has ended, if that was by a limit; None when it runs, or ended otherwise."""
-        from .limits import killed_for_memory, memory_error
-        running = self._ready()
-        return memory_error(running, self.spec) if killed_for_memory(running) else None
+        from .limits import exceeded
+        return exceeded(self._ready())
 
     def update(self, **limits: Any) -> None:
         """Changes limits while the sandbox runs; ``spec`` holds them afterwards. None takes a limit away.

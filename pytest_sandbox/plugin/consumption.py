@@ -78,7 +78,7 @@ def _number(figures: dict[str, Any], name: str) -> float:
 
 
 def _cells(figures: dict[str, Any]) -> Iterable[str]:
-    from pytest_sandbox.limits import size
+    from pytest_sandbox.usage import size
 
     for name, width in (("cpu_seconds", 9), ("wall_seconds", 9), ("memory_peak", 10), ("disk", 10), ("pids_peak", 5)):
         value = figures.get(name)

@@ -178,6 +178,10 @@ class _Helper:
                 control.close()
         elif "place" in message:
             self.groups.places.add(message["place"])
+        elif "watch" in message:
+            event = self.groups.watch(message["watch"])
+            if event >= 0:
+                self.poll.register(event, select.POLLIN)
         elif "froze" in message:
             self.groups.froze(message["froze"], message["path"])
         elif "resize" in message:

@@ -175,7 +175,7 @@ class Running:
             if self.control.fileno() < 0:  # let go by us
                 raise SandboxClosedError("the sandbox has ended") from None
             if error.errno in GONE:
-                raise SandboxClosedError("the sandbox has ended", why=error.strerror) from error
+                self.raise_ended(error)
             raise
 
     def ask(self, message: protocol.Message) -> protocol.Message:
@@ -192,9 +192,19 @@ class Running:
             except protocol.BadMessage as error:
                 raise SandboxProtocolError("the sandbox's init sent what is not a message", why=str(error)) from error
         if got is None:
-            raise SandboxClosedError("the sandbox has ended")
+            self.raise_ended(None)
         protocol.close(got[1])
         return got[0]
+
+    def raise_ended(self, error: OSError | None) -> NoReturn:
+        """It has ended, which ``error`` tells.
+
+        :raises SandboxClosedError: with the limit that ended it, if that is known, as its cause.
+        """
+        limit = self.group.exceeded() if self.group is not None else None
+        if limit is not None:
+            raise SandboxClosedError("the sandbox has ended", why=str(limit)) from limit
+        raise SandboxClosedError("the sandbox has ended", why=error.strerror if error else None) from error
 
     def fork(self, ids: tuple[int, int], folders: Folders | None = None) -> ForkedChild | None:
         """Forks the calling process into the sandbox. Returns None in the child.
@@ -273,7 +283,7 @@ class Running:
         # What cannot be entered any more, or not be forked into, takes a moment to be gone.
         ending = error is not None and error.errno in (errno.ESRCH, errno.ENOMEM)
         if wait_readable(self.pidfd, 1 if ending else 0) if self.pidfd >= 0 else True:
-            raise SandboxClosedError("the sandbox has ended", why=error.strerror if error else None) from error
+            self.raise_ended(error)
 
     def _namespaces(self) -> int:
         made: int = self.plan.body["namespaces"]
