@@ -208,6 +208,10 @@ def test_a_delay_or_the_reason_why_not(net: Network, three: list[Sandbox]) -> No
         assert caught.value.feature == "netem"
         reach(net, ALL)  # nothing has changed
         assert b"tbf" not in queues(net)
+        with net.shape(a, rate="8mbit"):
+            with pytest.raises(SandboxUnavailable, match=words):
+                net.shape(a, delay="50ms")
+            assert b"tbf" in queues(net)
         return
     with a.connect(7, net.address("b"), type=UDP) as sock:
         sock.settimeout(20)
@@ -224,6 +228,9 @@ def test_a_delay_or_the_reason_why_not(net: Network, three: list[Sandbox]) -> No
         before = best()
         with net.shape(a, delay="50ms"):
             assert 0.04 < best() - before < 0.06
+        with net.shape(a, rate="8mbit"), net.shape(a, delay="50ms"):
+            assert 0.04 < best() - before < 0.06
+            assert b"tbf" not in queues(net)
         with net.shape(a, delay=0.02, jitter="1ms", duplicate=0.1, reorder="5%", loss=0.001, rate="10mbit"):
             assert best() >= 0.015
 

@@ -19,7 +19,7 @@ import pytest
 from echo import hears, serve, silent
 from support import PACKAGE, prints, until
 
-from pytest_sandbox import Network, NetworkError, Sandbox, SandboxClosedError, SandboxUsageError
+from pytest_sandbox import Network, NetworkError, Outbound, Sandbox, SandboxClosedError, SandboxUsageError
 
 TCP, UDP = socket.SOCK_STREAM, socket.SOCK_DGRAM
 #: Ports below 1024 are root's.
@@ -222,6 +222,39 @@ def test_chosen_ranges_and_addresses() -> None:
         mask = ipaddress.IPv4Network("172.30.5.0/28").netmask.packed
         assert f"eth0\t00051EAC\t00000000\t0001\t0\t0\t0\t{mask[::-1].hex().upper()}" in a.path(
             "/proc/1/net/route").read_text()
+
+
+def test_a_network_without_ipv6() -> None:
+    with Network(ipv6=False) as net, Sandbox(hostname="a", network=net, **ROOT) as a, Sandbox(
+            hostname="b", network=net.endpoint(router=True), **ROOT) as b:
+        serve(b)
+        assert hears(a, "b", TCP)
+        assert net.address6(b) == ""
+        assert ":" not in a.run(["getent", "ahosts", "b"]).stdout
+        assert "eth0" not in [line.split()[-1] for line in a.path("/proc/1/net/if_inet6").read_text().splitlines()
+                              if not line.startswith("fe80")]
+
+
+def test_members_that_were_made_by_different_helpers() -> None:
+    assert prints("""
+        from echo import hears, serve
+        from pytest_sandbox import Network, Sandbox
+        from pytest_sandbox.runtime import launch
+        with Network() as net, Sandbox(hostname="a", network=net, user="root") as a:
+            launch.renew()  # as when a file system is mounted on the host
+            with Sandbox(hostname="b", network=net, user="root") as b:
+                serve(a, b)
+                print(hears(a, "b"), hears(b, "a"))
+    """) == ["True True"]
+
+
+def test_members_with_other_roots(tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir()
+    with Network() as net, Sandbox(hostname="a", network=net) as a, Sandbox(
+            image=f"rootfs:{tmp_path}/root", hostname="b", network=[net, Outbound()]) as b:
+        assert a.run(["getent", "ahostsv4", "b"]).stdout.split()[0] == net.address(b)
+        assert f"{net.address(a)}\ta\n" in b.path("/etc/hosts").read_text()
+        assert b.path("/etc/resolv.conf").read_text().startswith("nameserver 10.0.2.3\n")
 
 
 def test_addresses_run_out() -> None:
