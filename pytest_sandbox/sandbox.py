@@ -451,7 +451,12 @@ class Sandbox:
         :raises SandboxCallError: when it raises, ends its process, or returns something that is not data.
         """
         from .calls import call
-        return call(self, function, args)
+        try:
+            return call(self, function, args)
+        except SandboxError as error:
+            failed = error
+        self._in_time()  # which may be the reason
+        raise failed
 
     def processes(self) -> list[dict[str, Any]]:
         """What runs inside, init left out: dicts with ``pid``, ``ppid``, ``state``, ``name`` and ``args``."""

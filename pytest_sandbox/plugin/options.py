@@ -85,7 +85,7 @@ def add_options(parser: pytest.Parser) -> None:
 
 
 #: Parts of the interface that a later version brings. Using one is an error: nothing is left out in silence.
-COMING_INI = ("seccomp", "keep", "report")
+COMING_INI = ("keep", "report")
 COMING_OPTIONS = ("keep", "report")
 
 
