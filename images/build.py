@@ -1,8 +1,8 @@
 """Makes the images that tests, benchmarks and examples use, from Debian's packages alone: ``python images/build.py``.
 
 ``postgres`` is built by pytest-sandbox itself from the Containerfile in its folder (``oci-archive:DIR/postgres.tar``).
-Each of the others is an OCI layout below ``--output`` (``oci:DIR/busybox``, ``oci:DIR/debian``, ``oci:DIR/python``), with
-the same bytes on every run against the same package archive. Needs ``apt-get install mmdebstrap busybox-static``;
+Each of the others is an OCI layout below ``--output`` (``oci:DIR/busybox``, ``oci:DIR/debian``, ``oci:DIR/python``),
+with the same bytes on every run against the same package archive. Needs ``apt-get install mmdebstrap busybox-static``;
 Debian images are made as root, or by a user with subordinate ids.
 """
 
