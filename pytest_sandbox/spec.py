@@ -106,6 +106,13 @@ class SandboxSpec:
         """This spec with already parsed ``options`` laid over it."""
         return replace(self, **options, given=self.given | frozenset(options))
 
+    def with_options(self, **options: Any) -> SandboxSpec:
+        """This spec with ``options``, as users type them, laid over it.
+
+        :raises SandboxUsageError: for an option that is unknown or holds an unusable value.
+        """
+        return self.merged(parse_options(options))
+
 
 # What every option accepts.
 

@@ -31,6 +31,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add_options(parser)
 
 
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    from . import hookspecs
+
+    pluginmanager.add_hookspecs(hookspecs)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", MARKER)
     config.stash[_settings] = Settings(config)
@@ -89,6 +95,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             raise pytest.UsageError(usage_text(item, error)) from None
         if spec is None or drives_a_sandbox(item, settings.mode):
             continue
+        from . import extensions
+
+        spec = extensions.changed(item, spec)
         if conductor is None:
             from .conductor import Conductor
 

@@ -97,6 +97,7 @@ class Guest:
 
     def _begin(self, item: pytest.Item, before: Before) -> None:
         self.item = item
+        traffic.begin()
         self.waits = False
         self._before = before
         self._phase = self._due = "setup"  # where the test is, and what has yet to be reported

@@ -18,7 +18,7 @@ UNAVAILABLE = ("error", "skip", "run")
 
 MARKER = (
     "sandbox(*, image, network, user, env, workdir, mounts, hostname, memory, swap, cpus, cpu_weight, io_weight, "
-    "pids, disk, capabilities, scope, hide, timeout): "
+    "pids, disk, capabilities, seccomp, scope, hide, timeout): "
     "run this test's body in a fork of the pytest process that sits in a sandbox of its own: fresh Linux namespaces "
     "and a copy-on-write view of the file system, gone when the test ends. Function-scoped fixtures run inside, "
     "fixtures of higher scope once, outside. Options are keyword-only; the nearest marker wins option by option. "
@@ -42,6 +42,7 @@ INI_OPTIONS = (
     ("pids", "string", "the most processes and threads at once (4096)"),
     ("disk", "string", "the size of the writable layer, such as '512M'"),
     ("capabilities", "args", "the capabilities that are kept inside, by name"),
+    ("seccomp", "string", "the filter of system calls: 'default', 'unconfined', or the path of a profile"),
     ("scope", "string", "which tests share a sandbox"),
     ("hide", "args", "paths that the host image does not show"),
     ("timeout", "string", "seconds from a test's start to its end"),
