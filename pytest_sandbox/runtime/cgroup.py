@@ -155,7 +155,8 @@ class Group:
     def events(self) -> LimitEvents:
         """Which limits were met."""
         kills = self.oom_kills()
-        paths = [path for key, path in self.inner.items() if key in ("memory", "unified")]
+        # On cgroup v2 the inner directory has no memory controller: the log names the one above it.
+        paths = [path for both in (self.paths, self.inner) for key, path in both.items() if key in ("memory", "unified")]
         return LimitEvents(kills, oom_victims(paths) if kills else (), self.pids_refused())
 
     def total(self) -> Usage:
