@@ -156,7 +156,7 @@ class Group:
         """Which limits were met."""
         kills = self.oom_kills()
         # On cgroup v2 the inner directory has no memory controller: the log names the one above it.
-        paths = [path for both in (self.paths, self.inner) for key, path in both.items() if key in ("memory", "unified")]
+        paths = [one[key] for one in (self.paths, self.inner) for key in ("memory", "unified") if key in one]
         return LimitEvents(kills, oom_victims(paths) if kills else (), self.pids_refused())
 
     def total(self) -> Usage:
