@@ -45,6 +45,12 @@ def pytest_configure(config: pytest.Config) -> None:
         from .consumption import UsageSummary
 
         config.pluginmanager.register(UsageSummary(most), "sandbox-usage")
+    if (config.getoption("sandbox_report") or config.getini("sandbox_report")) and not hasattr(config, "workerinput"):
+        from .recorder import Recorder, path_of
+
+        path = path_of(config)
+        if path is not None:
+            config.pluginmanager.register(Recorder(config, path), "sandbox-recorder")
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:

@@ -68,6 +68,10 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption("--sandbox-usage", metavar="N", nargs="?", type=_count, const=10, default=None,
                     dest="sandbox_usage", help="Show the N sandboxed tests that used the most CPU time (default 10; 0 "
                                                "for all), and put what each test used in its report.")
+    group.addoption("--sandbox-report", metavar="PATH", default=None, dest="sandbox_report",
+                    help="Write what the sandboxes of this run used and how their tests ended to PATH: .html or .json.")
+    parser.addini("sandbox_report", "Where to write the report of a run's sandboxes: a path that ends in .html or "
+                  ".json, relative to rootdir.", type="string", default="")
     parser.addini("sandbox", "Which tests are sandboxed: marked, all or off.", type="string", default="marked")
     parser.addini("sandbox_image", "The image of tests whose marker names none.", type="string", default="")
     parser.addini("sandbox_unavailable", "When a sandbox cannot be had: error, skip or run.", type="string",
@@ -86,8 +90,8 @@ def add_options(parser: pytest.Parser) -> None:
 
 
 #: Parts of the interface that a later version brings. Using one is an error: nothing is left out in silence.
-COMING_INI = ("keep", "report")
-COMING_OPTIONS = ("keep", "report")
+COMING_INI = ("keep",)
+COMING_OPTIONS = ("keep",)
 
 
 def _refuse_coming(config: pytest.Config) -> None:
