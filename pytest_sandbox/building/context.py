@@ -1,4 +1,4 @@
-"""A build's context: the files that ``COPY`` may take, without what ``.dockerignore`` names. No link leads out of it."""
+"""A build's context: the files that ``COPY`` may take, without what ``.dockerignore`` names. No link leads out."""
 
 from __future__ import annotations
 
