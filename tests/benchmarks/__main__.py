@@ -17,7 +17,6 @@ import network
 import noop
 import start
 
-
 PARTS = ("noop", "start", "installed", "limits", "network")
 
 
