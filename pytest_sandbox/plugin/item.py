@@ -254,10 +254,11 @@ class Attempt:
         timers = self._timers = Timers(item, conductor.faults)
         try:
             child = self._fork_into(sandbox)
-        except SandboxError as error:
+        except (SandboxError, OSError) as error:
             for descriptor in (reading, writing, orders, commands):
                 if descriptor >= 0:
                     os.close(descriptor)
+            sandbox.discard()
             raise _failure(error) from None
         if child is None:
             if commands >= 0:
@@ -600,8 +601,12 @@ class Attempt:
             os.environ.pop("PYTEST_CURRENT_TEST", None)
 
 
-def _failure(error: SandboxError) -> BaseException:
+def _failure(error: SandboxError | OSError) -> BaseException:
     """Fails the test with the error's own words; a traceback through this plugin would tell nobody anything."""
+    if isinstance(error, FileNotFoundError) and error.filename is not None:
+        return pytest.fail.Exception(
+            f"{type(error).__name__}: {error}: the sandbox has no such directory to start the test in. Correct its "
+            f"workdir option, or make the directory with the image or a mount.", pytrace=False)
     return pytest.fail.Exception(f"{type(error).__name__}: {error}", pytrace=False)
 
 

@@ -224,9 +224,9 @@ class Spares:
         orders, commands = os.pipe2(os.O_CLOEXEC)
         try:
             child = sandbox.fork_by(self._zygote, (writing, orders))
-        except SandboxError:
+        except (SandboxError, OSError):
             child = None
-            self._failed = True
+            self._failed = True  # a fork in the set-up will say what is wrong
         finally:
             os.close(writing)
             os.close(orders)
