@@ -156,8 +156,8 @@ def resolve(reference: str) -> LayerStack:
     :raises ImageError: when the image cannot be had or used.
     """
     if reference.startswith("containerfile:"):
-        from .build.builder import Options
-        from .build.reference import build, locate
+        from .building.builder import Options
+        from .building.reference import build, locate
         known = _built.get(reference)
         if known is None:
             path, context = locate(reference.partition(":")[2])
