@@ -40,7 +40,9 @@ if TYPE_CHECKING:
         StoreError,
         TimeLimitExceeded,
     )
+    from .images import Image
     from .network import Network
+    from .outbound import Outbound
     from .sandbox import Change, Process, Result, Sandbox, SandboxPath, inside
     from .spec import Mount, SandboxSpec
     from .usage import LimitEvents, Usage
@@ -48,7 +50,9 @@ if TYPE_CHECKING:
 _HOME = {
     **dict.fromkeys(("Change", "Process", "Result", "Sandbox", "SandboxPath", "inside"), "sandbox"),
     "Network": "network",
+    "Outbound": "outbound",
     **dict.fromkeys(("Mount", "SandboxSpec"), "spec"),
+    "Image": "images",
     **dict.fromkeys(("LimitEvents", "Usage"), "usage"),
     **dict.fromkeys((
         "DiskLimitExceeded", "LimitExceeded", "MemoryLimitExceeded", "PidsLimitExceeded", "TimeLimitExceeded",
@@ -64,6 +68,7 @@ _HOME = {
 __all__ = [
     "Change",
     "DiskLimitExceeded",
+    "Image",
     "ImageCorrupt",
     "ImageError",
     "ImageNotFound",
@@ -74,6 +79,7 @@ __all__ = [
     "Mount",
     "Network",
     "NetworkError",
+    "Outbound",
     "PidsLimitExceeded",
     "Process",
     "RegistryAuthError",
@@ -106,8 +112,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Image", "Outbound"):
-        raise AttributeError(f"{__name__}.{name} is not available yet in this version")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

@@ -14,6 +14,7 @@ import stat
 import sys
 import time
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, cast
 
 from .errors import (
@@ -243,6 +244,24 @@ def listening(sandbox: Sandbox, kind: socket.SocketKind) -> list[tuple[str, int]
             except (IndexError, ValueError):
                 continue  # not the kernel's words: somebody inside has put something else there
     return found
+
+
+def without_route(sandbox: Sandbox) -> int:
+    """See ``Sandbox.without_route``."""
+    times = 0
+    lines = _read(sandbox, "/proc/1/net/snmp").splitlines()
+    for names, values in pairwise(lines):
+        if names.startswith("Ip: Forwarding"):
+            times += _whole(dict(zip(names.split(), values.split(), strict=False)).get("OutNoRoutes"))
+    for line in _read(sandbox, "/proc/1/net/snmp6").splitlines():
+        name, _, value = line.partition(" ")
+        if name.strip() == "Ip6OutNoRoutes":
+            times += _whole(value.strip())
+    return times
+
+
+def _whole(text: str | None) -> int:
+    return int(text) if text is not None and text.isdecimal() else 0
 
 
 def _address(text: str) -> str:

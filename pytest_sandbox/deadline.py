@@ -92,6 +92,10 @@ def exceeded(who: str, seconds: float, found: tuple[Verdict | None, list[Process
 
 def end(running: Running, grace: float = GRACE) -> None:
     """Ends everything in a sandbox but its init: SIGTERM to all, and after ``grace`` seconds SIGKILL to who is left."""
+    if running.group is not None and running.group.frozen:
+        with suppress(OSError):  # nobody in there could act on a signal
+            running.group.kill(running.init_pid())
+            running.group.thaw()
     with suppress(SandboxError, OSError):
         running.request({"kill": int(signal.SIGTERM)})
         deadline = time.monotonic() + grace
@@ -161,6 +165,7 @@ class Deadline(threading.Thread):
 
     def raise_if_over(self) -> None:
         """Raises what happened, if the time is up."""
+        __tracebackhide__ = True
         if self.error is not None and self._pid == os.getpid():
             self.told = True
             raise self.error.with_traceback(None)

@@ -6,6 +6,7 @@ FIFOs or devices the code inside has made, nothing here is led out, blocked or m
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -21,6 +22,20 @@ if TYPE_CHECKING:
 _IN_ROOT = sc.RESOLVE_IN_ROOT | sc.RESOLVE_NO_MAGICLINKS
 _FLAGS = {"r": os.O_RDONLY, "w": os.O_WRONLY | os.O_CREAT | os.O_TRUNC, "a": os.O_WRONLY | os.O_CREAT | os.O_APPEND,
           "x": os.O_WRONLY | os.O_CREAT | os.O_EXCL, "r+": os.O_RDWR}
+
+
+@contextmanager
+def room(sandbox: Sandbox, path: object) -> Iterator[None]:
+    """Says, when there is no space left to write ``path``, which option is about that."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        from .limits import disk_error, events, usage
+        running = sandbox._ready()
+        met = events(running)
+        raise disk_error(sandbox.spec, met, usage(running).disk, path=str(path)) from None
 
 
 class SandboxPath:
@@ -232,13 +247,19 @@ class SandboxPath:
             return str(file.read())
 
     def write_bytes(self, data: bytes) -> int:
-        """Replaces the content, or makes the file."""
-        with self.open("wb") as file:
+        """Replaces the content, or makes the file.
+
+        :raises DiskLimitExceeded: an ENOSPC, when the sandbox's writable layer is full.
+        """
+        with room(self._sandbox, self), self.open("wb") as file:
             return int(file.write(data))
 
     def write_text(self, data: str, encoding: str | None = None, errors: str | None = None) -> int:
-        """Replaces the content, or makes the file."""
-        with self.open("w", encoding, errors) as file:
+        """Replaces the content, or makes the file.
+
+        :raises DiskLimitExceeded: an ENOSPC, when the sandbox's writable layer is full.
+        """
+        with room(self._sandbox, self), self.open("w", encoding, errors) as file:
             return int(file.write(data))
 
     # Changing.

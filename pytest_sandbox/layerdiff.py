@@ -13,11 +13,14 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from .errors import SandboxProtocolError
+from .image.resolve import opened
 from .rootfs import Tree
+from .runtime import frozen
 from .runtime import syscalls as sc
 from .runtime.own import reduced
 
 if TYPE_CHECKING:
+    from .image.lower import LowerView
     from .runtime.plan import Plan
 
 Kind = Literal["added", "modified", "deleted", "metadata"]
@@ -37,8 +40,8 @@ def changes(plan: Plan, scratch: int, root: int, privileged: bool) -> list[Chang
     for number, tree in enumerate(plan.root.trees):
         upper = os.open(f"{number}/upper", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=scratch)
         try:
-            diff = LayerDiff(tree, privileged, root, plan.ids[0] != 0)
-            found += [Change(path, kind) for path, kind in diff.walk(upper)]
+            with LayerDiff(tree, privileged, root, plan.ids[0] != 0) as diff:
+                found += [Change(path, kind) for path, kind in diff.walk(upper)]
         except (RecursionError, OSError) as error:
             if isinstance(error, OSError) and error.errno not in (errno.EMFILE, errno.ENAMETOOLONG):
                 raise
@@ -65,6 +68,19 @@ class LayerDiff:
         self.reduced = reduced and not privileged
         self.root = root
         self.space = "trusted" if privileged else "user"
+        layers = [*tree.lowers, *map(frozen.path_here, tree.frozen)]
+        self.view: LowerView | None = None
+        if len(layers) > 1:
+            from .image.lower import LowerView
+            self.view = LowerView(layers)
+        self.only = layers[0] if layers else ""
+
+    def __enter__(self) -> LayerDiff:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.view is not None:
+            self.view.close()
 
     def walk(self, upper: int) -> Found:
         """Every change below, parents first."""
@@ -93,8 +109,7 @@ class LayerDiff:
             yield full, "modified" if lower is not None else "added"
         elif self._metadata(look, lower):
             yield full, "metadata"
-        listing = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
+        with opened(fd, look, os.O_RDONLY | os.O_DIRECTORY, 0o500) as listing:
             if self._has(fd, "redirect"):
                 yield from self._renamed(full)
                 return
@@ -106,8 +121,6 @@ class LayerDiff:
                 yield from self._replaced(listing, path)
             else:
                 yield from self._directory(listing, path, fresh=opaque)
-        finally:
-            os.close(listing)
 
     def _replaced(self, listing: int, path: str) -> Found:
         """The content of a directory that was removed and made again: what had been there before is modified."""
@@ -129,13 +142,19 @@ class LayerDiff:
             os.close(fd)
 
     def _lower_path(self, path: str) -> str | None:
-        """Where the lower layers hold ``path``, the uppermost first; None where it is hidden or absent."""
-        if any(path == one or path.startswith(one + "/") for one in self.tree.hidden):
+        """Where the lower layers hold ``path``, as they are merged; None where it is hidden or absent."""
+        if self.view is not None:
+            if (found := self.view.lookup(os.fsencode(path).split(b"/"))) is None:
+                return None
+            there = f"/proc/self/fd/{found.layer_fd}/{os.fsdecode(found.path)}"
+            at_the_bottom = found.layer_fd == self.view.lowest
+        else:
+            there, at_the_bottom = f"{self.only}/{path}", True
+            if not os.path.lexists(there):
+                return None
+        if at_the_bottom and any(path == one or path.startswith(one + "/") for one in self.tree.hidden):
             return None
-        for lower in reversed(self.tree.lowers):
-            if os.path.lexists(f"{lower}/{path}"):
-                return f"{lower}/{path}"
-        return None
+        return there
 
     def _lower(self, path: str) -> os.stat_result | None:
         there = self._lower_path(path)
@@ -145,6 +164,8 @@ class LayerDiff:
             return None
 
     def _lower_names(self, path: str) -> list[str]:
+        if self.view is not None:
+            return [os.fsdecode(name) for name in self.view.names(os.fsencode(path).split(b"/"))]
         there = self._lower_path(path)
         try:
             return os.listdir(there) if there is not None else []

@@ -6,10 +6,16 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from .errors import MemoryLimitExceeded, SandboxClosedError, SandboxUsageError
+from .errors import (
+    DiskLimitExceeded,
+    MemoryLimitExceeded,
+    PidsLimitExceeded,
+    SandboxClosedError,
+    SandboxUsageError,
+)
 from .runtime.running import Running, wait_readable
 from .spec import LIMITS, SandboxSpec, parse_options
-from .usage import LimitEvents, Usage
+from .usage import LimitEvents, Usage, size
 
 if TYPE_CHECKING:
     from .runtime.cgroup import Mark
@@ -47,12 +53,19 @@ def _completed(running: Running, counted: Usage, wall: float, pids: int | None =
 
 
 class Watch:
-    """One command: from just before it starts until :meth:`end`."""
+    """One command: from just before it starts until :meth:`end`, or until the ``with`` block is left without that."""
 
     def __init__(self, running: Running) -> None:
         self.running = running
         self.began = time.monotonic()
         self.mark: Mark | None = running.group.mark() if running.group is not None else None
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.mark is not None:
+            self.end()
 
     def end(self, used: list[float] | None = None) -> Usage:
         """What the command used.
@@ -60,8 +73,9 @@ class Watch:
         :param used: what its init counted, for hosts without cgroups.
         """
         wall = time.monotonic() - self.began
-        if self.mark is not None and self.running.group is not None:
-            return _completed(self.running, self.running.group.since(self.mark), wall)
+        mark, self.mark = self.mark, None
+        if mark is not None and self.running.group is not None:
+            return _completed(self.running, self.running.group.since(mark), wall)
         return _completed(self.running, _counted(used) if used else Usage(), wall)
 
 
@@ -75,38 +89,12 @@ def events(running: Running) -> LimitEvents:
     return LimitEvents(met.oom_kills, met.victims, met.pids_refused, full)
 
 
-def killed_for_memory(running: Running) -> bool:
-    """Whether the memory limit has ended this sandbox; if so it has ended when this returns."""
-    group = running.group
-    if group is None or running.plan.body["group"]["watch"] is False or not group.oom_kills():
-        return False
-    if running.pidfd >= 0:
+def exceeded(running: Running) -> MemoryLimitExceeded | None:
+    """Why the sandbox has ended, if that was its memory limit; then it has ended when this returns."""
+    error = running.group.exceeded() if running.group is not None else None
+    if error is not None and running.pidfd >= 0:
         wait_readable(running.pidfd, 5)
-    return True
-
-
-def memory_error(running: Running, spec: SandboxSpec) -> MemoryLimitExceeded:
-    """The error for a sandbox that :func:`killed_for_memory` tells of."""
-    met, used = events(running), usage(running)
-    victim = met.victims[0] if met.victims else None
-    who = f"{victim.name} (pid {victim.pid})" if victim is not None else "a process"
-    more = f" and {met.oom_kills - 1} more" if met.oom_kills and met.oom_kills > 1 else ""
-    peak = f"; the peak was {size(used.memory_peak)}" if used.memory_peak is not None else ""
-    return MemoryLimitExceeded(
-        f"the sandbox reached its memory limit of {size(spec.memory)}", limit=spec.memory, peak=used.memory_peak,
-        kills=met.oom_kills, victim=victim.name if victim else None, victim_pid=victim.pid if victim else None,
-        why=f"the kernel killed {who}{more} in it, and with that the sandbox ended{peak}",
-        remedy="Use less, or raise its memory option. Files of the writable layer count as memory.")
-
-
-def size(number: int | None) -> str:
-    """Bytes as people write them."""
-    if number is None:
-        return "an unknown size"
-    for unit, factor in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if number >= factor:
-            return f"{number / factor:.4g} {unit}"
-    return f"{number} bytes"
+    return error
 
 
 def update(running: Running, spec: SandboxSpec, options: dict[str, Any]) -> SandboxSpec:
@@ -132,3 +120,27 @@ def update(running: Running, spec: SandboxSpec, options: dict[str, Any]) -> Sand
     if "disk" in options:
         running.resize(changed.disk)
     return changed
+
+
+def pids_error(spec: SandboxSpec, met: LimitEvents, peak: int | None = None) -> PidsLimitExceeded:
+    """The words for a sandbox that has met its limit of processes."""
+    times = f"{met.pids_refused} times" if met.pids_refused != 1 else "once"
+    return PidsLimitExceeded(
+        f"the sandbox reached its limit of {spec.pids} processes and threads", limit=spec.pids, peak=peak,
+        refused=met.pids_refused, why=f"the kernel refused another one {times}",
+        remedy="Start fewer at once, or raise its pids option.")
+
+
+def disk_error(spec: SandboxSpec, met: LimitEvents, used: int | None = None,
+               path: str | None = None) -> DiskLimitExceeded:
+    """The words for a sandbox whose writable layer is full; ``path`` is what could not be written."""
+    of = f" of {size(spec.disk)}" if spec.disk is not None else ""
+    why = "it can hold no more files" if met.disk_full == "inodes" else "it has no room left"
+    if path is not None:
+        why = f"{path} cannot be written, since {why}"
+    return DiskLimitExceeded(f"the sandbox's writable layer{of} is full", limit=spec.disk, used=used,
+                             full=met.disk_full or "blocks", why=why, remedy=DISK_REMEDY)
+
+
+#: What to do when there is no space left inside.
+DISK_REMEDY = "Write less, raise the sandbox's disk option, or give large files a place on the host with mounts."

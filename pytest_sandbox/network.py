@@ -9,7 +9,6 @@ segment's namespace lives by a descriptor of this process, so it goes when this 
 from __future__ import annotations
 
 import ipaddress
-import os
 import re
 import threading
 import weakref
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from .errors import NetworkError, SandboxClosedError, SandboxUsageError
 from .faults import Faults, Faulty
 from .runtime import launch, netdev
+from .runtime.hostnames import write_names
 from .runtime.netns import in_namespace
 from .spec import Endpoint
 
@@ -30,7 +30,6 @@ _open: weakref.WeakSet[Network] = weakref.WeakSet()
 _numbers = threading.Lock()
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 _FIRST_PORT, _FIRST_INDEX = netdev.BRIDGE + 1, 100
-_MOST_HOSTS = 1 << 20
 _FORWARDING = {"net/ipv4/ip_forward": "1", "net/ipv6/conf/all/forwarding": "1"}
 
 
@@ -302,7 +301,7 @@ class Network(Faulty):
                 except OSError:
                     continue  # the sandbox is on its way out, or the route is already
         if self._closed:
-            _write_names(member.running, self._mark, [])
+            write_names(member.running, self._mark, [])
         member.netlink.close()
 
     @property
@@ -313,7 +312,7 @@ class Network(Faulty):
         lines = [f"{address}\t{' '.join(member.names)}" for member in self._members
                  for address in (member.address, member.address6)]
         for member in self._members:
-            _write_names(member.running, self._mark, lines)
+            write_names(member.running, self._mark, lines)
 
     # What happens on the way.
 
@@ -353,23 +352,3 @@ def _usable(text: object, inside: Any) -> bool:
 
 def _routes(member: Member, router: Member, remove: bool = False) -> list[netdev.Message]:
     return [netdev.default_route(member.index, gateway, remove) for gateway in (router.address, router.address6)]
-
-
-def _write_names(running: Running, mark: str, lines: list[str]) -> None:
-    """Puts ``lines`` in the place of those that ``mark`` marks in a sandbox's /etc/hosts; the others stay."""
-    if running.scratch < 0 or running.owner != os.getpid():
-        return
-    begin, end = f"# {mark} of pytest-sandbox", f"# end of {mark}"
-    fd = os.open("hosts", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=running.scratch)
-    try:
-        text = os.read(fd, _MOST_HOSTS).decode(errors="surrogateescape")
-        head, found, rest = text.partition(f"{begin}\n")
-        if found:
-            text = head + rest.partition(f"{end}\n")[2]
-        if lines:
-            text = "\n".join([begin, *lines, end, text])
-        raw = text.encode(errors="surrogateescape")
-        os.pwrite(fd, raw, 0)
-        os.ftruncate(fd, len(raw))
-    finally:
-        os.close(fd)

@@ -7,21 +7,41 @@ from __future__ import annotations
 
 import os
 import threading
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from .runtime import cgroups, launch
+from .errors import ImageError
+from .images import Image, changed, stack_up
+from .runtime import cgroups, frozen, launch
 from .runtime.plan import Host, Plan, make_plan
-from .spec import LIMITS, SandboxSpec
+from .spec import LIMITS, SandboxSpec, network_kind
 
 if TYPE_CHECKING:
     from .image.host import HostImage
+    from .image.manifest import LayerStack
     from .image.store import ImageStore
     from .rootfs import Root
 
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """Where images may come from, for all sandboxes of this process.
+
+    :param offline: never ask a registry.
+    :param lock_file: a ``sandbox.lock`` whose digests hold; one that does not exist locks nothing.
+    """
+
+    offline: bool = False
+    lock_file: str | None = None
+
+
+settings = ImageSettings()
 _host_image: HostImage | None = None
 _generation = 0
-_store: tuple[str, ImageStore] | None = None
+_store: tuple[str, ImageSettings, ImageStore] | None = None
 _plans: dict[Any, tuple[Root, Plan]] = {}
+_roots: dict[str, tuple[LayerStack, Root]] = {}
 _planning = threading.Lock()
 
 
@@ -42,9 +62,9 @@ def plan_for(spec: SandboxSpec) -> Plan:
     """
     host = launch.supervisor().host
     with _planning:
-        root = _host_root(spec, host) if spec.image == "host" else _image_root(spec.image)
-    kind = spec.network if isinstance(spec.network, str) else "networks"  # which ones is no matter of the plan
-    key = (spec.image, kind, spec.user, spec.mounts, spec.persist, spec.hostname, spec.capabilities,
+        root = _root(spec, host)
+    image = spec.image.token if isinstance(spec.image, Image) else spec.image  # not itself: it shall be let go one day
+    key = (image, network_kind(spec.network), spec.user, spec.mounts, spec.persist, spec.hostname, spec.capabilities,
            spec.hide, spec.workdir, host, *_limits(spec))
     control = cgroups.host_control()
     made = _plans.get(key)
@@ -55,6 +75,50 @@ def plan_for(spec: SandboxSpec) -> Plan:
 
 def _limits(spec: SandboxSpec) -> tuple[Any, ...]:
     return (*(getattr(spec, option) for option in LIMITS), cgroups.asked_pids(spec), cgroups.host_control().run.name)
+
+
+def is_host(image: Any) -> bool:
+    """Whether an image is the host's own root, or a state of it that was committed."""
+    base = image.base if isinstance(image, Image) else image
+    return bool(base == "host" or base.startswith("host:"))
+
+
+def _root(spec: SandboxSpec, host: Host) -> Root:
+    image = spec.image if isinstance(spec.image, Image) else None
+    reference = image.base if image is not None else spec.image
+    if reference == "host":
+        root = _host_root(spec, host)
+    elif image is None or not image.config:
+        stack = resolve(reference)
+        if stack.host is not None:
+            root = _on_host(_host_root(spec, host), stack)
+        else:
+            known = _roots.get(reference)
+            if known is None or known[0] is not stack:
+                known = _roots[reference] = stack, _image_root(stack)
+            root = known[1]
+    else:
+        above = tuple(frozen.path_here(one) for one in image.layers.get("/", ()))
+        stack = resolve(reference)
+        root = _image_root(replace(stack, config=changed(stack.config, image.config)), above)
+    return stack_up(image, root) if image is not None and image.layers else root
+
+
+def _image_root(stack: LayerStack, above: tuple[str, ...] = ()) -> Root:
+    from .image.roots import image_root
+    return image_root(stack, above)
+
+
+def _on_host(root: Root, stack: LayerStack) -> Root:
+    """The host's root with a committed state of it on top."""
+    assert stack.host is not None
+    on = {target: tuple(dict.fromkeys(stack.layers[at] for at in which)) for target, which in stack.host}
+    missing = on.keys() - {tree.target for tree in root.trees}
+    if missing:
+        raise ImageError(f"image {stack.reference!r} cannot be used", reference=stack.reference,
+                         why=f"the host has no file system at {', '.join(sorted(missing))} any more",
+                         remedy="Commit it again.")
+    return replace(root, trees=tuple(replace(tree, frozen=on.get(tree.target, ())) for tree in root.trees))
 
 
 def _host_root(spec: SandboxSpec, host: Host) -> Root:
@@ -69,15 +133,34 @@ def _host_root(spec: SandboxSpec, host: Host) -> Root:
     return root
 
 
-def _image_root(reference: str) -> Root:
-    """The image's layers, held in the store until this process ends."""
+def store() -> ImageStore:
+    """This process's use of the layer store. What it has resolved stays on disk until the process ends."""
     global _store
-    from .image.roots import image_root
     from .image.store import ImageStore
     cache = cache_directory()
-    if _store is None or _store[0] != cache:
-        _store = cache, ImageStore(cache)
-    return image_root(_store[1].resolve(reference))
+    if _store is None or _store[:2] != (cache, settings):
+        pins = None
+        if settings.lock_file is not None and os.path.exists(settings.lock_file):
+            from .image.lockfile import LockFile
+            pins = LockFile.read(settings.lock_file).pin
+        _store = cache, settings, ImageStore(cache, offline=settings.offline, pins=pins)
+        _roots.clear()
+    return _store[2]
+
+
+def resolve(reference: str) -> LayerStack:
+    """The image's layers, held in the store until this process ends."""
+    return store().resolve(reference)
+
+
+def release_images() -> None:
+    """Lets the images go that this process has used: from now on a collection may take them."""
+    global _store
+    with _planning:
+        if _store is not None:
+            _store[2].close()
+        _store = None
+        _roots.clear()
 
 
 def _in_fork() -> None:

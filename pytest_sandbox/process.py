@@ -156,8 +156,8 @@ class Process:
         try:
             message = self._receive()
         except SandboxClosedError:
-            from .limits import killed_for_memory
-            if killed_for_memory(self._running):
+            from .limits import exceeded
+            if exceeded(self._running) is not None:
                 return -int(signal.SIGKILL)
             raise
         used = message.get("used")

@@ -26,6 +26,7 @@ class Tree:
     :param hidden: paths below the tree's root, relative to it, that are not shown.
     :param entries: what the tree's root holds, where the host's directory cannot be a lower layer itself.
     :param files: files below the tree's root, relative to it, that others are mounted on: those are copied.
+    :param frozen: what was committed on top of these, lowest first: directories, or layers that are kept in memory.
     :param noexec: whether programs may not be run from it.
     """
 
@@ -35,6 +36,7 @@ class Tree:
     entries: tuple[Entry, ...] | None = None
     files: tuple[str, ...] = ()
     noexec: bool = False
+    frozen: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

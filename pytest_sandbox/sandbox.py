@@ -8,24 +8,26 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from .errors import (
     SandboxClosedError,
     SandboxCommandError,
+    SandboxError,
     SandboxStartError,
     SandboxTimeout,
     SandboxUsageError,
 )
-from .planning import plan_for
+from .planning import is_host, plan_for
 from .runtime import launch
 from .runtime import syscalls as sc
 from .runtime.launch import shutdown
 from .runtime.plan import user_ids
-from .runtime.running import ForkedChild, Running, give_up, inside
-from .spec import SandboxSpec, parse_options
+from .runtime.running import ForkedChild, Running, go_to, inside
+from .spec import Endpoint, SandboxSpec, network_kind, parse_options
 
 if TYPE_CHECKING:
     import asyncio
@@ -33,8 +35,10 @@ if TYPE_CHECKING:
     from .deadline import Deadline
     from .errors import MemoryLimitExceeded
     from .files import SandboxPath
+    from .images import Image
     from .layerdiff import Change
     from .process import Process, Result
+    from .runtime.zygote import Inside, RemoteChild, Zygote
     from .stacks import ProcessStack
     from .usage import LimitEvents, Usage
 
@@ -56,7 +60,12 @@ def __getattr__(name: str) -> Any:
 
 
 #: Members of the interface that a later version brings.
-COMING = frozenset({"commit"})
+COMING: frozenset[str] = frozenset()
+
+
+def _says_all(excinfo: Any) -> bool:
+    """For pytest: a traceback through these functions adds nothing to an error of ours."""
+    return isinstance(excinfo.value, SandboxError)
 
 
 class Sandbox:
@@ -72,6 +81,8 @@ class Sandbox:
         self.spec = (spec or SandboxSpec()).merged(parse_options(options))
         self._running: Running | None = None
         self._closed = False
+        self._onward: Image | None = None  # what a commit goes on with, until the next reset
+        self._ahead: str | None = None  # the plan by which another one was made ahead
         self._deadline: Deadline | None = None
         self._lock = threading.RLock()
 
@@ -91,10 +102,29 @@ class Sandbox:
     # Lifetime.
 
     @classmethod
-    def prepare(cls, spec: SandboxSpec) -> None:
-        """Says that a sandbox of this spec is wanted soon: it is made in the background. Never raises, never waits."""
+    def prepare(cls, spec: SandboxSpec, count: int = 1) -> None:
+        """Says that sandboxes of this spec are wanted soon: as many are made in the background.
+
+        Never raises, never waits.
+        """
         with suppress(Exception):  # a real start will raise it where somebody can act on it
-            launch.supervisor().prepare(plan_for(spec))
+            launch.supervisor().prepare(plan_for(spec), count)
+
+    @staticmethod
+    def when_ready(spec: SandboxSpec) -> int:
+        """A descriptor that can be read when :meth:`ready` will find one; -1 if there is none to come."""
+        return launch.supervisor().when_ready(plan_for(spec))
+
+    @classmethod
+    def ready(cls, spec: SandboxSpec) -> Sandbox | None:
+        """A started sandbox, if one that :meth:`prepare` asked for is ready now."""
+        with suppress(SandboxError):
+            running = launch.supervisor().take_ready(plan_for(spec))
+            if running is not None:
+                sandbox = cls(spec)
+                sandbox._running = running
+                return sandbox
+        return None
 
     def start(self) -> Sandbox:
         """Starts it; does nothing when it runs.
@@ -112,11 +142,11 @@ class Sandbox:
                                                                           "reset() instead of close().")
             if self._running is None:
                 try:
-                    running = launch.take(plan_for(self.spec))
+                    running = launch.take(plan_for(self._spec_now()))
                 except SandboxStartError as error:
                     from .runtime.probe import explain
                     raise explain(error) from error
-                if not isinstance(self.spec.network, str):
+                if self.spec.network not in ("none", "host"):
                     self._connect(running)
                 self._running = running
                 if self.spec.timeout is not None and self._deadline is None:
@@ -127,7 +157,11 @@ class Sandbox:
     def _connect(self, running: Running) -> None:
         """Joins its networks."""
         try:
-            for position, endpoint in enumerate(self.spec.network):
+            endpoints = self.spec.network
+            if endpoints == "outbound":
+                from .outbound import Outbound
+                endpoints = [Endpoint(Outbound())]
+            for position, endpoint in enumerate(endpoints):
                 endpoint.network.attach(self, running, endpoint, position)
         except BaseException:
             running.let_go()
@@ -139,10 +173,14 @@ class Sandbox:
 
         :raises TimeLimitExceeded: when its ``timeout`` has passed.
         """
+        __tracebackhide__ = True
         running = self._ready()
         if self._deadline is not None:
             self._deadline.raise_if_over()
         return running
+
+    def _spec_now(self) -> SandboxSpec:
+        return self.spec if self._onward is None else replace(self.spec, image=self._onward)
 
     def _part(self) -> Running | None:
         deadline = self._deadline
@@ -155,6 +193,10 @@ class Sandbox:
     def close(self) -> None:
         """Ends everything inside and forgets the writable layer. Does nothing when it is closed already."""
         self._closed = True
+        self._onward = None
+        if self._ahead is not None:
+            launch.drop(self._ahead)
+            self._ahead = None
         running = self._part()
         if running is not None:
             running.let_go()
@@ -162,12 +204,15 @@ class Sandbox:
 
     def discard(self) -> None:
         """As :meth:`close`, without waiting for the end, unless what runs inside could still be met outside."""
-        if self.spec.network == "host" or any(not one.read_only for one in self.spec.mounts):
+        if self._can_be_met_outside():
             self.close()
         self._closed = True
         running = self._part()
         if running is not None:
             launch.supervisor().end(running)
+
+    def _can_be_met_outside(self) -> bool:
+        return self.spec.network == "host" or any(not one.read_only for one in self.spec.mounts)
 
     def reset(self) -> None:
         """Throws the writable layer and all processes away and starts afresh, also when the old ones have ended.
@@ -175,10 +220,49 @@ class Sandbox:
         :raises SandboxClosedError: after :meth:`close`.
         """
         running = None if self._closed else self._part()
+        self._onward = None
         if running is not None:
+            if self._can_be_met_outside():
+                running.let_go()
+                running.wait_gone()
+            else:
+                launch.supervisor().end(running)
+        plan = self._ready().plan
+        if running is not None:  # who resets once will do so again: the next one is made beside what comes now
+            self._ahead = plan.key
+            with suppress(SandboxError):
+                launch.supervisor().prepare(plan)
+
+    def commit(self, name: str | None = None, **config: Any) -> Image:
+        """Freezes the writable layer into a read-only one, and returns an image that any sandbox can start from.
+
+        While nothing runs inside, the layer is kept where it is, in memory, whatever its size, until nobody refers to
+        the image any more or this process ends. The sandbox goes on above it: its files are as they were, ``/run`` and
+        ``/dev/shm`` are empty, and :meth:`changes` starts anew. While something runs inside, and for a commit with a
+        name, the layer is copied into the layer store; what runs inside goes on undisturbed.
+
+        :param name: what to call the image, for later runs: a reference such as ``"team/app:1"``; for a state of the
+            host ``"host:NAME"``.
+        :param config: changes of the image's configuration: ``env``, ``user``, ``workdir``, ``entrypoint``, ``cmd``,
+            ``stop_signal``, ``labels``.
+        :raises ImageError: when the image below cannot be committed on.
+        :raises StoreError: when the layer store's disk is full or fails.
+        """
+        from . import committing
+        with self._lock:
+            running = self._ready()
+            before = self._spec_now().image
+            busy = bool(running.children or self.processes())
+            image = committing.commit(running, before, name, config, busy)
+            if busy:
+                return image
+            self._running = None
             running.let_go()
             running.wait_gone()
-        self._ready()
+            self._onward = committing.without(image, before) if config else image
+            if name is not None:
+                return committing.store(image, running.plan, {}, name)
+            return image
 
     def kill(self) -> None:
         """Kills every process inside, also those that left their session or ignore signals. The files remain.
@@ -221,7 +305,7 @@ class Sandbox:
 
         :raises SandboxUsageError: when its image is another system than the host.
         """
-        if spec.image != "host":
+        if not is_host(spec.image):
             raise SandboxUsageError(
                 f"a test's body cannot run in image {spec.image!r} yet", option="image", value=spec.image,
                 why="its process is a fork of pytest, whose interpreter and libraries are the host's",
@@ -244,16 +328,27 @@ class Sandbox:
         child = running.fork(self.ids)
         if child is None:
             self._closed, self._running = True, None  # it belongs to the parent
-            try:
-                os.chdir(where)
-            except OSError as error:
-                give_up(error)
-            for name, value in self.spec.env:
-                if value is None:
-                    os.environ.pop(name, None)
-                else:
-                    os.environ[name] = value
+            go_to(where, self.spec.env)
         return child
+
+    @staticmethod
+    def zygote(ready: Callable[[], Inside], specs: Iterable[SandboxSpec]) -> Zygote:
+        """Forks a process that stays as this one is now, and forks the children of :meth:`fork_by`.
+
+        :param ready: called once in that process; returns what the children do inside, which must not return.
+        :param specs: of the sandboxes that the children will go into.
+        """
+        from .runtime.zygote import Zygote
+        plans = {plan.key: plan for plan in map(plan_for, specs)}
+        return Zygote(ready, plans, launch.supervisor().host)
+
+    def fork_by(self, zygote: Zygote, descriptors: tuple[int, int]) -> RemoteChild | None:
+        """As :meth:`fork`, of the ``zygote``'s memory, and without waiting; None if that does not know this sandbox."""
+        running = self._ready()
+        if running.plan.key not in zygote.plans:
+            return None
+        where = self.spec.workdir or os.getcwd()
+        return zygote.fork(running, running.plan.ids, where, list(self.spec.env), descriptors)
 
     def popen(self, args: Sequence[StrPath], *, stdin: int | IO[Any] | None = None,
               stdout: int | IO[Any] | None = subprocess.PIPE,
@@ -317,33 +412,34 @@ class Sandbox:
         :raises MemoryLimitExceeded: with ``check``, when the sandbox reached its memory limit.
         :raises FileNotFoundError: when there is no such command inside.
         """
-        from .limits import Watch, killed_for_memory, memory_error
+        __tracebackhide__ = _says_all
+        from .limits import Watch, exceeded
         from .process import OUTPUT_LIMIT, Result
         running = self._ready()
-        watch = Watch(running)
-        process = self.popen(args, stdin=None if input is None else subprocess.PIPE, env=env, cwd=cwd, user=user,
-                             text=text)
-        timed_out = False
-        with process:
-            limit = OUTPUT_LIMIT if output_limit is None else output_limit
-            try:
-                process.communicate(input, timeout, limit)
-            except subprocess.TimeoutExpired:
-                timed_out = True
-                process.kill()
-                with suppress(subprocess.TimeoutExpired):  # by whatever left the group and still holds the output
-                    process.communicate(None, 0.5, limit)
-            except BaseException:
-                process.kill()
-                raise
-            out, err, truncated = process.output()
-        assert process.returncode is not None
-        self._in_time()
-        oom_killed = killed_for_memory(running)
-        result = Result(process.args, process.returncode, out, err, timed_out=timed_out, truncated=truncated,
-                        oom_killed=oom_killed, usage=watch.end(process._used))
-        if check and oom_killed:
-            raise memory_error(running, self.spec)
+        with Watch(running) as watch:
+            process = self.popen(args, stdin=None if input is None else subprocess.PIPE, env=env, cwd=cwd, user=user,
+                                 text=text)
+            timed_out = False
+            with process:
+                limit = OUTPUT_LIMIT if output_limit is None else output_limit
+                try:
+                    process.communicate(input, timeout, limit)
+                except subprocess.TimeoutExpired:
+                    timed_out = True
+                    process.kill()
+                    with suppress(subprocess.TimeoutExpired):  # by whatever left the group and still holds the output
+                        process.communicate(None, 0.5, limit)
+                except BaseException:
+                    process.kill()
+                    raise
+                out, err, truncated = process.output()
+            assert process.returncode is not None
+            self._in_time()
+            error = exceeded(running)
+            result = Result(process.args, process.returncode, out, err, timed_out=timed_out, truncated=truncated,
+                            oom_killed=error is not None, usage=watch.end(process._used))
+        if check and error is not None:
+            raise error
         if check and (result.returncode or timed_out):
             raise SandboxCommandError(result.returncode, process.args, out, err,
                                       why=f"it ran longer than {timeout} s" if timed_out else None)
@@ -380,6 +476,11 @@ class Sandbox:
         from .limits import usage
         return usage(self._ready())
 
+    @property
+    def counts_as_it_goes(self) -> bool:
+        """Whether :meth:`usage` knows of a fork of the caller's while that runs, and not only when it has ended."""
+        return self._ready().group is not None
+
     def limit_events(self) -> LimitEvents:
         """Which limits were met since the sandbox was started, also when that ended it.
 
@@ -390,9 +491,8 @@ class Sandbox:
 
     def limit_error(self) -> MemoryLimitExceeded | None:
         """Why the sandbox has ended, if that was by a limit; None when it runs, or ended otherwise."""
-        from .limits import killed_for_memory, memory_error
-        running = self._ready()
-        return memory_error(running, self.spec) if killed_for_memory(running) else None
+        from .limits import exceeded
+        return exceeded(self._ready())
 
     def update(self, **limits: Any) -> None:
         """Changes limits while the sandbox runs; ``spec`` holds them afterwards. None takes a limit away.
@@ -441,7 +541,9 @@ class Sandbox:
     def copy_in(self, src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> None:
         """Copies a file or tree of the host into the sandbox; into ``dst`` if that is a directory, else as ``dst``."""
         from .copying import copy_in
-        copy_in(os.fspath(src), self.path(dst))
+        from .files import room
+        with room(self, dst):
+            copy_in(os.fspath(src), self.path(dst))
 
     def copy_out(self, src: str | os.PathLike[str], dst: str | os.PathLike[str]) -> None:
         """Copies a file or a tree of the sandbox to the host; into ``dst`` if that is a directory, else as ``dst``.
@@ -500,6 +602,18 @@ class Sandbox:
         """
         from .connections import forward
         return forward(self, port, host)
+
+    def refused(self) -> list[str]:
+        """What was tried to reach from an ``"outbound"`` sandbox in vain, such as ``"tcp 198.51.100.7:443"``."""
+        if network_kind(self.spec.network) != "outbound":
+            return []
+        from .outbound import refused
+        return refused(self._ready())
+
+    def without_route(self) -> int:
+        """How often something inside tried to reach an address to which its network has no way."""
+        from .connections import without_route
+        return without_route(self)
 
     def wait_for_port(self, port: int, timeout: float = 10.0, *, host: str = "127.0.0.1",
                       type: socket.SocketKind = socket.SOCK_STREAM) -> None:  # noqa: A002 - as socket.socket

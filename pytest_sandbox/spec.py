@@ -40,7 +40,9 @@ class Mount:
 
 
 class AnyNetwork:
-    """What a :class:`~.network.Network` is to those that only pass it on."""
+    """What a :class:`~.network.Network` or :class:`~.outbound.Outbound` is to those that only pass it on."""
+
+    outbound = False
 
     def attach(self, sandbox: Any, running: Any, endpoint: Endpoint, position: int) -> None:
         """Connects a sandbox that has just started, as the ``position``-th of its networks."""
@@ -184,22 +186,33 @@ _weight = _whole(1, 10_000, "a weight; 100 is the kernel's default")
 def _image(option: str, value: object) -> Any:
     if isinstance(value, str) and value.strip():
         return value.strip()
+    if getattr(value, "is_sandbox_image", False):
+        return value
     several = "a list of images is not available yet" if isinstance(value, (list, tuple)) else None
-    raise _refuse(option, value, 'a reference such as "host"', several)
+    raise _refuse(option, value, 'a reference such as "host", or an Image', several)
 
 
 def _network(option: str, value: object) -> str | tuple[Endpoint, ...]:
-    if isinstance(value, str) and value in ("none", "host"):
+    if isinstance(value, str) and value in ("none", "host", "outbound"):
         return value
-    allowed = '"none" (own loopback), "host", a Network, or a list of them'
+    allowed = '"none" (own loopback), "host", "outbound", Outbound(...), a Network, or a list of them'
     several = value if isinstance(value, (list, tuple)) else [value]
     made = [Endpoint(one) if isinstance(one, AnyNetwork) else one for one in several]
     endpoints = tuple(one for one in made if isinstance(one, Endpoint))
     if not endpoints or len(endpoints) < len(made):
-        raise _refuse(option, value, allowed, "not available yet" if value == "outbound" else None)
+        raise _refuse(option, value, allowed)
     if len({id(one.network) for one in endpoints}) < len(endpoints):
         raise _refuse(option, value, allowed, "a sandbox joins a network once")
+    if sum(one.network.outbound for one in endpoints) > 1:
+        raise _refuse(option, value, allowed, "one way out is enough")
     return endpoints
+
+
+def network_kind(network: Any) -> str:
+    """What a sandbox needs for its networks: ``"none"``, ``"host"``, ``"networks"``, or ``"outbound"``."""
+    if isinstance(network, str):
+        return network
+    return "outbound" if any(one.network.outbound for one in network) else "networks"
 
 
 def _user(option: str, value: object) -> str:

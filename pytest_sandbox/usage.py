@@ -57,3 +57,11 @@ class LimitEvents:
     victims: tuple[Victim, ...] = ()
     pids_refused: int | None = None
     disk_full: str | None = None
+
+
+def size(number: int) -> str:
+    """Bytes as people write them."""
+    for unit, factor in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if number >= factor:
+            return f"{number / factor:.4g} {unit}"
+    return f"{number} bytes"

@@ -28,15 +28,18 @@ def run(given: argparse.Namespace) -> int:
     if sys.platform != "linux":
         print("Sandboxes need Linux. Here the plugin only follows --sandbox-unavailable.")
         return 1
+    from pytest_sandbox.runtime.cgroups import findings as limits
     from pytest_sandbox.runtime.probe import probe
     findings = probe()
+    controlled = limits()
     failure = None if any(one.needed and not one.ok for one in findings) else _start_one()
     usable = failure is None and all(one.ok or not one.needed for one in findings)
     if given.json:
         print(json.dumps({"usable": usable, "who": _who(), "kernel": os.uname().release, "failure": failure,
-                          "findings": [asdict(one) for one in findings]}, indent=2))
+                          "findings": [asdict(one) for one in findings],
+                          "limits": [asdict(one) for one in controlled]}, indent=2))
     else:
-        print(_text(findings, usable, failure))
+        print(_text(findings, controlled, usable, failure))
     return 0 if usable else 1
 
 
@@ -59,21 +62,26 @@ def _who() -> str:
     return f"uid {host.uid}, unprivileged" if host.uid else "uid 0 without CAP_SYS_ADMIN: treated as unprivileged"
 
 
-def _text(findings: list[Finding], usable: bool, failure: str | None) -> str:
-    lines = [f"Linux {os.uname().release}, {os.uname().machine}, as {_who()}", ""]
+def _text(findings: list[Finding], controlled: list[Finding], usable: bool, failure: str | None) -> str:
+    lines = [f"Linux {os.uname().release}, {os.uname().machine}, as {_who()}", "", *_listed(findings), "",
+             "Limits and usage:", "", *_listed(controlled, True), ""]
+    if usable:
+        lines.append("The default sandbox runs here.")
+    else:
+        lines.append("The default sandbox cannot run here" + (f": {failure}" if failure else "."))
+    return "\n".join(lines)
+
+
+def _listed(findings: list[Finding], how: bool = False) -> list[str]:
+    lines = []
     seen: set[str] = set()
     for one in findings:
         mark = "yes" if one.ok else "NO " if one.needed else "no "
-        lines.append(f"  {mark}  {one.what}  [{one.name}]")
+        lines.append(f"  {mark}  {one.what}  [{one.name}]" + (f"  {one.found}" if how and one.ok else ""))
         if not one.ok and one.found in seen:
             lines.append("         as above")
         elif not one.ok:
             seen.add(one.found)
             lines += [f"         found:   {one.found}", f"         so:      {one.follows}",
                       f"         remedy:  {one.remedy}"]
-    lines.append("")
-    if usable:
-        lines.append("The default sandbox runs here.")
-    else:
-        lines.append("The default sandbox cannot run here" + (f": {failure}" if failure else "."))
-    return "\n".join(lines)
+    return lines

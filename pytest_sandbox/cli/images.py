@@ -27,6 +27,7 @@ def register(commands: Any) -> None:
     pull.add_argument("--refresh", action="store_true", help="ask the registry again, and follow tags that moved")
     pull.add_argument("--platform", help="such as linux/arm64/v8; this machine's by default")
     pull.add_argument("--lock-file", type=Path, help="use the digests of this lock file (default: ./sandbox.lock)")
+    pull.add_argument("--offline", action="store_true", help="ask no registry: what is not in the store is an error")
     pull.add_argument("--quiet", "-q", action="store_true", help="print nothing but the digests")
 
     images = _add(commands, "images", _images, "list the images in the store")
@@ -97,12 +98,27 @@ def _pull(given: argparse.Namespace) -> int:
     how: dict[str, Any] = {} if given.quiet else {"progress": progress_for(sys.stderr)}
     if given.platform:
         how["platform"] = Platform.parse(given.platform)
-    with _store(pins=pins, **how) as store:
+    with _store(pins=pins, offline=given.offline, **how) as store:
         for reference in given.images:
+            if given.refresh and not given.offline and pins is not None:
+                _tell_moved(path, reference)
             stack = store.resolve(reference, refresh=given.refresh)
             shown = stack.digest or stack.image_id or "a plain directory"
             print(shown if given.quiet else f"{reference}: {shown}, {len(stack.layers)} layers")
     return 0
+
+
+def _tell_moved(path: Path, reference: str) -> None:
+    """Says that a locked tag names something else by now. What is locked stays what is used."""
+    from pytest_sandbox.image.lockfile import LockFile, moved
+    from pytest_sandbox.image.reference import RegistryReference, parse_reference
+
+    parsed = parse_reference(reference)
+    locked = LockFile.read(path)
+    if isinstance(parsed, RegistryReference) and (known := locked.images.get(str(parsed))) is not None:
+        for one in moved(LockFile({str(parsed): known})):
+            print(f"{reference} has moved: {path} keeps {one.locked}, the tag is now {one.now} "
+                  f"(pytest-sandbox lock {reference} would take it over)", file=sys.stderr)
 
 
 def _images(given: argparse.Namespace) -> int:

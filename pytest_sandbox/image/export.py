@@ -106,6 +106,7 @@ def _source(store: ImageStore, stored: StoredImage) -> Iterator[Source | None]:
     if all(os.path.exists(store.layout.blob(one.digest)) or one.size == 0 for one in stored.layers):
         yield None
         return
+    stored = _known_by(store, stored)
     parsed = parse_reference(stored.reference)
     if isinstance(parsed, RegistryReference) and stored.digest is not None:
         parsed = replace(parsed, tag=None, digest=stored.digest)
@@ -124,6 +125,20 @@ def _source(store: ImageStore, stored: StoredImage) -> Iterator[Source | None]:
         raise ImageError(f"image {stored.reference!r} cannot be saved", reference=stored.reference,
                          why=f"the store has not kept its compressed layers, and {error.what}",
                          remedy="Pull it again, or load it with pytest-sandbox load.") from None
+
+
+def _known_by(store: ImageStore, stored: StoredImage) -> StoredImage:
+    """The image that the missing layers came with: for one that was committed or built, the one that it is based on."""
+    missing = {one.digest for one in stored.layers
+               if one.size != 0 and not os.path.exists(store.layout.blob(one.digest))}
+    found = stored
+    for name in store.layout.keys("images"):
+        other = store.image(f"sha256:{name.removesuffix('.json')}")
+        if (other is not None and missing <= {one.digest for one in other.layers}
+                and len(other.diff_ids) < len(found.diff_ids)
+                and other.diff_ids == stored.diff_ids[:len(other.diff_ids)]):
+            found = other
+    return found
 
 
 @contextlib.contextmanager
@@ -224,6 +239,7 @@ def name_image(store: ImageStore, name: str, stored: StoredImage) -> None:
     store.layout.write_record(store.layout.name(store.name_key(parsed)), {
         "version": 1, "name": str(parsed), "platform": str(store.platform), "image_id": stored.image_id,
         "digest": stored.digest, "stamp": None, "resolved": int(time.time())})
+    store.forget()
 
 
 def _tags(files: TarFiles, kind: str, text: str, store: ImageStore) -> list[tuple[str | None, list[str]]]:

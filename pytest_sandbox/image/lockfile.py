@@ -15,7 +15,6 @@ from pathlib import Path
 from ..errors import ImageError
 from .manifest import Index, Platform
 from .reference import RegistryReference, check_digest, parse_registry_reference
-from .registry import RegistrySource
 from .source import Progress
 
 NAME = "sandbox.lock"
@@ -92,6 +91,8 @@ def look_up(reference: str, progress: Progress | None = None) -> tuple[str, Lock
 
     :raises ImageError: when there is nothing.
     """
+    from .registry import RegistrySource  # urllib3: who only reads a lock file does not pay for it
+
     parsed = parse_registry_reference(reference)
     with closing(RegistrySource(parsed, Platform.here(), progress=progress or Progress())) as source:
         digest, document = source.manifest()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +12,8 @@ from dataclasses import dataclass
 from .resolve import entry_path, open_directory
 
 _OPAQUE = ("trusted.overlay.opaque", "user.overlay.opaque")
+_MOST_LINKS = 40  # as the kernel's own limit, path_resolution(7)
+_REDIRECT = ("trusted.overlay.redirect", "user.overlay.redirect")
 _WHITEOUT = ("trusted.overlay.whiteout", "user.overlay.whiteout")
 
 
@@ -30,53 +34,164 @@ class LowerView:
     """
 
     def __init__(self, layers: Sequence[str]) -> None:
+        self._limit = _make_room(2 * len(layers) + 100)
         self._fds = [os.open(one, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for one in reversed(layers)]
 
     def __enter__(self) -> LowerView:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def lowest(self) -> int:
+        """The descriptor of the lowest layer."""
+        return self._fds[-1]
+
+    def close(self) -> None:
         for fd in self._fds:
             os.close(fd)
         self._fds = []
+        if self._limit is not None:
+            resource.setrlimit(resource.RLIMIT_NOFILE, self._limit)
+            self._limit = None
 
     def lookup(self, parts: Sequence[bytes]) -> Found | None:
         """The entry at ``parts``, no link followed; None where there is none, or no directory above it."""
-        live = list(self._fds)  # the layers whose directory shows through so far, uppermost first
-        path = b""
-        for last, name in ((at == len(parts) - 1, one) for at, one in enumerate(parts)):
-            found: list[tuple[int, os.stat_result]] = []
-            for fd in live:
-                status = _status(fd, path, name)
+        found = self._merged(parts)
+        if not found:
+            return None
+        fd, path, status = found[0]
+        return Found(fd, path, status, _readlink(fd, path) if stat.S_ISLNK(status.st_mode) else b"")
+
+    def names(self, parts: Sequence[bytes]) -> set[bytes]:
+        """What a directory holds, seen from above; nothing if it is none."""
+        shown: set[bytes] = set()
+        gone: set[bytes] = set()
+        for fd, path, status in self._merged(parts) if parts else [(fd, b"", os.fstat(fd)) for fd in self._fds]:
+            if not stat.S_ISDIR(status.st_mode):
+                break
+            try:
+                folder = open_directory(fd, path)
+            except OSError:
+                continue
+            try:
+                for name in map(os.fsencode, _listed(folder)):
+                    if name in shown or name in gone:
+                        continue
+                    (gone if is_whiteout(folder, name, os.lstat(name, dir_fd=folder)) else shown).add(name)
+            finally:
+                os.close(folder)
+        return shown
+
+    def _merged(self, parts: Sequence[bytes]) -> list[tuple[int, bytes, os.stat_result]]:
+        """The layers' entries that make up the one at ``parts``, uppermost first: one file, or directories.
+
+        Each layer has its own path: a renamed directory leads to another name in the layers below its own.
+        """
+        live = [(fd, b"") for fd in self._fds]
+        found: list[tuple[int, bytes, os.stat_result]] = []
+        for name in parts:
+            found = []
+            elsewhere: bytes | None = None
+            for fd, path in live:
+                where = _join(path, name) if elsewhere is None else elsewhere
+                status = _status(fd, *_split(where))
                 if status is None:
                     continue
-                if is_whiteout(fd, _join(path, name), status):
+                if is_whiteout(fd, where, status):
                     break
                 if not stat.S_ISDIR(status.st_mode):
                     if not found:
-                        found.append((fd, status))
+                        found.append((fd, where, status))
                     break
-                found.append((fd, status))
-                if _has(fd, _join(path, name), _OPAQUE):
+                found.append((fd, where, status))
+                if _has(fd, where, _OPAQUE):
                     break
-            path = _join(path, name)
+                redirect = _redirect(fd, where)
+                if redirect.startswith(b"/"):
+                    elsewhere = redirect.strip(b"/")
+                elif redirect:
+                    elsewhere = _join(_split(where)[0], redirect)
             if not found:
+                return []
+            # What a directory is merged with below it is settled by now, wherever a redirect has led.
+            live = [(fd, where) for fd, where, status in found if stat.S_ISDIR(status.st_mode)]
+        return found
+
+    def follow(self, parts: Sequence[bytes]) -> Found | None:
+        """As :meth:`lookup`, with every link followed inside the merged root; None also where links go in circles."""
+        todo, here, links = list(reversed(parts)), list[bytes](), 0
+        found = None
+        while todo:
+            name = todo.pop()
+            if name in (b"", b"."):
+                continue
+            if name == b"..":
+                here = here[:-1]
+                found = self.lookup(here) if here else None
+                continue
+            found = self.lookup([*here, name])
+            if found is None:
                 return None
-            if last:
-                fd, status = found[0]
-                return Found(fd, path, status, _readlink(fd, path) if stat.S_ISLNK(status.st_mode) else b"")
-            live = [fd for fd, status in found if stat.S_ISDIR(status.st_mode)]
-        return None
+            if stat.S_ISLNK(found.status.st_mode):
+                links += 1
+                if links > _MOST_LINKS:
+                    return None
+                if found.link.startswith(b"/"):
+                    here = []
+                todo += reversed(found.link.split(b"/"))
+                found = None
+                continue
+            here.append(name)
+        return found
 
 
 def _join(path: bytes, name: bytes) -> bytes:
     return path + b"/" + name if path else name
 
 
+def _make_room(count: int) -> tuple[int, int] | None:
+    """Lets this process open ``count`` files more than it may need otherwise; returns the limits to go back to."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + 1024
+    if count < 300 or soft == resource.RLIM_INFINITY or soft >= wanted:
+        return None
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+    return soft, hard
+
+
+def _split(path: bytes) -> tuple[bytes, bytes]:
+    parent, _, name = path.rpartition(b"/")
+    return parent, name
+
+
+def _listed(folder: int) -> list[str]:
+    again = os.open(f"/proc/self/fd/{folder}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return os.listdir(again)
+    except OSError:
+        return []
+    finally:
+        os.close(again)
+
+
+def _redirect(layer_fd: int, path: bytes) -> bytes:
+    """Where overlayfs looks for a renamed directory in the layers below (redirect_dir); empty if it was not renamed."""
+    for name in _REDIRECT:
+        try:
+            return os.getxattr(entry_path(layer_fd, path), name, follow_symlinks=False)
+        except OSError:
+            continue
+    return b""
+
+
 def _status(layer_fd: int, path: bytes, name: bytes) -> os.stat_result | None:
     try:
         parent = open_directory(layer_fd, path)
-    except OSError:
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise
         return None
     try:
         return os.lstat(name, dir_fd=parent)

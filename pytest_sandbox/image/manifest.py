@@ -32,6 +32,10 @@ MAX_LAYERS = 500
 _MAX_BLOB = 1 << 40
 
 
+#: Trees of the host's root, each with the numbers of the layers on top of it.
+HostTrees = tuple[tuple[str, tuple[int, ...]], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Platform:
     """An operating system and processor as OCI names them. ``variant`` is "" where there is none."""
@@ -156,6 +160,7 @@ class LayerStack:
     :param overlay_xattrs: the prefixes under which opaque directories are marked (``user.overlay.`` needs the mount
         option ``userxattr``, ``trusted.overlay.`` forbids it). Both are there when root unpacked.
     :param root: attributes of the image's root directory.
+    :param host: for changes of the host's root: which of the layers belong to which of its trees, lowest first.
     :param immutable: False for a plain directory, which its owner may change at any time.
     """
 
@@ -168,6 +173,7 @@ class LayerStack:
     root: RootDirectory = RootDirectory()
     immutable: bool = True
     notes: tuple[str, ...] = field(default=(), compare=False)
+    host: HostTrees | None = None
 
 
 def digest_of(data: bytes, algorithm: str = "sha256") -> str:

@@ -5,10 +5,12 @@ The one place of the image room that calls libc directly: Python has neither ``o
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
 import stat
+from collections.abc import Iterator
 
 from ..errors import SandboxUnavailable
 
@@ -158,3 +160,25 @@ def _empty_shallow(fd: int) -> bytes | None:
                 except FileNotFoundError:
                     continue
     return None
+
+
+@contextlib.contextmanager
+def opened(fd: int, status: os.stat_result, flags: int, need: int) -> Iterator[int]:
+    """Opens what an ``O_PATH`` descriptor stands for; where its owner, who we are, may not, it is let for that long.
+
+    :param need: the permissions that reading it takes.
+    """
+    path = f"/proc/self/fd/{fd}"
+    mode = stat.S_IMODE(status.st_mode)
+    lent = os.geteuid() != 0 and status.st_uid == os.geteuid() and mode & need != need
+    if lent:
+        os.chmod(path, mode | need)
+    try:
+        inner = os.open(path, flags | os.O_CLOEXEC)
+        try:
+            yield inner
+        finally:
+            os.close(inner)
+    finally:
+        if lent:
+            os.chmod(path, mode)

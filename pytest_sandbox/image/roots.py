@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import stat
+from dataclasses import replace
 
 from ..errors import ImageError
 from ..rootfs import Root, Tree
+from .lower import LowerView
 from .manifest import ImageConfig, LayerStack
 from .resolve import openat2
 
@@ -15,13 +17,14 @@ from .resolve import openat2
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-def image_root(stack: LayerStack) -> Root:
+def image_root(stack: LayerStack, above: tuple[str, ...] = ()) -> Root:
     """The root filesystem of an image.
 
+    :param above: layers on top that are not part of it; its user may be found in them.
     :raises ImageError: when its user or its stop signal cannot be found.
     """
     config = stack.config
-    uid, gid, home = find_user(stack)
+    uid, gid, home = find_user(replace(stack, layers=(*stack.layers, *above)) if above else stack)
     env = {"PATH": PATH, "HOME": home, **dict(config.env)}
     return Root(
         (Tree("/", stack.layers),), look=(stack.root.mode, stack.root.uid, stack.root.gid), env=tuple(env.items()),
@@ -70,19 +73,16 @@ def _no_such(kind: str, name: str, stack: LayerStack) -> ImageError:
 
 
 def _entries(stack: LayerStack, path: str, fields: int) -> list[list[str]]:
-    """The lines of a file of the image with that many fields, numbers checked; from the uppermost layer that has it."""
-    for layer in reversed(stack.layers):
-        root = os.open(layer, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    """The lines of a file of the image with that many fields, numbers checked."""
+    with LowerView(stack.layers) as view:
+        found = view.follow(path.encode().split(b"/"))
+        if found is None or not stat.S_ISREG(found.status.st_mode):
+            return []
         try:
-            fd = openat2(root, path.encode(), os.O_RDONLY | os.O_NONBLOCK)
+            fd = openat2(found.layer_fd, found.path, os.O_RDONLY | os.O_NONBLOCK)
         except OSError:
-            continue
-        finally:
-            os.close(root)
+            return []
         with open(fd, encoding="utf-8", errors="replace") as file:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                return []
             lines = [line.rstrip("\n").split(":") for line in file.read(1 << 20).splitlines()]
-        numbers = slice(2, 4 if fields == 7 else 3)
-        return [line for line in lines if len(line) >= fields and all(one.isdigit() for one in line[numbers])]
-    return []
+    numbers = slice(2, 4 if fields == 7 else 3)
+    return [line for line in lines if len(line) >= fields and all(one.isdigit() for one in line[numbers])]

@@ -27,6 +27,7 @@ from .manifest import (
     OCI_LAYER,
     ConfigDocument,
     Descriptor,
+    HostTrees,
     LayerStack,
     Platform,
     RootDirectory,
@@ -46,12 +47,18 @@ from .source import Progress, Source, SourceImage
 _NOTHING = digest_of(b"")  # an archive of no bytes has no entries
 _EMPTY = Descriptor(_NOTHING, 0, OCI_LAYER)
 
+#: Where committed states of the host have their names (``host:NAME``); no registry is asked for them.
+HOST_STATES = "docker.io/library/host"
+
 _TOUCH_AFTER = 600  # seconds; the least recently used order needs no finer time, and reading should not write
 
 
 @dataclass(frozen=True, slots=True)
 class StoredImage:
-    """One image of the store, as its record has it. ``keys`` name its layers' directories, lowest first."""
+    """One image of the store, as its record has it. ``keys`` name its layers' directories, lowest first.
+
+    ``host`` is for changes of the host's root: which of the layers belong to which of its trees, lowest first.
+    """
 
     image_id: str
     digest: str | None
@@ -65,6 +72,7 @@ class StoredImage:
     root: RootDirectory
     notes: tuple[str, ...]
     created: int
+    host: HostTrees | None = None
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -73,6 +81,7 @@ class StoredImage:
             "config": base64.b64encode(self.config).decode(), "layers": [one.as_json() for one in self.layers],
             "diff_ids": list(self.diff_ids), "keys": list(self.keys), "overlay_xattrs": list(self.overlay_xattrs),
             "root": [self.root.mode, self.root.uid, self.root.gid], "notes": list(self.notes), "created": self.created,
+            **({"host": [list(one) for one in self.host]} if self.host is not None else {}),
         }
 
     @classmethod
@@ -85,7 +94,9 @@ class StoredImage:
             layers=tuple(Descriptor(one["digest"], one["size"], one["mediaType"]) for one in record["layers"]),
             diff_ids=tuple(record["diff_ids"]), keys=tuple(record["keys"]),
             overlay_xattrs=tuple(record["overlay_xattrs"]), root=RootDirectory(*record["root"]),
-            notes=tuple(record["notes"]), created=record["created"])
+            notes=tuple(record["notes"]), created=record["created"],
+            host=tuple((str(tree), tuple(map(int, which))) for tree, which in record["host"])
+            if "host" in record else None)
 
 
 class ImageStore:
@@ -126,6 +137,11 @@ class ImageStore:
             for held in self._held.values():
                 held.release()
             self._held.clear()
+            self._stacks.clear()
+
+    def forget(self) -> None:
+        """Reads the names anew: one means something else now."""
+        with self._mutex:
             self._stacks.clear()
 
     def resolve(self, reference: str, *, refresh: bool = False) -> LayerStack:
@@ -177,6 +193,11 @@ class ImageStore:
             return f"rootfs:{os.path.realpath(reference.path)}"
         return f"{reference} {self.platform}"
 
+    def has(self, reference: str) -> bool:
+        """Whether the store knows what ``reference`` means."""
+        parsed = parse_reference(reference)
+        return os.path.exists(self.layout.name(self.name_key(self.pinned(parsed))))
+
     def _known(self, parsed: Reference, reference: str) -> LayerStack | None:
         if isinstance(parsed, StoredReference):
             image_id: str | None = parsed.image_id
@@ -219,7 +240,7 @@ class ImageStore:
         return LayerStack(
             layers=tuple(f"{self.layout.layer(key)}/fs" for key in stored.keys), config=document.config,
             image_id=stored.image_id, digest=stored.digest, reference=reference, overlay_xattrs=stored.overlay_xattrs,
-            root=stored.root, notes=stored.notes)
+            root=stored.root, notes=stored.notes, host=stored.host)
 
     # What has to be brought in.
 
@@ -228,6 +249,10 @@ class ImageStore:
             raise ImageNotFound(f"image {reference!r} is not there", reference=reference,
                                 why="the store has no image of this id, or parts of it were removed",
                                 remedy="See pytest-sandbox images.")
+        if isinstance(parsed, RegistryReference) and parsed.name == HOST_STATES:
+            raise ImageNotFound(f"image {reference!r} is not there", reference=reference,
+                                why="no state of this host was committed under that name",
+                                remedy="Commit one: Sandbox().commit(name), or see pytest-sandbox images.")
         stamp = _stamp(parsed)
         target = self.pinned(parsed)
         with closing(self.source(target, reference)) as source:
@@ -253,12 +278,15 @@ class ImageStore:
 
         return RegistrySource(parsed, self.platform, progress=self.progress)
 
-    def add(self, source: Source, image: SourceImage) -> StoredImage:
+    def add(self, source: Source, image: SourceImage,
+            host: HostTrees | None = None) -> StoredImage:
         """Brings an image's layers and its record into the store, and holds them. Not for two threads at once."""
         if not image.layers:  # "FROM scratch" and nothing else; overlayfs wants a layer all the same
             image = replace(image, document=replace(image.document, diff_ids=(_NOTHING,)), layers=(_EMPTY,))
         layers = Ingest(self.layout, source, image, limits=self.limits, progress=self.progress).run()
         stored = _record(image, layers)
+        if host is not None:
+            stored = replace(stored, host=host, keys=tuple(layer.key for layer in layers))
         used = set(stored.keys)
         for layer in layers:
             if layer.key in used and layer.key not in self._held:

@@ -34,6 +34,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", MARKER)
     config.stash[_settings] = Settings(config)
+    most = config.getoption("sandbox_usage")
+    if most is not None and not hasattr(config, "workerinput"):
+        from .consumption import UsageSummary
+
+        config.pluginmanager.register(UsageSummary(most), "sandbox-usage")
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:

@@ -288,6 +288,12 @@ def sections_of(item: pytest.Item) -> list[tuple[str, str]]:
     return [(f"Captured {key} {when}", text) for when, key, text in item._report_sections]
 
 
+def has_text_condition(item: pytest.Item) -> bool:
+    """Whether ``item`` is skipped, or expected to fail, by a condition that is evaluated when the test is set up."""
+    return any(isinstance(condition, str) for name in ("skipif", "xfail") for mark in item.iter_markers(name)
+               for condition in (*mark.args, mark.kwargs.get("condition")))
+
+
 def skip_at_item(reason: str) -> BaseException:
     """The exception that skips a test and is shown at the test's own line."""
     return pytest.skip.Exception(reason, _use_item_location=True)
@@ -304,6 +310,11 @@ def of_plugins(hook: Any, plugins: tuple[object, ...]) -> list[Any]:
 def replace_implementations(hook: Any, implementations: list[Any]) -> None:
     """Makes ``implementations`` all that ``hook`` calls in this process."""
     hook._hookimpls = implementations
+
+
+def modules_of(hooks: Any, names: tuple[str, ...]) -> set[str]:
+    """The modules that implement hooks of these names."""
+    return {one.function.__module__ for name in names for one in getattr(hooks, name).get_hookimpls()}
 
 
 def silence_progress(config: pytest.Config) -> None:

@@ -18,6 +18,7 @@ from .guest import Elsewhere, Guest
 from .household import form_groups
 from .item import RUN, ItemRun
 from .options import Settings
+from .spares import Spares
 from .timers import faulthandler_timer
 from .traces import leave_out_own_frames
 
@@ -36,6 +37,7 @@ class Conductor:
         self.fault_descriptor: int | None = None
         self.live = compat.shows_as_it_happens(session.config)
         self.faults = faulthandler_timer(session.config)
+        self.spares = Spares(self)
         self._persists: tuple[Mount, ...] | None = None
         self._specs: dict[SandboxSpec, SandboxSpec] = {}
         self._warm = False
@@ -74,6 +76,7 @@ class Conductor:
         for run in self._runs:
             if run.group is not None:
                 run.group.close()
+        self.spares.retire()
         self._runner.undo()
         self.patch.undo()
         if self.fault_descriptor is not None:
@@ -118,10 +121,12 @@ class Conductor:
     ) -> Generator[None, object, object]:
         run = item.stash.get(RUN, None)
         if run is None:
+            self.spares.changed()
             return (yield)
         if self.guest is not None:
             return (yield)  # in a process that serves several tests: its loop is below us
         run.nextitem = nextitem
+        self.spares.before(run)
         try:
             return (yield)
         except Elsewhere:
@@ -130,6 +135,7 @@ class Conductor:
             if self.guest is not None:
                 self.guest.serve()  # nothing of the child gets out of here
             run.close()
+            self.spares.after()
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_makereport(self, call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport,
@@ -149,7 +155,9 @@ class Conductor:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_fixture_setup(self, fixturedef: Any, request: Any) -> Generator[None, object, object]:
-        if self.guest is not None and fixturedef.scope != "function":
+        if self.guest is None:
+            self.spares.changed()
+        elif fixturedef.scope != "function":
             self.guest.wants_outside(fixturedef, request)
         return (yield)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from pytest_sandbox.network import Network
     from pytest_sandbox.sandbox import Sandbox
     from pytest_sandbox.spec import SandboxSpec
+
+    from .prepared import Factory
 
 
 @pytest.fixture(scope="session")
@@ -24,27 +26,28 @@ def sandbox_image() -> Any:
 
 
 @pytest.fixture(scope="session")
-def sandbox_factory(pytestconfig: pytest.Config) -> Iterator[Callable[..., Sandbox]]:
+def sandbox_factory(pytestconfig: pytest.Config) -> Iterator[Factory]:
     """Makes sandboxes that may live as long as the session: ``sandbox_factory(image=..., **options)``.
 
     Takes the marker's options; what is not given comes from the command line and the ini file. The sandbox that is
     returned is started. Close it when it is not needed any more; at the end of the session all are closed.
+
+    ``sandbox_factory.prepared(function, **options)`` calls ``function(sandbox)`` once a run and returns the state that
+    it leaves as an image.
     """
     from . import settings_of
+    from .prepared import Factory
 
     base = settings_of(pytestconfig).base()
-    made: list[Sandbox] = []
 
-    def make(**options: Any) -> Sandbox:
+    def make(options: dict[str, Any]) -> Sandbox:
         from pytest_sandbox.spec import make_spec
 
-        sandbox = start(pytestconfig, make_spec(options, base))
-        made.append(sandbox)
-        return sandbox
+        return start(pytestconfig, make_spec(options, base))
 
-    yield make
-    for sandbox in reversed(made):
-        sandbox.close()
+    factory = Factory(pytestconfig, make)
+    yield factory
+    factory.close()
 
 
 @pytest.fixture
@@ -55,14 +58,18 @@ def sandbox(request: pytest.FixtureRequest, sandbox_image: Any) -> Iterator[Sand
     """
     from pytest_sandbox.spec import make_spec
 
-    from . import settings_of
+    from . import settings_of, traffic
 
     settings = settings_of(request.config)
     spec = settings.spec(request.node) or settings.base()
     if sandbox_image is not None and "image" not in marked_options(request.node):
         spec = make_spec({"image": sandbox_image}, spec)
     sandbox = start(request.config, spec)
+    traffic.follow(request.config)
     yield sandbox
+    from . import limits
+
+    limits.after_driving(request.node, sandbox)
     sandbox.close()
     sandbox.raise_untold()
 

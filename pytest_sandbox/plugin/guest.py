@@ -23,7 +23,7 @@ import pytest
 
 from pytest_sandbox.errors import SandboxProtocolError
 
-from . import benchmarks, compat, cover, interrupts, reporting, wire
+from . import benchmarks, compat, cover, interrupts, reporting, traffic, wire
 from .interrupts import Gate
 
 if TYPE_CHECKING:
@@ -61,31 +61,42 @@ class Elsewhere(BaseException):
 
 
 class Guest:
-    """Made by the fork, in the child; ends with the process. Holds the pipes to and from the parent."""
+    """Made by the fork, in the child; ends with the process. Holds the pipes to and from the parent.
+
+    ``ahead``: in a zygote, whose children :meth:`connect` and :meth:`serve`.
+    """
 
     def __init__(self, conductor: Conductor, item: pytest.Item, before: Before, pipes: tuple[int, int],
-                 group: Group | None) -> None:
-        self.pid = os.getpid()
+                 group: Group | None, ahead: bool = False) -> None:
         self.conductor = conductor
         self.group = group
         self.overhead = 0.0
         self.made: pytest.TestReport | None = None  # the report that pytest made last
         self.waits = False  # for the group's next test
         self._may_start_over = before.printed is not None
-        self._descriptor, commands = pipes
-        self._orders = os.fdopen(commands, "rb") if commands >= 0 else None
         self._order: list[Any] = []
+        self.connect(*pipes)
         compat.replace_implementations(before.report_hook, before.listeners)
         self._recorder = None
         if before.coverage is not None:
             self._recorder = cover.begin(before.coverage, before.data_files)
         conductor.patch.enter()
         compat.bound_output(item.config, SECTION_LIMIT - 1000)  # and with room for the mark
-        if group is not None:
+        if group is not None or ahead:
             compat.silence_progress(item.config)
         if conductor.fault_descriptor is not None:
             faulthandler.enable(conductor.fault_descriptor)
-        self._begin(item, before)
+        if ahead:  # of any test
+            self.item = item
+            self.waits = True
+        else:
+            self._begin(item, before)
+
+    def connect(self, reports: int, orders: int) -> None:
+        """In the process that will run tests: the pipes to and from the parent."""
+        self.pid = os.getpid()
+        self._descriptor = reports
+        self._orders = os.fdopen(orders, "rb") if orders >= 0 else None
 
     def _begin(self, item: pytest.Item, before: Before) -> None:
         self.item = item
@@ -119,6 +130,8 @@ class Guest:
                 item.config.hook.pytest_runtest_protocol(item=item, nextitem=nextitem)
             except Elsewhere:
                 pass
+            except BaseException:  # noqa: BLE001 - nothing of the child gets out of here
+                self.broke()
 
     def start(self, item: pytest.Item) -> None:
         """Another set-up begins: of the next test, or of another attempt of the same."""
@@ -128,6 +141,7 @@ class Guest:
             raise Elsewhere
         self._order = []
         item.session.testsfailed = order[3]
+        self._may_start_over = len(order) > 4 and order[4] is True
         self._begin(item, Before(self.conductor, item))
 
     def _next_order(self) -> list[Any]:
@@ -173,7 +187,7 @@ class Guest:
         """Someone logged a report: pytest the phase's own, which it made last, or a test that of a subtest."""
         self._check_process()
         if self._left or self.waits:
-            return  # a fixture's teardown after the run was left; or all was sent, and whoever runs the phases logs late
+            return  # a teardown after the run was left, or whoever runs the phases logs what was sent
         with Gate(closed=True):  # an interrupt that comes meanwhile finds it sent
             self._ship(report)
         if self.conductor.live:
@@ -181,6 +195,8 @@ class Guest:
 
     def _ship(self, report: pytest.TestReport) -> None:
         main = report is self.made
+        if main:
+            traffic.add_tried(report)
         self._bound(report)
         changes = self._changes()
         if main:

@@ -18,7 +18,8 @@ from .interrupts import Gate
 if TYPE_CHECKING:
     from pytest_sandbox.sandbox import ForkedChild
 
-    from .limits import Clock
+    from .clock import Clock
+    from .spares import Spares
 
 
 class BrokenInside(RuntimeError):
@@ -62,7 +63,8 @@ class Inbox:
         self._decoder = wire.Decoder()
 
     def read(self, child: ForkedChild, descriptor: int, until: str | None = None,
-             answer: Callable[[str, bool], None] | None = None, clock: Clock | None = None) -> None:
+             answer: Callable[[str, bool], None] | None = None, clock: Clock | None = None,
+             spares: Spares | None = None) -> None:
         """Reads messages from ``descriptor`` until the child has said goodbye or ended.
 
         The child's end is learnt from its pidfd: a process that it left behind may hold the pipe open for ever.
@@ -70,6 +72,7 @@ class Inbox:
         :param until: a phase; its own report, too, ends the reading.
         :param answer: called for each report, as it comes, with its phase and whether it is the phase's own.
         :param clock: the test's timeout.
+        :param spares: go on meanwhile.
         :raises SandboxProtocolError: for anything that is not a message that fits here.
         :raises TimeLimitExceeded: when the time is up.
         """
@@ -77,6 +80,9 @@ class Inbox:
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
         poll.register(child.fileno(), select.POLLIN)
+        pending = spares.pending if spares is not None else -1
+        if pending >= 0:
+            poll.register(pending, select.POLLIN)
         ended = False
         with Gate() as gate:
             while not self.done:
@@ -86,6 +92,11 @@ class Inbox:
                     events = poll.poll(clock.patience(self.debugging) if clock is not None else None)
                     if not events and clock is not None:
                         clock.tick(self.now)
+                        continue
+                    if spares is not None and any(ready == pending for ready, _ in events):
+                        poll.unregister(pending)
+                        pending = -1
+                        spares.go_on()
                         continue
                     ended = all(ready != descriptor for ready, _ in events)
                 gate.close()  # an interrupt waits until what was read is taken in: half of it would be lost

@@ -17,7 +17,7 @@ import pytest
 
 from pytest_sandbox.errors import SandboxCrashed, SandboxError, SandboxProtocolError, SandboxUnavailable
 
-from . import benchmarks, compat, cover, limits, neighbours, reporting
+from . import benchmarks, compat, cover, limits, neighbours, reporting, traffic
 from .fixtures import make_sandbox
 from .guest import SECTION_LIMIT, Before, Guest
 from .household import Fork, Group
@@ -129,7 +129,8 @@ class Attempt:
         self._owes_answer = False
         self._interrupted = False
         self._timers: Timers | None = None
-        self._clock: limits.Clock | None = None
+        self._limits: limits.Limits | None = None
+        self._failed = False
 
     # Set-up: called from the patched SetupState.setup, in the middle of pytest_runtest_setup.
 
@@ -146,12 +147,24 @@ class Attempt:
             if group.fork.command("run", *conductor.order_of(self.run)):
                 self._fork = group.fork
                 self.forked = True
-                self._clock = limits.clock_for(item, self._fork.sandbox, self.run.spec.timeout)
+                self._limits = limits.Limits(item, self._fork.sandbox, self.run.spec)
                 self._listen()
                 raise Over
             group.lost = group.lost or "while it waited for its next test"
             group.close()
         self._set_up_higher()
+        may_start_over = self._may_start_over()
+        before = Before(conductor, item, may_start_over) if may_start_over else None
+        if (spare := conductor.spares.take(self.run, may_start_over)) is not None:
+            self._fork = spare
+            self.forked = True
+            self._limits = limits.Limits(item, spare.sandbox, self.run.spec)
+            conductor.spares.ahead(self.run)
+            self._listen()
+            if self.inbox.wanted is None:
+                raise Over
+            assert before is not None
+            self._start_over(before)
         for attempts in range(MOST_ATTEMPTS, -1, -1):
             before = self._enter(attempts > 0)
             if before is None:
@@ -246,6 +259,8 @@ class Attempt:
         if child is None:
             if commands >= 0:
                 os.close(commands)
+            if self.run.spec.network == "none":
+                traffic.watch()
             guest = conductor.guest = Guest(conductor, item, before, (writing, orders), group)
             guest.overhead = time.perf_counter() - began
             timers.go_on_inside()
@@ -255,9 +270,10 @@ class Attempt:
         if orders >= 0:
             os.close(orders)
         timers.stand_still()
+        conductor.spares.ahead(self.run)
         self.forked = True
         self._fork = Fork(sandbox, child, reading, commands)
-        self._clock = limits.clock_for(item, sandbox, self.run.spec.timeout)
+        self._limits = limits.Limits(item, sandbox, self.run.spec)
         if group is not None:
             group.fork = self._fork
         return before
@@ -317,7 +333,7 @@ class Attempt:
         while True:
             try:
                 inbox.read(fork.child, fork.reading, until, self._answer if self.conductor.live else None,
-                           self._clock)
+                           self._limits.clock if self._limits is not None else None, self.conductor.spares)
             except KeyboardInterrupt as error:
                 if inbox.debugging:
                     self._pass_on_interrupt(fork)
@@ -341,7 +357,8 @@ class Attempt:
         code = fork.child.wait()
         if inbox.ending is None:
             timers = self._timers
-            inbox.ending = (timers.ended_it() if timers is not None and code == 1 else None) or self._crashed(code)
+            inbox.ending = (timers.ended_it() if timers is not None and code == 1 else None) or (
+                self._limits.ended_it() if self._limits is not None else None) or self._crashed(code)
         if not inbox.done:
             self._residue = compat.captured_so_far(self.item.config, SECTION_LIMIT)
         if (group := self.run.group) is not None:
@@ -419,10 +436,18 @@ class Attempt:
         if report is not None:
             compat.attach_sections(item, report.sections)
             item.user_properties[:] = report.user_properties
+            if report.failed and self._fork is not None:
+                traffic.add_refused(report, self._fork.sandbox)
+            self._failed |= report.failed
+            if self._limits is not None:
+                self._limits.tell(report)
         if when == "teardown":
             if self._timers is not None:
                 self._timers.go_on()
             self._add_coverage()
+            if self._limits is not None:
+                fork = self._fork if not self.inbox.waits else None
+                self._limits.finish(report, self._failed, fork.child if fork is not None else None)
             report = self._tear_down_higher(report, nextitem)
             self.run.end_attempt()
         assert report is not None, "only a teardown can have none: the runner asks for the phases that were"
@@ -513,6 +538,7 @@ class Attempt:
             with compat.capturing(item, "teardown"):
                 patch.teardown_exact(nextitem)
 
+        self.conductor.spares.changed()
         call = pytest.CallInfo.from_call(tear_down, when="teardown", reraise=reraised(item.config))
         if report is None or call.excinfo is not None:
             outer: pytest.TestReport = item.ihook.pytest_runtest_makereport(item=item, call=call)

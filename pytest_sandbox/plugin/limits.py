@@ -1,64 +1,157 @@
-"""Limits of a sandboxed test: its clock, and the words in which its end is told. Used by ``item`` and ``inbox``."""
+"""Limits of a sandboxed test: those that it met, and what is told of them. Used by ``item`` and ``fixtures``."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-from pytest_sandbox.deadline import Watch, end, exceeded
-from pytest_sandbox.stacks import in_words
+from pytest_sandbox.errors import SandboxError
+from pytest_sandbox.limits import DISK_REMEDY, disk_error, pids_error
+from pytest_sandbox.usage import LimitEvents, Usage
+
+from . import consumption
+from .options import PytestSandboxWarning
 
 if TYPE_CHECKING:
     import pytest
 
-    from pytest_sandbox.sandbox import Sandbox
-    from pytest_sandbox.stacks import Frame
+    from pytest_sandbox.errors import DiskLimitExceeded, MemoryLimitExceeded, PidsLimitExceeded
+    from pytest_sandbox.sandbox import ForkedChild, Sandbox
+    from pytest_sandbox.spec import SandboxSpec
 
-#: What a test's stack begins with, and what says nothing about the test.
-_OURS = ("/_pytest/", "/pluggy/", "/pytest_sandbox/", "/xdist/", "/execnet/", "/pytest/")
+    from .clock import Clock
 
+class Limits:
+    """What one attempt of a test has to do with limits. Made when it is in its sandbox, used until that is closed.
 
-class Clock:
-    """The timeout of one attempt of a test: from the moment that it is in its sandbox to the end of its teardown."""
+    ``clock`` is its timeout, if it has one.
+    """
 
-    __slots__ = ("_item", "_sandbox", "_watch")
+    __slots__ = ("_before", "_began", "_item", "_sandbox", "_spec", "_used", "clock")
 
-    def __init__(self, item: pytest.Item, sandbox: Sandbox, seconds: float) -> None:
-        self._item = item
-        self._sandbox = sandbox
-        self._watch = Watch(seconds)
+    def __init__(self, item: pytest.Item, sandbox: Sandbox, spec: SandboxSpec) -> None:
+        self._item, self._sandbox, self._spec = item, sandbox, spec
+        self._began = time.monotonic()
+        self.clock: Clock | None = None
+        if spec.timeout is not None:
+            from .clock import Clock
 
-    def patience(self, debugging: bool) -> float | None:
-        """How long to wait for the test, in milliseconds, before :meth:`tick`; None: as long as it takes.
+            self.clock = Clock(item, sandbox, spec.timeout)
+        # Of a sandbox that tests share, only what happens from now on is this test's.
+        shared = spec.scope != "function"
+        self._before = sandbox.limit_events() if shared else LimitEvents()
+        self._used = sandbox.usage() if shared and self._tells() else Usage()
 
-        :param debugging: somebody sits at a debugger's prompt: the clock stands still.
-        """
-        self._watch.debugging(debugging)
-        seconds = self._watch.next()
-        return None if seconds is None else seconds * 1000 + 1
+    def _tells(self) -> bool:
+        """Whether the report shall have what was used."""
+        return bool(self._spec.given & consumption.LIMITS) or consumption.wanted(self._item.config)
 
-    def tick(self, phase: str) -> None:
-        """To be called when the test has been silent for that long.
+    def ended_it(self) -> MemoryLimitExceeded | None:
+        """The limit that has ended the sandbox, if one did."""
+        try:
+            return self._sandbox.limit_error()
+        except SandboxError:
+            return None
 
-        :raises TimeLimitExceeded: when the time is up; then nothing but init runs inside any more.
-        """
-        running = self._sandbox._ready()
-        found = self._watch.tick(running.root)
-        if found is None:
+    def tell(self, report: pytest.TestReport) -> None:
+        """Says in the report of a failed phase which limits were met, and what to do about a full disk."""
+        if not report.failed:
             return
-        shown = in_words(found[1], of_the_test)
-        error = exceeded(self._item.nodeid, self._watch.seconds, found, phase if phase != "over" else "teardown", shown)
-        end(running)
-        raise error
+        met = self._met()
+        text = report.longreprtext
+        for error, sign in met:
+            said = f"{type(error).__name__}: {error}"
+            if type(error).__name__ in text:
+                continue  # it is the failure
+            add_to_failure(report, "limit reached", said, in_front=any(one in text for one in sign))
+        if not met and any(one in text for one in DISK_SIGNS):
+            add_to_failure(report, "hint", f"If that was in the sandbox's writable layer: {DISK_REMEDY}")
+
+    def finish(self, report: pytest.TestReport | None, failed: bool, child: ForkedChild | None) -> None:
+        """The last phase is over: tells of limits that a test met and survived, and what it used.
+
+        :param child: its process, unless that stays for the next test.
+        """
+        if self._spec.given & consumption.LIMITS and not failed:
+            for error, _ in self._met():
+                warn(self._item, report, f"this test passed, but {error}")
+        if self._tells():
+            wall = time.monotonic() - self._began
+            try:
+                if child is not None and not self._sandbox.counts_as_it_goes:
+                    child.wait()  # it has said goodbye, and is counted when it has gone
+                usage = consumption.since(self._used, self._sandbox.usage())
+                if child is None and not self._sandbox.counts_as_it_goes:
+                    usage = replace(usage, cpu_seconds=None, user_seconds=None, system_seconds=None)
+            except SandboxError:
+                return
+            properties = consumption.properties(replace(usage, wall_seconds=wall))
+            self._item.user_properties.extend(properties)
+            if report is not None and report.user_properties is not self._item.user_properties:
+                report.user_properties.extend(properties)
+
+    def _met(self) -> list[tuple[PidsLimitExceeded | DiskLimitExceeded, tuple[str, ...]]]:
+        """The limits that were met and did not end the sandbox, each with how that looks in a failure's text."""
+        return met_limits(self._sandbox, self._spec, self._before)
 
 
-def clock_for(item: pytest.Item, sandbox: Sandbox, seconds: float | None) -> Clock | None:
-    """The clock of a test that enters its sandbox; None for one without a timeout."""
-    return None if seconds is None else Clock(item, sandbox, seconds)
+def after_driving(item: pytest.Item, sandbox: Sandbox) -> None:
+    """A test that drove a sandbox is over: tells of limits that it met and survived, and what the sandbox used."""
+    given = sandbox.spec.given & consumption.LIMITS
+    if given:
+        for error, _ in met_limits(sandbox, sandbox.spec, LimitEvents()):
+            item.warn(PytestSandboxWarning(f"in this test {error}"))
+    if given or consumption.wanted(item.config):
+        try:
+            item.user_properties.extend(consumption.properties(sandbox.usage()))
+        except SandboxError:
+            pass  # the test has closed it
 
 
-def of_the_test(frames: tuple[Frame, ...]) -> tuple[Frame, ...]:
-    """The frames from the test's own first one; all but the last few if there is none."""
-    for number in range(len(frames) - 1, -1, -1):
-        if any(part in frames[number].filename for part in _OURS):
-            return frames[number + 1:] or frames[-5:]
-    return frames
+#: How a limit looks in the text of a failure that it caused.
+DISK_SIGNS = ("No space left on device", "[Errno 28]", "ENOSPC", "Disk quota exceeded")
+PIDS_SIGNS = ("Resource temporarily unavailable", "[Errno 11]", "can't start new thread", "Cannot fork",
+              "BlockingIOError")
+
+
+def met_limits(sandbox: Sandbox, spec: SandboxSpec,
+               before: LimitEvents) -> list[tuple[PidsLimitExceeded | DiskLimitExceeded, tuple[str, ...]]]:
+    """The limits that a sandbox has met since ``before``, and that did not end it."""
+    try:
+        met = sandbox.limit_events()
+    except SandboxError:
+        return []  # the test has closed it
+    found: list[tuple[PidsLimitExceeded | DiskLimitExceeded, tuple[str, ...]]] = []
+    refused = (met.pids_refused or 0) - (before.pids_refused or 0)
+    if refused > 0:
+        found.append((pids_error(spec, replace(met, pids_refused=refused), sandbox.usage().pids_peak), PIDS_SIGNS))
+    if met.disk_full is not None and before.disk_full is None:
+        found.append((disk_error(spec, met, sandbox.usage().disk), DISK_SIGNS))
+    return found
+
+
+def add_to_failure(report: pytest.TestReport, title: str, text: str, in_front: bool = False) -> None:
+    """Adds a section to the representation of a failure.
+
+    :param in_front: it is the reason: then it is also what the summary says.
+    """
+    failure: Any = report.longrepr
+    crash = getattr(failure, "reprcrash", None)
+    if in_front and crash is not None:
+        crash.message = f"{text}\n{crash.message}"
+    if hasattr(failure, "addsection"):
+        failure.addsection(title, text)
+    else:
+        report.sections.append((title, text))
+
+
+def warn(item: pytest.Item, report: pytest.TestReport | None, text: str) -> None:
+    """Warns; where warnings are errors, the test fails with it."""
+    try:
+        item.warn(PytestSandboxWarning(text))
+    except PytestSandboxWarning as error:
+        if report is None:
+            raise
+        report.outcome = "failed"
+        report.longrepr = f"{type(error).__name__}: {error}"

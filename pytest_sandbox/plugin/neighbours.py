@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -33,3 +34,17 @@ def after_setup(item: pytest.Item) -> None:
         for name in ("_rerun_condition_excinfos", "_rerun_condition_results"):
             if not hasattr(item, name):
                 setattr(item, name, {})
+
+
+def watch(item: pytest.Item) -> bool:
+    """Whether pytest-rerunfailures may repeat this test, or pytest-timeout times it: around the set-up, outside."""
+    reruns, timeouts = sys.modules.get("pytest_rerunfailures"), sys.modules.get("pytest_timeout")
+    return (reruns is not None and reruns.get_reruns_count(item) is not None) or (
+        timeouts is not None and bool(timeouts._get_item_settings(item).timeout))
+
+
+def threads(config: pytest.Config) -> int:
+    """How many threads there are that touch nothing of a test's: execnet's, in a worker, and pytest-rerunfailures's."""
+    targets = [getattr(one, "_target", None) for one in threading.enumerate()]
+    known = [one for one in targets if getattr(one, "__module__", None) == "pytest_rerunfailures"]
+    return len(known) + hasattr(config, "workerinput")

@@ -62,6 +62,11 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption("--sandbox-unavailable", choices=UNAVAILABLE, default=None, dest="sandbox_unavailable",
                     help="When this host cannot give the sandbox that a test asks for: fail with the reason (default), "
                          "skip with the reason, or run unsandboxed with a warning.")
+    group.addoption("--sandbox-offline", action="store_true", default=False, dest="sandbox_offline",
+                    help="Ask no registry: images that are not in the store are an error.")
+    group.addoption("--sandbox-usage", metavar="N", nargs="?", type=_count, const=10, default=None,
+                    dest="sandbox_usage", help="Show the N sandboxed tests that used the most CPU time (default 10; 0 "
+                                               "for all), and put what each test used in its report.")
     parser.addini("sandbox", "Which tests are sandboxed: marked, all or off.", type="string", default="marked")
     parser.addini("sandbox_image", "The image of tests whose marker names none.", type="string", default="")
     parser.addini("sandbox_unavailable", "When a sandbox cannot be had: error, skip or run.", type="string",
@@ -81,7 +86,7 @@ def add_options(parser: pytest.Parser) -> None:
 
 #: Parts of the interface that a later version brings. Using one is an error: nothing is left out in silence.
 COMING_INI = ("seccomp", "keep", "report")
-COMING_OPTIONS = ("keep", "report", "usage")
+COMING_OPTIONS = ("keep", "report")
 
 
 def _refuse_coming(config: pytest.Config) -> None:
@@ -90,6 +95,12 @@ def _refuse_coming(config: pytest.Config) -> None:
     if asked:
         raise pytest.UsageError(f"{', '.join(asked)}: not available yet. Remove it: this version of pytest-sandbox "
                                 "would not act on it.")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"a number of tests, not {text!r}: write --sandbox-usage=10, or put it last")
+    return int(text)
 
 
 def _chosen(config: pytest.Config, dest: str, ini: str, allowed: tuple[str, ...]) -> str:
@@ -127,6 +138,7 @@ class Settings:
             from pytest_sandbox.spec import SandboxSpec, parse_options
 
             spec = SandboxSpec()
+            self._locate_images()
             for option, shown, value in self._configured():
                 try:
                     spec = spec.merged(parse_options({option: value}))
@@ -134,6 +146,16 @@ class Settings:
                     raise pytest.UsageError(f"{shown}: {error}") from None
             self._base = spec
         return self._base
+
+    def _locate_images(self) -> None:
+        import sys
+
+        if sys.platform == "linux":
+            from pytest_sandbox import planning
+
+            planning.settings = planning.ImageSettings(
+                offline=bool(self.config.getoption("sandbox_offline")),
+                lock_file=str(self.config.rootpath / "sandbox.lock"))
 
     def _configured(self) -> Iterable[tuple[str, str, object]]:
         for name, _, _ in INI_OPTIONS:

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ..errors import SandboxError, SandboxUnavailable
+from ..errors import MemoryLimitExceeded, SandboxError, SandboxUnavailable
 from ..spec import SandboxSpec
-from ..usage import LimitEvents, Usage, Victim
+from ..usage import LimitEvents, Usage, Victim, size
 from . import cgroup_make
 from .hierarchies import Missing, pids_of
 
@@ -30,8 +30,7 @@ FEATURES = {
     "io_weight": ("io-weight", "weigh block I/O"),
     "pids": ("pids-limit", "limit processes"),
     "freeze": ("freeze", "freeze a sandbox"),
-    "kill": ("kill", "kill all of a sandbox"),
-    "accounting": ("accounting", "count exactly what a sandbox uses"),
+    "accounting": ("accounting", "count all that a sandbox uses"),
 }
 
 
@@ -47,6 +46,7 @@ class Mark:
 
     usage: Usage
     reset: bool  # the memory peak counts from here
+    peak: int = -1  # a file with the peak from here on
 
 
 class Group:
@@ -58,11 +58,11 @@ class Group:
     def __init__(self, control: Control, layout: Layout, name: str) -> None:
         self.control, self.layout, self.name = control, layout, name
         self.paths = {key: f"{place}/{name}" for key, place in layout["places"]}
-        inner = f"/{cgroup_make.INNER}" if layout["inner"] else ""
-        self.inner = {key: path + inner for key, path in self.paths.items()}
+        self.inner = {key: f"{path}/{cgroup_make.INNER}" for key, path in self.paths.items()}
         self.join_fds: list[int] = []
         self.tell: Callable[[dict[str, Any]], bool] = lambda message: False  # to the helper
         self.frozen = False
+        self.memory: int | None = layout["memory"]
         self._fds: dict[str, int] = {}
         self._peak = 0  # the highest memory peak that has been reset
         self._marks = 0
@@ -138,6 +138,10 @@ class Group:
         """Lets the memory peak count from now, where the kernel can."""
         return False
 
+    def own_peak(self) -> int:
+        """A descriptor of the memory peak from now on, beside which others count theirs; -1 where there is no such."""
+        return -1
+
     def freeze(self) -> None:
         """Stops every process; they use no CPU time when this returns."""
         raise NotImplementedError
@@ -167,7 +171,8 @@ class Group:
             self._marks += 1
             if alone and usage.memory_peak is not None:
                 self._peak = max(self._peak, usage.memory_peak)
-        return Mark(usage, alone and self.reset_peak())
+        peak = self.own_peak()
+        return Mark(usage, peak < 0 and alone and self.reset_peak(), peak)
 
     def since(self, mark: Mark) -> Usage:
         """What has been used since ``mark``. A peak that nothing tells apart from an earlier one is None."""
@@ -175,7 +180,10 @@ class Group:
         with self._lock:
             self._marks -= 1
         peak = usage.memory_peak
-        if not mark.reset and peak is not None and (before.memory_peak is None or peak <= before.memory_peak):
+        if mark.peak >= 0:
+            peak = int(os.pread(mark.peak, 64, 0))
+            os.close(mark.peak)
+        elif not mark.reset and peak is not None and (before.memory_peak is None or peak <= before.memory_peak):
             peak = None
         tasks = usage.pids_peak
         if tasks is not None and (before.pids_peak is None or tasks <= before.pids_peak):
@@ -200,21 +208,39 @@ class Group:
                 files = self.control.files(option, getattr(spec, option), spec)
             except Missing as missing:
                 raise unavailable(option, *missing.args) from None
-            for controller, file, text in self.ordered(files):
-                key = self.control.key(controller)
-                if key not in self.paths:
+            for controller, _, _ in files:
+                if self.control.key(controller) not in self.paths:
                     raise SandboxUnavailable(
                         f"a running sandbox cannot get the limit {option}", feature=FEATURES[option][0],
                         why="it was started without it, and is not in that controller's cgroup",
                         remedy=f"Start it with {option} set, to a high value if need be.")
-                try:
-                    self.write(f"{self.paths[key]}/{file}", text)
-                except OSError as error:
-                    why = error.strerror
-                    if error.errno == errno.EBUSY:
-                        why = f"it uses more than that ({self.usage().memory} bytes of memory)"
-                    what = f"the limit {option}={getattr(spec, option)} could not be set"
-                    raise SandboxError(what, why=why) from error
+            try:
+                for controller, file, text in self.ordered(files):
+                    self.write(f"{self.paths[self.control.key(controller)]}/{file}", text)
+            except OSError as error:
+                why: str | None = error.strerror
+                if error.errno == errno.EBUSY:
+                    why = f"it uses more than that ({self.usage().memory} bytes of memory)"
+                what = f"the limit {option}={getattr(spec, option)} could not be set"
+                raise SandboxError(what, why=why) from error
+            if option == "memory":
+                self.memory = spec.memory
+                self.tell({"watch": self.name})
+
+    def exceeded(self) -> MemoryLimitExceeded | None:
+        """Why the sandbox has ended, if that was its memory limit."""
+        if self.memory is None or not self.oom_kills():
+            return None
+        met, peak = self.events(), self.total().memory_peak
+        victim = met.victims[0] if met.victims else None
+        who = f"{victim.name} (pid {victim.pid})" if victim is not None else "a process"
+        more = f" and {met.oom_kills - 1} more" if met.oom_kills and met.oom_kills > 1 else ""
+        told = f"; the peak was {size(peak)}" if peak is not None else ""
+        return MemoryLimitExceeded(
+            f"the sandbox reached its memory limit of {size(self.memory)}", limit=self.memory, peak=peak,
+            kills=met.oom_kills, victim=victim.name if victim else None, victim_pid=victim.pid if victim else None,
+            why=f"the kernel killed {who}{more} in it, and with that the sandbox ended{told}",
+            remedy="Use less, or raise its memory option. Files of the writable layer count as memory.")
 
     def ordered(self, files: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
         """The order in which limits that depend on one another can be changed."""
@@ -268,7 +294,7 @@ def oom_victims(paths: list[str]) -> tuple[Victim, ...]:
     except OSError:
         return ()
     found = []
-    names = ["/".join(path.split("/")[-(3 if path.endswith(f"/{cgroup_make.INNER}") else 2):]) for path in paths]
+    names = ["/".join(path.split("/")[-3:]) for path in paths]  # of the run, of the sandbox, and the inner one
     try:
         while True:
             try:

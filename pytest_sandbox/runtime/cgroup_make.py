@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 HOST = "/host"
-#: The directory within a sandbox's own whose processes it holds, where there are limits: a cgroup namespace rooted
-#: here does not show the files that set them, whoever mounts what inside.
+#: The directory within a sandbox's own that its processes are in: a cgroup namespace rooted here does not show the
+#: files that set the limits, whoever mounts what inside.
 INNER = "in"
 
 
@@ -76,13 +76,12 @@ class Groups:
             for key, file, text in layout["files"]:
                 _write(f"{where[key]}/{file}", text)
             for key in where:
-                if layout["inner"]:
-                    where[key] += f"/{INNER}"
-                    os.mkdir(where[key])
+                where[key] += f"/{INNER}"
+                os.mkdir(where[key])
                 made.joins.append(os.open(f"{where[key]}/{layout['join']}", os.O_WRONLY | os.O_CLOEXEC))
             if layout["version"] == 2:
                 made.into = os.open(where["unified"], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            elif layout["watch"]:
+            elif layout["memory"] is not None:
                 self._watch(made, where["memory"])
         except OSError:
             made.close()
@@ -131,6 +130,16 @@ class Groups:
                     os.kill(made.pid, 9)  # the first process of its pid namespace: all others end with it
             elif time.monotonic() > until:
                 del self.suspects[event]
+
+    def watch(self, name: str) -> int:
+        """A sandbox has got a memory limit while it runs. Returns the eventfd that tells of its kills, or -1."""
+        made = self.by_name.get(name)
+        if made is None or made.event >= 0:
+            return -1
+        for path in made.paths:
+            if os.path.exists(f"{path}/{INNER}/memory.oom_control"):
+                self._watch(made, f"{path}/{INNER}")
+        return made.event
 
     def froze(self, name: str, path: str) -> None:
         """The caller has made another directory for a sandbox."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import SandboxUnavailable
 from ..spec import SandboxSpec
@@ -28,6 +28,7 @@ class ControlV1(Control):
     """Resource control on cgroup v1."""
 
     version = 1
+    others: ClassVar[dict[str, str]] = {"freeze": "freezer", "accounting": "cpuacct"}
 
     def place(self, controller: str, asked: bool) -> str:
         base = self.found.v1.get(controller)

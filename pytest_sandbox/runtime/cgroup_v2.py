@@ -11,7 +11,7 @@ import errno
 import os
 import select
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import SandboxUnavailable
 from ..spec import SandboxSpec
@@ -37,6 +37,7 @@ class ControlV2(Control):
     """Resource control on cgroup v2."""
 
     version = 2
+    others: ClassVar[dict[str, str]] = {"freeze": "unified", "accounting": "unified"}
 
     def __init__(self, found: Hierarchies) -> None:
         super().__init__(found)
@@ -176,6 +177,18 @@ class GroupV2(Group):
         counts = [self.field(f"{path}/pids.events", "max") for path in (self.path, self.inner["unified"])]
         known = [count for count in counts if count is not None]
         return max(known) if known else None
+
+    def own_peak(self) -> int:
+        try:
+            fd = os.open(f"{self.path}/memory.peak", os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            return -1  # before Linux 6.12
+        try:
+            os.write(fd, b"reset")
+        except OSError:
+            os.close(fd)
+            return -1
+        return fd
 
     def freeze(self) -> None:
         self.frozen = True

@@ -7,20 +7,22 @@ theirs below. :meth:`Control.layout` says what the helper shall make for a spec 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import itertools
 import os
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import SandboxUsageError
 from ..spec import DEFAULT_PIDS, SandboxSpec
-from .cgroup import unavailable
+from .cgroup import FEATURES, unavailable
 from .hierarchies import Hierarchies, Missing, Run, find_hierarchies
 
 if TYPE_CHECKING:
     from .cgroup import Group
+    from .probe import Finding
 
     Layout = dict[str, Any]
 
@@ -45,6 +47,8 @@ class Control:
     """What this process can limit. Made by :func:`host_control`; one of the two versions, or none at all."""
 
     version = 0
+    #: The controllers by which processes are frozen, and their use of CPUs is counted.
+    others: ClassVar[dict[str, str]] = {"freeze": "", "accounting": ""}
 
     def __init__(self, found: Hierarchies) -> None:
         self.found = found
@@ -109,26 +113,26 @@ class Control:
                 places[self.key(controller)] = place
         if not places:
             return None
-        return {"version": self.version, "places": sorted(places.items()), "inner": bool(given),
+        return {"version": self.version, "places": sorted(places.items()),
                 "files": [(self.key(controller), file, text) for controller, file, text in files],
-                "join": "tasks" if self.version == 1 else "cgroup.procs", "watch": spec.memory is not None}
+                "join": "tasks" if self.version == 1 else "cgroup.procs", "memory": spec.memory}
 
     def key(self, controller: str) -> str:
         """Under which name a controller's directory travels."""
         return controller
 
     def abilities(self) -> dict[str, Ability]:
-        """Each limit, by name, and whether it can be had; asks for nothing that it would have to give back."""
+        """Each limit, and what else there is, by name, and whether it can be had: by doing what a sandbox would do."""
         found = {}
         spec = SandboxSpec(memory=1 << 30, swap=0, cpus=1, cpu_weight=100, io_weight=100)
-        for option in ("memory", "swap", "cpus", "cpu_weight", "io_weight", "pids"):
-            controller = CONTROLLERS[option]
+        for name, controller in {**CONTROLLERS, **self.others}.items():
             try:
-                place = self.place(controller, False)
-                self.files(option, getattr(spec, option), spec)
-                found[option] = Ability(True, f"cgroup v{self.version}, below {os.path.dirname(place)}")
+                place = self.place(controller, True)
+                if name in CONTROLLERS:
+                    self.files(name, getattr(spec, name), spec)
+                found[name] = Ability(True, f"cgroup v{self.version}: {os.path.dirname(place)}")
             except Missing as missing:
-                found[option] = Ability(False, *missing.args)
+                found[name] = Ability(False, *missing.args)
         return found
 
 
@@ -156,6 +160,8 @@ def host_control() -> Control:
     """This process's resource control: probed at the first call, by doing."""
     global _control
     with _making:
+        if _control is None:
+            atexit.register(shutdown)
         if _control is None or _control[0] != os.getpid():
             _control = os.getpid(), _find()
         return _control[1]
@@ -177,6 +183,30 @@ def places() -> list[str]:
     if _control is not None and _control[0] == os.getpid():
         return list(_control[1].run.places.values())
     return []
+
+
+def findings() -> list[Finding]:
+    """What of resource control there is on this host, in the order of the options, for ``doctor``."""
+    from .probe import Finding
+    found = []
+    for name, ability in host_control().abilities().items():
+        feature, what = FEATURES[name]
+        how = ability.how
+        ok = ability.ok
+        if name == "pids" and not ok and limits_by_rlimit():
+            ok, how = True, "by RLIMIT_NPROC in a user namespace; forks that it refuses are not counted"
+        found.append(Finding(feature, what, ok, False, how, "" if ok else FOLLOWS.get(name, _REFUSED.format(name)),
+                             "" if ok else ability.remedy))
+    found.append(Finding("disk-limit", "limit the writable layer", True, False, "the size of a tmpfs"))
+    return found
+
+
+_REFUSED = "tests with the option {} are refused"
+FOLLOWS = {
+    "pids": "there is no limit by default, and tests with the option pids are refused",
+    "freeze": "Sandbox.freeze() is refused",
+    "accounting": "Usage has no memory and no peaks, and counts only processes that somebody waited for",
+}
 
 
 def next_name() -> str:

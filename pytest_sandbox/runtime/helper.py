@@ -14,7 +14,7 @@ import select
 import socket
 import sys
 
-from . import cgroup_make, init, mounts, netns, own, protocol
+from . import cgroup_make, init, mounts, netns, own, protocol, relay
 from . import syscalls as sc
 
 TYPE_CHECKING = False  # as typing's, whose import the helper's heap can do without
@@ -73,7 +73,7 @@ def _new_root() -> None:
     base = "/tmp"
     sc.mount("pytest-sandbox", base, "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, "mode=0755")
     os.chdir(base)
-    for name in ("host", "own", "scratch", "root", "proc", "nodes"):
+    for name in ("host", "own", "scratch", "root", "proc", "nodes", "frozen"):
         os.mkdir(name)
     sc.move_mount(host, "", sc.AT_FDCWD, "host", sc.MOVE_MOUNT_F_EMPTY_PATH)
     os.close(host)
@@ -159,6 +159,13 @@ class _Helper:
     def obey(self, message: protocol.Message, fds: list[int]) -> None:
         if "plan" in message:
             self.plans[message["plan"]] = message["body"]
+        elif "freeze" in message:
+            self.freeze(message["freeze"], fds[0])
+        elif "recall" in message:
+            with socket.socket(fileno=fds[0]) as channel:
+                self.recall(message["recall"], channel)
+        elif "thaw" in message:
+            self.thaw(message["thaw"])
         elif "make" in message:
             control = socket.socket(fileno=fds[0])
             try:
@@ -171,6 +178,10 @@ class _Helper:
                 control.close()
         elif "place" in message:
             self.groups.places.add(message["place"])
+        elif "watch" in message:
+            event = self.groups.watch(message["watch"])
+            if event >= 0:
+                self.poll.register(event, select.POLLIN)
         elif "froze" in message:
             self.groups.froze(message["froze"], message["path"])
         elif "resize" in message:
@@ -179,15 +190,43 @@ class _Helper:
             self.forsaken = False
         elif "drop" in message:
             self.unwatch(self.groups.drop(message["drop"]))
-
         elif "net" in message:
             if os.fork() == 0:
                 netns.serve(message["net"], socket.socket(fileno=fds[0]), fds[1] if len(fds) > 1 else None)
             protocol.close(fds)
         elif "relay" in message:
             if os.fork() == 0:
-                netns.relay(message["relay"], fds)
+                relay.relay(message["relay"], fds)
             protocol.close(fds)
+        elif "outbound" in message:
+            if os.fork() == 0:
+                relay.outbound(message["outbound"], fds)
+            protocol.close(fds)
+
+    def freeze(self, key: str, fd: int) -> None:
+        """Mounts a frozen layer where plans will look for it. A failure shows in the plan that wants it."""
+        try:
+            os.mkdir(f"/frozen/{key}")
+            sc.move_mount(fd, "", sc.AT_FDCWD, f"/frozen/{key}", sc.MOVE_MOUNT_F_EMPTY_PATH)
+        except OSError:
+            pass
+        finally:
+            os.close(fd)
+
+    def recall(self, key: str, channel: socket.socket) -> None:
+        try:
+            tree = sc.open_tree(sc.AT_FDCWD, f"/frozen/{key}", sc.OPEN_TREE_CLONE | sc.OPEN_TREE_CLOEXEC)
+            protocol.send(channel, {"tree": key}, (tree,))
+            os.close(tree)
+        except OSError:
+            pass  # the channel's end is answer enough
+
+    def thaw(self, key: str) -> None:
+        try:
+            sc.umount2(f"/frozen/{key}", sc.MNT_DETACH)
+            os.rmdir(f"/frozen/{key}")
+        except OSError:
+            pass
 
     def tell(self, control: socket.socket, step: list[Any], errno: int | None, path: str | None) -> None:
         try:

@@ -67,7 +67,8 @@ def _set_up(sync: socket.socket | None, body: dict[str, Any]) -> int:
     # Mounts first, while the host's tree may still be used as a lower layer: the kernel refuses an overlay of a
     # directory with mounts below it once a user namespace has locked those.
     carry_out(body["scratch"])
-    scratch = os.open("/scratch", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    # A detached copy of the mount, for the caller: with it a commit can keep the layer when all of this has ended.
+    scratch = sc.open_tree(sc.AT_FDCWD, "/scratch", sc.OPEN_TREE_CLONE | sc.OPEN_TREE_CLOEXEC)
     carry_out(body["mounts"])
     # The user namespace second: it owns the network, ipc and uts namespaces made with it, and the copy of the mount
     # namespace, in which every mount made so far is locked.
@@ -83,8 +84,7 @@ def _set_up(sync: socket.socket | None, body: dict[str, Any]) -> int:
     if body["nproc"] is not None:
         limit_tasks(body["nproc"])  # only now: it counts in the user namespace that we are in
     # Privileges last: all of the above needs them. A set of uid 0 loses on exec what is not in the bounding set.
-    for number in body["drop"]:
-        sc.prctl(sc.PR_CAPBSET_DROP, number)
+    sc.drop_from_bounding_set(body["drop"])
     sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
     sc.new_session_keyring()
     return scratch

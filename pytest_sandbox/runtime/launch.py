@@ -16,7 +16,7 @@ import weakref
 from contextlib import suppress
 
 from ..errors import SandboxClosedError, SandboxError, SandboxStartError
-from . import cgroups, protocol, running
+from . import cgroups, frozen, protocol, running
 from . import syscalls as sc
 from .hierarchies import announce
 from .plan import Host, Plan
@@ -40,8 +40,9 @@ class Supervisor:
         self.host = host
         self.pid = os.getpid()
         self.lock = threading.RLock()
-        self.told: set[str] = set()
-        self.ahead: dict[str, Running] = {}
+        self.told: set[str] = set()  # keys of plans and of frozen layers that the helper knows
+        self.frozen: set[str] = set()
+        self.ahead: dict[str, list[Running]] = {}
         self.ending: list[Running] = []
         self.made: weakref.WeakSet[Running] = weakref.WeakSet()
         self.pidfd = -1
@@ -99,6 +100,8 @@ class Supervisor:
         """Asks for a sandbox; returns at once. Its :meth:`Running.wait_ready` tells how it went."""
         with self.lock:
             self.greet()
+            for key in plan.frozen - self.told:
+                self.freeze(key)
             ours, theirs = protocol.pair()
             layout = plan.body["group"]
             group = None
@@ -124,6 +127,34 @@ class Supervisor:
             self.made.add(made)
             return made
 
+    def freeze(self, key: str) -> None:
+        """Hands a frozen layer to the helper."""
+        protocol.send(self.sock, {"freeze": key}, (frozen.descriptor(key),))
+        self.told.add(key)
+        self.frozen.add(key)
+
+    def recall(self) -> None:
+        """Gets the frozen layers back, for another helper: a mount can be attached only once, so as copies of it."""
+        with self.lock:
+            for key in self.frozen:
+                with suppress(OSError, protocol.BadMessage):
+                    ours, theirs = protocol.pair()
+                    with ours:
+                        with theirs:
+                            protocol.send(self.sock, {"recall": key}, (theirs.fileno(),))
+                        if (got := protocol.receive(ours)) is not None and got[1]:
+                            frozen.renew(key, got[1][0])
+            self.frozen.clear()
+
+    def thaw(self, key: str) -> None:
+        """Tells the helper that a frozen layer is not needed any more."""
+        with self.lock:
+            if key in self.frozen:
+                self.frozen.discard(key)
+                self.told.discard(key)
+                with suppress(OSError):
+                    protocol.send(self.sock, {"thaw": key})
+
     def tell(self, message: protocol.Message, fds: tuple[int, ...] = ()) -> bool:
         """Sends the helper something that has no answer; False when it has ended."""
         with self.lock:
@@ -136,8 +167,8 @@ class Supervisor:
     def take(self, plan: Plan) -> Running:
         """A ready sandbox: one that was made ahead, or a new one."""
         with self.lock:
-            ready = self.ahead.pop(plan.key, None)
-            if ready is not None:
+            while waiting := self.ahead.get(plan.key):
+                ready = waiting.pop(0)
                 with suppress(SandboxError):
                     ready.wait_ready()
                     if ready.alive:
@@ -149,13 +180,34 @@ class Supervisor:
         made.wait_ready()
         return made
 
-    def prepare(self, plan: Plan) -> None:
-        """Makes a sandbox ahead, unless one waits already. Those of other plans are let go: memory is not free."""
+    def take_ready(self, plan: Plan) -> Running | None:
+        """A sandbox that was made ahead and is ready now, if there is one."""
+        with self.lock:
+            waiting = self.ahead.get(plan.key)
+            return self.take(plan) if waiting and waiting[0].is_ready() else None
+
+    def when_ready(self, plan: Plan) -> int:
+        """A descriptor that can be read when :meth:`take_ready` will find one; -1 if there is none to come."""
+        waiting = self.ahead.get(plan.key)
+        return waiting[0].control.fileno() if waiting else -1
+
+    def prepare(self, plan: Plan, count: int = 1) -> None:
+        """Makes sandboxes ahead until ``count`` wait. Those of other plans are let go: memory is not free."""
         with self.lock:
             for key in [key for key in self.ahead if key != plan.key]:
-                self.end(self.ahead.pop(key))
-            if plan.key not in self.ahead:
-                self.ahead[plan.key] = self.make(plan)
+                for one in self.ahead.pop(key):
+                    self.end(one)
+            waiting = self.ahead.setdefault(plan.key, [])
+            while len(waiting) < count:
+                waiting.append(self.make(plan))
+
+    def drop(self, key: str) -> None:
+        """Ends what was made ahead by one plan, and what is on its way out."""
+        with self.lock:
+            for one in [*self.ahead.pop(key, ()), *self.ending]:
+                one.let_go()
+                one.wait_gone()
+            self.ending.clear()
 
     def end(self, one: Running) -> None:
         """Lets a sandbox go without waiting for its end; at most a few are on their way out at a time."""
@@ -174,9 +226,10 @@ class Supervisor:
     def clear(self) -> None:
         """Ends what was made ahead."""
         with self.lock:
-            for one in self.ahead.values():
+            ahead = [one for waiting in self.ahead.values() for one in waiting]
+            for one in ahead:
                 one.let_go()
-            for one in [*self.ahead.values(), *self.ending]:
+            for one in [*ahead, *self.ending]:
                 one.wait_gone()
             self.ahead.clear()
             self.ending.clear()
@@ -211,6 +264,7 @@ class Supervisor:
 
 _supervisor: Supervisor | None = None
 _retired: list[Supervisor] = []
+_thawing: list[str] = []
 _lock = threading.Lock()
 
 
@@ -218,6 +272,7 @@ def supervisor() -> Supervisor:
     """This process's supervisor; the first call, and the first after the helper's end, starts a helper."""
     global _supervisor
     with _lock:
+        _thaw_all()
         if _supervisor is not None and _supervisor.pid == os.getpid():
             if _supervisor.alive:
                 return _supervisor
@@ -234,11 +289,37 @@ def renew() -> None:
     with _lock:
         if _supervisor is not None and _supervisor.pid == os.getpid():
             _supervisor.clear()
+            _supervisor.recall()
             _retired.append(_supervisor)
             _supervisor = Supervisor(_supervisor.host)
         for one in [one for one in _retired if one.pid == os.getpid() and not one.in_use]:
             _retired.remove(one)
             one.close()
+
+
+def drop(key: str) -> None:
+    """Ends what was made ahead by one plan. Does nothing in a fork of the process that made it."""
+    if _supervisor is not None and _supervisor.pid == os.getpid():
+        _supervisor.drop(key)
+
+
+def thaw(key: str) -> None:
+    """Lets a frozen layer go, here and in every helper. Called by finalizers, which may run anywhere: never waits."""
+    _thawing.append(key)
+    if _lock.acquire(blocking=False):
+        try:
+            _thaw_all()
+        finally:
+            _lock.release()
+
+
+def _thaw_all() -> None:
+    while _thawing:
+        key = _thawing.pop()
+        for one in (*_retired, _supervisor):
+            if one is not None and one.pid == os.getpid():
+                one.thaw(key)
+        frozen.release(key)
 
 
 def take(plan: Plan) -> Running:

@@ -17,9 +17,9 @@ import struct
 from . import syscalls as sc
 from .own import (
     copy_stat,
+    escape,
     own_dir,
     own_file,
-    own_files,
     own_hide,
     own_layer,
     own_link,
@@ -27,6 +27,8 @@ from .own import (
     own_parents,
     own_ways,
 )
+from .ownfiles import copy_layer, own_files
+from .ownstate import own_state
 from .shadow import own_shadow
 
 TYPE_CHECKING = False  # as typing's, whose import the helper's heap can do without
@@ -65,26 +67,32 @@ def carry_out(steps: list[list[Any]]) -> None:
 
 def _place(path: str, directory: bool = True) -> int:
     """An O_PATH descriptor of ``path`` in the new root; what is missing of it is made. The caller closes it."""
-    at = sc.openat2(sc.AT_FDCWD, ROOT, os.O_PATH | os.O_DIRECTORY)
-    root = at
-    parts = [part for part in path.split("/") if part]
+    root = sc.openat2(sc.AT_FDCWD, ROOT, os.O_PATH | os.O_DIRECTORY)
     try:
-        for number, part in enumerate(parts):
-            so_far = "/".join(parts[:number + 1])
-            try:
-                following = sc.openat2(root, so_far, os.O_PATH, resolve=sc.RESOLVE_IN_ROOT | sc.RESOLVE_NO_MAGICLINKS)
-            except FileNotFoundError:
-                if number + 1 == len(parts) and not directory:
-                    os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o644, dir_fd=at))
-                else:
-                    os.mkdir(part, 0o755, dir_fd=at)
-                following = sc.openat2(at, part, os.O_PATH | os.O_NOFOLLOW)
-            if at != root:
-                os.close(at)
-            at = following
-        return at if at != root else os.dup(root)
+        inside = path.strip("/") or "."
+        return sc.openat2(root, inside, os.O_PATH, resolve=sc.RESOLVE_IN_ROOT | sc.RESOLVE_NO_MAGICLINKS)
+    except FileNotFoundError:
+        return _make(root, [part for part in path.split("/") if part], directory)
     finally:
         os.close(root)
+
+
+def _make(root: int, parts: list[str], directory: bool) -> int:
+    at = root
+    for number, part in enumerate(parts):
+        so_far = "/".join(parts[:number + 1])
+        try:
+            following = sc.openat2(root, so_far, os.O_PATH, resolve=sc.RESOLVE_IN_ROOT | sc.RESOLVE_NO_MAGICLINKS)
+        except FileNotFoundError:
+            if number + 1 == len(parts) and not directory:
+                os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o644, dir_fd=at))
+            else:
+                os.mkdir(part, 0o755, dir_fd=at)
+            following = sc.openat2(at, part, os.O_PATH | os.O_NOFOLLOW)
+        if at != root:
+            os.close(at)
+        at = following
+    return at
 
 
 def _enter(path: str) -> None:
@@ -113,17 +121,20 @@ def resize(fd: int, options: dict[str, str]) -> None:
 
 
 def overlay(number: int, target: str, lowers: list[str], short: str | None, like: str | list[int], flags: int,
-            options: str, may_write: bool) -> None:
+            options: str, may_write: bool, seed: str | None) -> None:
     """One overlay: read-only ``lowers`` (lowest first), the writable layer's directory ``number`` on top.
 
     An overlay's root looks like the root of its uppermost layer, which therefore gets the look of ``like``: a
     directory, or mode, owner and group. ``short`` is a directory with short names for the layers: mount(2) takes no
-    more than 4,095 bytes of options, which 500 short names fit into.
+    more than 4,095 bytes of options, which 500 short names fit into. ``seed`` is a layer for which there is no room
+    among the 500 that the kernel takes: the writable layer starts with what it holds.
     """
     upper, work = f"/scratch/{number}/upper", f"/scratch/{number}/work"
     os.mkdir(f"/scratch/{number}")
     os.mkdir(upper)
     os.mkdir(work)
+    if seed is not None:
+        copy_layer(seed, upper)
     if isinstance(like, str):
         copy_stat(upper, os.stat(like), may_write)
     else:
@@ -133,7 +144,7 @@ def overlay(number: int, target: str, lowers: list[str], short: str | None, like
         except OSError:
             pass  # not mapped: it stays ours
     if short is None:
-        stack = ":".join(_escape(lower) for lower in reversed(lowers))
+        stack = ":".join(escape(lower) for lower in reversed(lowers))
     else:
         stack = ":".join(str(one) for one in reversed(range(len(lowers))))
         os.chdir(short)
@@ -152,10 +163,6 @@ def overlay(number: int, target: str, lowers: list[str], short: str | None, like
         sc.mount(lowers[0], where, None, sc.MS_BIND)
         _enter(target)
         sc.mount_setattr(sc.AT_FDCWD, ".", 0, sc.MOUNT_ATTR_RDONLY | sc.MOUNT_ATTR_NOSUID | sc.MOUNT_ATTR_NODEV)
-
-
-def _escape(path: str) -> str:
-    return path.replace("\\", "\\\\").replace(":", "\\:").replace(",", "\\,")
 
 
 def proc(masked: list[str], read_only: list[str]) -> None:
@@ -246,11 +253,20 @@ def hosts() -> None:
         pass  # there is none, or it cannot be read
     finally:
         os.close(root)
-    fd = os.open("/scratch/hosts", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644)
+    _own_etc("hosts", text)
+
+
+def _own_etc(name: str, text: bytes) -> None:
+    fd = os.open(f"/scratch/{name}", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644)
     os.write(fd, text)
     os.close(fd)
-    tree = sc.open_tree(sc.AT_FDCWD, "/scratch/hosts", sc.OPEN_TREE_CLONE | sc.OPEN_TREE_CLOEXEC)
-    _attach(tree, "/etc/hosts", False)
+    tree = sc.open_tree(sc.AT_FDCWD, f"/scratch/{name}", sc.OPEN_TREE_CLONE | sc.OPEN_TREE_CLOEXEC)
+    _attach(tree, f"/etc/{name}", False)
+
+
+def resolver(text: str) -> None:
+    """An /etc/resolv.conf that names the sandbox's own name server."""
+    _own_etc("resolv.conf", text.encode())
 
 
 def bind(source: str, target: str, read_only: bool) -> None:
@@ -308,5 +324,6 @@ def loopback() -> None:
 OPERATIONS: dict[str, Callable[..., None]] = {
     one.__name__: one for one in (
         own_layer, own_parents, own_hide, own_link, own_file, own_dir, own_files, own_names, own_ways, own_shadow,
-        scratch, overlay, proc, sys, dev, tmpfs, run, hosts, bind, pivot, fresh_sys, mqueue, hostname, loopback)
+        own_state, scratch, overlay, proc, sys, dev, tmpfs, run, hosts, resolver, bind, pivot, fresh_sys, mqueue,
+        hostname, loopback)
 }

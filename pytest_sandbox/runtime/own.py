@@ -98,39 +98,16 @@ def reduced(mode: int, in_group: bool) -> int:
     return mode & 0o7077 | (mode & 7 | (mode >> 3 & 7 if in_group else 0)) << 6
 
 
+def escape(path: str) -> str:
+    """A path as an overlay's options take it."""
+    return path.replace("\\", "\\\\").replace(":", "\\:").replace(",", "\\,")
+
+
 def own_names(folder: str, lowers: list[str]) -> None:
     """Symbolic links named 0, 1, 2, ... to the layers of a stack."""
     os.makedirs(folder, exist_ok=True)
     for number, lower in enumerate(lowers):
         os.symlink(lower, f"{folder}/{number}")
-
-
-def own_files(layer: str, lowers: list[str], files: dict[str, str], user: str) -> None:
-    """Small files above those of an image, and ``user`` as a line of its /etc/passwd if that does not know the uid.
-
-    Only where the image's /etc is a directory or absent: one that is a link would be hidden, and is left alone.
-    """
-    os.makedirs(layer)
-    look = next((os.lstat(f"{one}/etc") for one in reversed(lowers) if os.path.lexists(f"{one}/etc")), None)
-    if look is not None and not stat.S_ISDIR(look.st_mode):
-        return
-    os.mkdir(f"{layer}/etc", 0o755)
-    if look is not None:
-        copy_stat(f"{layer}/etc", look, True)
-    known = next((f"{one}/etc/passwd" for one in reversed(lowers) if os.path.lexists(f"{one}/etc/passwd")), None)
-    if known is None:
-        files = {**files, "etc/passwd": user}
-    elif stat.S_ISREG(os.lstat(known).st_mode):
-        with open(known, "rb") as file:
-            lines = file.read(1 << 20)
-        if not any(line.split(b":")[2:3] == [user.split(":")[2].encode()] for line in lines.splitlines()):
-            files = {**files, "etc/passwd": lines.decode(errors="surrogateescape").rstrip("\n") + "\n" + user}
-    for path, text in files.items():
-        fd = os.open(f"{layer}/{path}", os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644)
-        try:
-            os.write(fd, text.encode(errors="surrogateescape"))
-        finally:
-            os.close(fd)
 
 
 def own_ways(layer: str, tree: str, known: list[str], scan: bool) -> None:

@@ -14,14 +14,18 @@ import os
 import pwd
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import SandboxStartError
 from ..rootfs import Root, Tree
-from ..spec import CAPABILITIES, DEFAULT_CAPABILITIES, SandboxSpec
+from ..spec import CAPABILITIES, DEFAULT_CAPABILITIES, SandboxSpec, network_kind
 from . import syscalls as sc
+from .frozen import key_of, path_in_helper
 from .mounts import NODES
+
+#: The address of an outbound sandbox's own name server.
+OUTBOUND_RESOLVER = "10.0.2.3"
 
 #: How each operation reads; the arguments are those of the function of the same name in :mod:`.mounts`.
 _READS = {
@@ -31,7 +35,8 @@ _READS = {
     "own_link": "link {1} to {2} in {0}",
     "own_file": "copy {2} to {1} in {0}",
     "own_dir": "make the directory {1} in {0} like {2}",
-    "own_files": "make {2} of the sandbox's own in {0}",
+    "own_files": "make what is this sandbox's own, and not the image's, in {0}",
+    "own_state": "bring the committed layer {1} into memory, at {0}",
     "own_names": "give the layers short names in {0}",
     "own_ways": "repeat the directories of others in {1} that lead to what the caller may write to, in {0}",
     "own_shadow": "repeat the directories of {1}, owned by the caller, in {0}",
@@ -43,6 +48,7 @@ _READS = {
     "tmpfs": "mount an empty tmpfs on {0} ({2})",
     "run": "make a fresh /run",
     "hosts": "give it an /etc/hosts for the names of its networks",
+    "resolver": "give it an /etc/resolv.conf of its own",
     "bind": "let {0} show through at {1}",
     "pivot": "make it the root",
     "fresh_sys": "mount a /sys of the sandbox's own network namespace, if the kernel allows it",
@@ -78,7 +84,7 @@ class Plan:
     """All that the helper and init need to know. ``key`` names its content; ``kept`` is root's capabilities, as bits.
 
     ``made`` holds the paths that the making itself leaves in the writable layer: where mounts are put. ``ids`` are the
-    uid and gid inside that processes run as.
+    uid and gid inside that processes run as. ``frozen`` are the keys of the layers in memory that it needs.
     """
 
     key: str
@@ -87,6 +93,7 @@ class Plan:
     kept: int
     made: frozenset[str]
     ids: tuple[int, int]
+    frozen: frozenset[str] = frozenset()
 
     def steps(self) -> Iterable[str]:
         """Every operation in words, in order."""
@@ -123,16 +130,24 @@ def make_plan(spec: SandboxSpec, root: Root, host: Host, group: dict[str, Any] |
     """
     uid, gid = user_ids(spec, host, root)
     owns = not host.privileged and uid == 0 and root.host  # root of a tree whose owners are not mapped
-    template, overlays = [], []
-    layers = f"/own/{_layers_name(root, owns, host, spec.workdir, None if root.host else (spec.hostname, uid, gid))}"
+    template: list[list[Any]] = []
+    overlays: list[list[Any]] = []
+    own = {} if root.host else _image_files(spec, (uid, gid), root)
+    base = [(replace(tree, frozen=()), _states(tree)) for tree in root.trees]  # what our own layers are made from
+    layers = f"/own/{_layers_name(base, owns, host, spec.workdir, own)}"
     for number, tree in enumerate(root.trees):
         lowers = [f"/host{lower}".rstrip("/") for lower in tree.lowers]
-        like: str | list[int] = lowers[-1] if root.look is None else list(root.look)
-        layer = f"{layers}/{number}"
+        committed = [path_in_helper(one) for one in tree.frozen]
         if root.host:
-            made = _own_layer(layer, tree, owns, () if host.privileged else _written(spec))
-        else:
-            made = _image_layer(layer, lowers, spec, (uid, gid), root.user[2])
+            for one in _states(tree):
+                at = tree.frozen.index(one)
+                committed[at] = f"{layers}/{number}.state{at}"
+                template.append(["own_state", committed[at], f"/host{one}"])
+        like: str | list[int] = lowers[-1] if root.look is None else list(root.look)
+        if committed:
+            like = committed[-1]
+        layer = f"{layers}/{number}"
+        made = _own_layer(layer, tree, owns, () if host.privileged else _written(spec)) if root.host else []
         if made:
             template += made
             if tree.entries is not None:
@@ -141,10 +156,17 @@ def make_plan(spec: SandboxSpec, root: Root, host: Host, group: dict[str, Any] |
                 lowers += [f"{layer}.data", layer] if made[-1][0] == "own_shadow" else [layer]
         options = "redirect_dir=on,xino=auto" if host.privileged else "userxattr,xino=auto"
         flags = sc.MS_NODEV | (sc.MS_NOEXEC if tree.noexec else 0)
-        short = f"{layer}.short" if len(lowers) > 20 else None
+        short = f"{layer}.short" if len(lowers) + len(committed) > 20 else None
+        seed = None
+        if not root.host:
+            below, lowers = lowers, [*lowers, layer]
+            template.append(["own_files", layer, below, short, "" if host.privileged else "userxattr", own])
+            if len(lowers) > _MOST_LAYERS and not committed:
+                lowers, seed = below, layer
+        lowers = [*lowers, *committed]
         if short is not None:
-            template.append(["own_names", short, lowers])
-        overlays.append(["overlay", number, tree.target, lowers, short, like, flags, options, uid == 0])
+            template.insert(0, ["own_names", short, lowers])
+        overlays.append(["overlay", number, tree.target, lowers, short, like, flags, options, uid == 0, seed])
     size = tmpfs_limits(disk_of(spec))
     namespaces = sc.CLONE_NEWUSER | sc.CLONE_NEWNS | sc.CLONE_NEWUTS | sc.CLONE_NEWIPC | sc.CLONE_NEWCGROUP
     inside: list[list[Any]] = [["hostname", spec.hostname], ["mqueue"]]
@@ -167,7 +189,7 @@ def make_plan(spec: SandboxSpec, root: Root, host: Host, group: dict[str, Any] |
             ["dev", [one for one in NODES if os.path.exists(f"/dev/{one}")]],
             ["tmpfs", "/dev/shm", sc.MS_NOSUID | sc.MS_NODEV, f"mode=1777,{size}"],
             _run(uid, gid, spec, host),
-            *([] if isinstance(spec.network, str) else [["hosts"]]),
+            *_names(spec, root),
             *_binds(spec),
             ["pivot"],
         ],
@@ -180,7 +202,15 @@ def make_plan(spec: SandboxSpec, root: Root, host: Host, group: dict[str, Any] |
     key = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:24]
     kept = sum(1 << number for number, one in enumerate(CAPABILITIES) if one in keep)
     made_paths = frozenset(_made(spec)) | (frozenset() if root.host else _MOUNTED)
-    return Plan(key, body, root, kept, made_paths, (uid, gid))
+    if any(one[-1] is not None for one in overlays):
+        made_paths |= _SEEDED
+    kept_layers = frozenset(name for tree in root.trees for one in tree.frozen if (name := key_of(one)) is not None)
+    return Plan(key, body, root, kept, made_paths, (uid, gid), kept_layers)
+
+
+def _states(tree: Tree) -> list[str]:
+    """What was committed on top of a tree and lies in the layer store."""
+    return [one for one in tree.frozen if key_of(one) is None]
 
 
 def _nproc(spec: SandboxSpec, host: Host, group: dict[str, Any] | None) -> int | None:
@@ -237,25 +267,28 @@ def _written(spec: SandboxSpec) -> tuple[str, ...]:
 
 #: What an image may lack and every sandbox has: made, if need be, to mount something there.
 _MOUNTED = frozenset({"/proc", "/sys", "/dev", "/run"})
+#: What stands in the writable layer itself where there is no room for a layer of ours below it.
+_SEEDED = frozenset({"/etc", "/etc/hostname", "/etc/hosts", "/etc/machine-id", "/etc/resolv.conf", "/etc/passwd"})
 
 
-def _image_layer(layer: str, lowers: list[str], spec: SandboxSpec, ids: tuple[int, int],
-                 home: str) -> list[list[Any]]:
-    """The files of /etc that must fit this sandbox and not the machine that the image was made on."""
+#: What the kernel takes below one overlay (fs/overlayfs, OVL_MAX_STACK).
+_MOST_LAYERS = 500
+
+
+def _image_files(spec: SandboxSpec, ids: tuple[int, int], root: Root) -> dict[str, Any]:
+    """What must fit this sandbox and not the machine that the image was made on; see :mod:`.ownfiles`."""
     files = {
-        "etc/hostname": f"{spec.hostname}\n",
-        "etc/hosts": f"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{spec.hostname}\n",
-        "etc/machine-id": hashlib.sha256(spec.hostname.encode()).hexdigest()[:32] + "\n",
+        "hostname": f"{spec.hostname}\n",
+        "hosts": f"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{spec.hostname}\n",
+        "machine-id": hashlib.sha256(spec.hostname.encode()).hexdigest()[:32] + "\n",
+        "resolv.conf": "",
     }
-    if spec.network == "host":
-        try:
-            with open("/etc/resolv.conf") as file:
-                files["etc/resolv.conf"] = file.read(65536)
-        except OSError:
-            pass  # no resolver on the host, none in here
+    if (text := _resolver(spec)) is not None:
+        files["resolv.conf"] = text
     else:
-        files["etc/resolv.conf"] = ""
-    return [["own_files", layer, lowers, files, f"{_name(ids[0])}:x:{ids[0]}:{ids[1]}::{home}:/bin/sh\n"]]
+        del files["resolv.conf"]  # no resolver on the host, none in here
+    return {"files": files, "user": f"{_name(ids[0])}:x:{ids[0]}:{ids[1]}::{root.user[2]}:/bin/sh\n",
+            "workdir": root.workdir if root.workdir != "/" else "", "places": ["proc", "sys", "dev", "run"]}
 
 
 def _name(uid: int) -> str:
@@ -304,16 +337,38 @@ def _own_layer(layer: str, tree: Tree, owns: bool, written: tuple[str, ...]) -> 
 
 def _run(uid: int, gid: int, spec: SandboxSpec, host: Host) -> list[Any]:
     files = {"pytest-sandbox": "1\n"}
-    resolver = os.path.realpath("/etc/resolv.conf")
-    if spec.network == "host" and resolver.startswith("/run/"):
-        try:
-            with open(resolver) as file:
-                files[os.path.relpath(resolver, "/run")] = file.read(65536)
-        except OSError:
-            pass  # unreadable for the caller outside as well
+    path = os.path.realpath("/etc/resolv.conf")
+    text = _resolver(spec)
+    if text and path.startswith("/run/"):
+        files[os.path.relpath(path, "/run")] = text
     # Unprivileged, all that init makes is the caller's already.
     owner = [uid, gid] if host.privileged else [-1, -1]
     return ["run", [["lock", 0o1777, -1, -1], ["user", 0o755, -1, -1], [f"user/{uid}", 0o700, *owner]], files]
+
+
+def _resolver(spec: SandboxSpec) -> str | None:
+    """What resolv.conf says inside; None where the host has none that can be read."""
+    kind = network_kind(spec.network)
+    if kind not in ("host", "outbound"):
+        return ""
+    try:
+        with open("/etc/resolv.conf") as file:
+            text = file.read(65536)
+    except OSError:
+        return None if kind == "host" else f"nameserver {OUTBOUND_RESOLVER}\n"
+    if kind == "host":
+        return text
+    lines = [line for line in text.splitlines() if line.split()[:1] in (["search"], ["domain"], ["options"])]
+    return "\n".join([f"nameserver {OUTBOUND_RESOLVER}", *lines, ""])
+
+
+def _names(spec: SandboxSpec, root: Root) -> list[list[Any]]:
+    """The steps for names of networks: files of the sandbox's own, where the host's would show through."""
+    kind = network_kind(spec.network)
+    steps: list[list[Any]] = [["hosts"]] if kind in ("networks", "outbound") else []
+    if kind == "outbound" and root.host and not os.path.realpath("/etc/resolv.conf").startswith("/run/"):
+        steps.append(["resolver", _resolver(spec)])
+    return steps
 
 
 def _binds(spec: SandboxSpec) -> list[list[Any]]:

@@ -5,10 +5,13 @@ that is too large for a packet travels in a memfd, which then is the last descri
 
 helper -> caller        ``{"hello": true}`` + [pidfd], or ``{"failed": ...}`` as below + [pidfd]
 caller -> helper        ``{"plan": KEY, "body": {...}}``    a plan, told once
+                        ``{"freeze": KEY}`` + [tree]        mount this frozen layer; ``{"thaw": KEY}``: no longer
+                        ``{"recall": KEY}`` + [channel]     answered by a copy of it, ``{"tree": KEY}`` + [tree]
                         ``{"make": KEY}`` + [control]       make a sandbox by it; init answers on ``control``
                         ``{"net": {...}}`` + [channel, namespace?]  see :func:`.netns.serve`; answered on the channel
                             by ``{"net": COUNT}`` + descriptors, or ``{"errno": N, "path": P}``
-                        ``{"relay": [HOST, PORT]}`` + [lifeline, listener, pidfd]  see :func:`.netns.relay`
+                        ``{"relay": [HOST, PORT]}`` + [lifeline, listener, pidfd]  see :func:`.relay.relay`
+                        ``{"outbound": [ADDRESS, PORT] or null}`` + [lifeline, listener, dns_tcp, dns_udp, pidfd]
 init -> caller          ``{"ready": true}`` + [pidfd, root, scratch]
                         ``{"failed": {"step", "errno", "path"}}``
 caller -> init          ``{"spawn": {...}}`` + [stdin, stdout, stderr, channel]

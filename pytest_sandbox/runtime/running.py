@@ -17,7 +17,7 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, NoReturn
 
@@ -32,6 +32,8 @@ from .plan import Host, Plan, describe, tmpfs_limits
 forking = threading.RLock()
 #: Called in a fork of the caller when it has entered a sandbox.
 when_inside: list[Callable[[], None]] = []
+#: Descriptors of directories, and their paths.
+Folders = list[tuple[int, str]]
 
 #: What the kernel says when the other end of a socket has gone.
 GONE = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)
@@ -75,11 +77,29 @@ class Running:
         self.spent = [0.0, 0.0, 0, 0]  # by forks that have ended: user and system seconds, blocks read and written
         self.owner = os.getpid()
         self.pidfd = self.root = self.scratch = -1
+        self.joins: list[int] = []
         self.lock = threading.Lock()
         self.children: list[ForkedChild] = []
         self.relays: list[socket.socket] = []  # each readable once its relay has ended
         self.when_leaving: list[Callable[[], None]] = []  # called when it is let go
         everyone.add(self)
+
+    @classmethod
+    def borrowed(cls, pidfd: int, plan: Plan, host: Host, joins: list[int]) -> Running:
+        """One that another process has asked for, to fork into it.
+
+        Takes over ``pidfd`` of its init, and ``joins``, the files by which a process joins its cgroup.
+        """
+        control = socket.socket(socket.AF_UNIX)
+        control.close()
+        made = cls(control, plan, host)
+        made.pidfd = pidfd
+        made.joins = joins
+        return made
+
+    def is_ready(self) -> bool:
+        """Whether :meth:`wait_ready` need not wait."""
+        return self.pidfd >= 0 or wait_readable(self.control.fileno(), 0)
 
     def wait_ready(self) -> None:
         """Waits until it is set up.
@@ -155,7 +175,7 @@ class Running:
             if self.control.fileno() < 0:  # let go by us
                 raise SandboxClosedError("the sandbox has ended") from None
             if error.errno in GONE:
-                raise SandboxClosedError("the sandbox has ended", why=error.strerror) from error
+                self.raise_ended(error)
             raise
 
     def ask(self, message: protocol.Message) -> protocol.Message:
@@ -172,27 +192,39 @@ class Running:
             except protocol.BadMessage as error:
                 raise SandboxProtocolError("the sandbox's init sent what is not a message", why=str(error)) from error
         if got is None:
-            raise SandboxClosedError("the sandbox has ended")
+            self.raise_ended(None)
         protocol.close(got[1])
         return got[0]
 
-    def fork(self, ids: tuple[int, int]) -> ForkedChild | None:
+    def raise_ended(self, error: OSError | None) -> NoReturn:
+        """It has ended, which ``error`` tells.
+
+        :raises SandboxClosedError: with the limit that ended it, if that is known, as its cause.
+        """
+        limit = self.group.exceeded() if self.group is not None else None
+        if limit is not None:
+            raise SandboxClosedError("the sandbox has ended", why=str(limit)) from limit
+        raise SandboxClosedError("the sandbox has ended", why=error.strerror if error else None) from error
+
+    def fork(self, ids: tuple[int, int], folders: Folders | None = None) -> ForkedChild | None:
         """Forks the calling process into the sandbox. Returns None in the child.
 
         The child has the caller's memory and descriptors, the sandbox's namespaces and root, and the given identity.
         One that cannot get there ends with status 126 and a line on its standard error.
 
+        :param folders: what :func:`open_folders` finds, where that is known.
         :raises SandboxClosedError: when the sandbox is gone.
         """
         fork = self._fork_as_root if self.host.privileged else self._fork_twice
+        if folders is None:
+            folders = open_folders()
         if sys.version_info < (3, 12):
-            return fork(ids)
+            return fork(ids, folders)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads: the child uses but one
-            return fork(ids)
+            return fork(ids, folders)
 
-    def _fork_as_root(self, ids: tuple[int, int]) -> ForkedChild | None:
-        folders = _open_folders()
+    def _fork_as_root(self, ids: tuple[int, int], folders: Folders) -> ForkedChild | None:
         # Root may point its children to come at the sandbox's pid namespace, which saves a second fork.
         pid = -1
         with forking:
@@ -214,10 +246,9 @@ class Running:
         self._join(sc.CLONE_NEWUSER | self._namespaces(), ids, folders)
         return None
 
-    def _fork_twice(self, ids: tuple[int, int]) -> ForkedChild | None:
+    def _fork_twice(self, ids: tuple[int, int], folders: Folders) -> ForkedChild | None:
         # Others may enter a pid namespace only from within the user namespace that owns it, and only by a fork.
         interrupt = signal.getsignal(signal.SIGINT)
-        folders = _open_folders()
         with forking:
             self._still_there(None)
             reading, writing = os.pipe2(os.O_CLOEXEC)
@@ -252,30 +283,28 @@ class Running:
         # What cannot be entered any more, or not be forked into, takes a moment to be gone.
         ending = error is not None and error.errno in (errno.ESRCH, errno.ENOMEM)
         if wait_readable(self.pidfd, 1 if ending else 0) if self.pidfd >= 0 else True:
-            raise SandboxClosedError("the sandbox has ended", why=error.strerror if error else None) from error
+            self.raise_ended(error)
 
     def _namespaces(self) -> int:
         made: int = self.plan.body["namespaces"]
         return made & (sc.CLONE_NEWNS | sc.CLONE_NEWUTS | sc.CLONE_NEWIPC | sc.CLONE_NEWCGROUP | sc.CLONE_NEWNET)
 
-    def _join(self, namespaces: int, ids: tuple[int, int], folders: list[tuple[int, str]]) -> None:
+    def _join(self, namespaces: int, ids: tuple[int, int], folders: Folders) -> None:
         """In the child: enters what it is not in yet, takes on its identity and gives up everything else."""
         global _inside
         try:
             if self.group is not None:
                 self.group.join()
+            for fd in self.joins:
+                os.write(fd, b"0")
             if namespaces:
                 sc.setns(self.pidfd, namespaces)
             _inside = True
             # A session of its own: no terminal of the caller's to type into, no process group to send signals to.
             os.setsid()
             sc.new_session_keyring()
-            for running in everyone:
-                running.forget()
-            for function in when_inside:
-                function()
-            for number in self.plan.body["drop"]:
-                sc.prctl(sc.PR_CAPBSET_DROP, number)
+            leave_all()
+            sc.drop_from_bounding_set(self.plan.body["drop"])
             if (most := self.plan.body["nproc"]) is not None:
                 limit_tasks(most + 1)  # there is a process of ours more, which waits outside for this one
             if ids != (os.getuid(), os.getgid()):
@@ -293,10 +322,11 @@ class Running:
         for relay in self.relays:
             relay.close()
         self.relays.clear()
-        for fd in (self.pidfd, self.root, self.scratch):
+        for fd in (self.pidfd, self.root, self.scratch, *self.joins):
             if fd >= 0:
                 os.close(fd)
         self.pidfd = self.root = self.scratch = -1
+        self.joins = []
         if self.group is not None:
             self.group.close()
 
@@ -355,7 +385,7 @@ class Running:
             child.wait()
 
 
-def _open_folders() -> list[tuple[int, str]]:
+def open_folders() -> Folders:
     """The descriptors of directories that this process has, with their paths: through them lies the host's tree."""
     found = []
     for name in os.listdir("/proc/self/fd"):
@@ -367,7 +397,7 @@ def _open_folders() -> list[tuple[int, str]]:
     return found
 
 
-def _reopen(folders: list[tuple[int, str]]) -> None:
+def _reopen(folders: Folders) -> None:
     """In the child: lets these descriptors mean the same paths of the sandbox. What is not there is closed."""
     for fd, path in folders:
         try:
@@ -387,6 +417,28 @@ everyone: weakref.WeakSet[Running] = weakref.WeakSet()
 _inside = False
 
 
+def leave_all() -> None:
+    """In a fork of the caller: closes its copies of all that the caller's sandboxes are worked by."""
+    for running in everyone:
+        running.forget()
+    everyone.clear()
+    for function in when_inside:
+        function()
+
+
+def go_to(where: str, env: Iterable[tuple[str, str | None]]) -> None:
+    """In a fork of the caller, inside: its working directory, and the changes to its environment."""
+    try:
+        os.chdir(where)
+    except OSError as error:
+        give_up(error)
+    for name, value in env:
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
 def inside() -> bool:
     """Whether this process was forked into a sandbox, or runs where one has left its mark."""
     return _inside or os.path.exists("/run/pytest-sandbox")
@@ -403,19 +455,23 @@ class ForkedChild:
     """A fork of the caller inside a sandbox; from :meth:`Running.fork` until it is waited for."""
 
     def __init__(self, pid: int, running: Running, status: int = -1) -> None:
+        self._attach(running, status)
         self.pid = pid
-        self._running = running
-        self._status = status
-        self._lock = threading.Lock()
-        self._returncode: int | None = None
-        self._pidfd = -1
-        running.children.append(self)
         try:
             self._pidfd = sc.pidfd_open(pid)
         except OSError:
             os.kill(pid, signal.SIGKILL)
             self.wait()
             raise
+
+    def _attach(self, running: Running, status: int) -> None:
+        self.pid = 0
+        self._running = running
+        self._status = status
+        self._lock = threading.Lock()
+        self._returncode: int | None = None
+        self._pidfd = -1
+        running.children.append(self)
 
     def fileno(self) -> int:
         """A descriptor that can be read once the child has ended."""
@@ -431,21 +487,31 @@ class ForkedChild:
         """Waits for the end; returns the exit status, or the negative number of the signal."""
         with self._lock:
             if self._returncode is None:
-                _, status, used = os.wait4(self.pid, 0)
-                for number, one in enumerate((used.ru_utime, used.ru_stime, used.ru_inblock, used.ru_oublock)):
-                    self._running.spent[number] += one
-                if self._status >= 0:
-                    inner = os.read(self._status, 4)
-                    os.close(self._status)
-                    if len(inner) == 4:
-                        status = struct.unpack("i", inner)[0]
-                if self._pidfd >= 0:
-                    os.close(self._pidfd)
-                    self._pidfd = -1
-                self._returncode = os.waitstatus_to_exitcode(status)
+                self._returncode = self._end()
+                self.forget()
                 with suppress(ValueError):
                     self._running.children.remove(self)
             return self._returncode
+
+    def _end(self) -> int:
+        _, status, used = os.wait4(self.pid, 0)
+        self._spent(used.ru_utime, used.ru_stime, used.ru_inblock, used.ru_oublock)
+        if self._status >= 0:
+            inner = os.read(self._status, 4)
+            os.close(self._status)
+            if len(inner) == 4:
+                status = struct.unpack("i", inner)[0]
+        return os.waitstatus_to_exitcode(status)
+
+    def _spent(self, *used: float) -> None:
+        for number, one in enumerate(used):
+            self._running.spent[number] += one
+
+    def forget(self) -> None:
+        """Closes our descriptor of it."""
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
 
     def send_signal(self, number: int) -> None:
         """Sends a signal to it, and to everything else inside but init."""

@@ -201,6 +201,14 @@ def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 
     return _check(_libc.prctl(option, arg2, arg3, arg4, arg5))
 
 
+def drop_from_bounding_set(capabilities: list[int]) -> None:
+    """prctl(PR_CAPBSET_DROP) for each."""
+    call = _libc.prctl
+    for number in capabilities:
+        if call(PR_CAPBSET_DROP, number, 0, 0, 0) < 0:
+            _check(-1)
+
+
 _SYS_KEYCTL = {"x86_64": 250, "aarch64": 219, "riscv64": 219, "ppc64le": 271, "s390x": 280, "i686": 288, "armv7l": 311}
 
 

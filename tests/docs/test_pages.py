@@ -10,7 +10,7 @@ import pytest
 from pages import ROOT, blocks, pages
 
 from pytest_sandbox import errors, spec
-from pytest_sandbox.runtime import probe
+from pytest_sandbox.runtime import cgroups, probe
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -77,7 +77,7 @@ def test_the_reference_names_every_error_with_its_builtin() -> None:
 
 def test_the_reference_names_every_probe_of_the_doctor() -> None:
     page = reference("doctor.md")
-    for finding in probe.probe():
+    for finding in (*probe.probe(), *cgroups.findings()):
         assert f"`{finding.name}`" in page
 
 

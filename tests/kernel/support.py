@@ -14,6 +14,7 @@ import pytest
 
 import pytest_sandbox
 from pytest_sandbox import Sandbox
+from pytest_sandbox.runtime.cgroups import host_control
 
 KINDS = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
 IS_ROOT = os.getuid() == 0
@@ -75,3 +76,16 @@ def private_mounts() -> list[str]:
     if done.returncode or done.stdout.strip() == namespaces()["mnt"]:
         pytest.skip(f"no private mount namespace to be had: {done.stderr.strip()}")
     return command
+
+
+def needs(*limits: str) -> pytest.MarkDecorator:
+    """Skips a test where this host cannot enforce one of these limits, and says why not."""
+    abilities = host_control().abilities()
+    lacking = [f"{one}: {abilities[one].how}" for one in limits if not abilities[one].ok]
+    return pytest.mark.skipif(bool(lacking), reason="; ".join(lacking) or "there")
+
+
+def cgroups_of(sandbox: Sandbox) -> list[str]:
+    """The directories of a sandbox's cgroups on the host; none where it has none."""
+    group = sandbox._ready().group
+    return [] if group is None else list(group.paths.values())

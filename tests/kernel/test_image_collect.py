@@ -310,6 +310,24 @@ def test_broken_lock_files(tmp_path: Path, text: str) -> None:
 
 # The command line.
 
+def test_pull_reports_a_locked_tag_that_moved_and_keeps_to_it(
+        registry: FakeRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    reference = f"{registry.host}/app:one"
+    assert run("lock", reference) == 0
+    registry.put("app", "one", image([BASE, TWO]))
+    capsys.readouterr()
+    assert run("pull", "--quiet", "--refresh", reference) == 0
+    said = capsys.readouterr()
+    assert said.out.strip() == image([BASE, ONE]).digest
+    assert f"{reference} has moved" in said.err
+    assert image([BASE, TWO]).digest in said.err
+    registry.seen.clear()
+    assert run("pull", "--quiet", "--offline", reference) == 0
+    assert registry.seen == []
+
+
 def test_commands(registry: FakeRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                   capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)

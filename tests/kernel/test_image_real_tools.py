@@ -163,6 +163,25 @@ def test_what_we_save_podman_loads(layout: Path, tmp_path: Path) -> None:
     assert f"sha256:{found[0]['Id']}" == stored.image_id
 
 
+def test_podman_unpacks_the_same(layout: Path, tmp_path: Path) -> None:
+    """Its vfs driver keeps whole trees as directories, with the times of the last change that it made to them."""
+    if shutil.which("podman") is None:
+        pytest.skip("not installed: apt-get install podman")
+    if os.geteuid() != 0:
+        pytest.skip("what podman leaves behind as another user, with subordinate ids, this user could not remove")
+    with tempfile.TemporaryDirectory(prefix="p", dir="/tmp") as short:  # podman wants a path of 50 characters at most
+        options = ["--root", f"{short}/s", "--runroot", f"{short}/r", "--storage-driver", "vfs"]
+        done = subprocess.run(["podman", *options, "pull", "-q", f"oci:{layout}:t"], capture_output=True, text=True,
+                              check=False)
+        assert done.returncode == 0, done.stderr
+        found = json.loads((Path(short) / "s/vfs-images/images.json").read_text())
+        theirs = look_at(f"{short}/s/vfs/dir/{found[0]['layer']}", directory_times=False)
+        with ImageStore() as store:
+            ours = merge(store.resolve(f"oci:{layout}:t").layers, directory_times=False)
+        del ours["."], theirs["."]
+        assert [line for line in differences(ours, theirs) if not _is_split_link(line)] == []
+
+
 def test_formats_of_the_standard_librarys(tmp_path: Path) -> None:
     """umoci and we read GNU, pax and ustar archives alike."""
     for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT):

@@ -90,3 +90,71 @@ def test_a_network_that_is_closed_fails_its_test_with_the_reason(pytester: pytes
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*the network * is closed*Make a new Network*"])
+
+
+TRIES = """
+    import socket
+    import subprocess
+    import sys
+    import pytest
+    from pytest_sandbox import Outbound
+
+    @pytest.mark.sandbox
+    def test_none():
+        for address in (("198.51.100.7", 443), ("127.0.0.1", 1), ("2001:db8::5", 80), ("somewhere.example", 80)):
+            try:
+                socket.create_connection(address)
+            except OSError:
+                pass
+        assert False
+
+    @pytest.mark.sandbox
+    def test_none_by_a_program():
+        subprocess.run([sys.executable, "-c", "import socket; socket.create_connection(('198.51.100.8', 80))"])
+        assert False
+
+    @pytest.mark.sandbox
+    def test_none_in_setup(broken):
+        pass
+
+    @pytest.fixture
+    def broken():
+        socket.create_connection(("198.51.100.9", 80))
+
+    @pytest.mark.sandbox(network=Outbound(allow=["192.0.2.1:80"]))
+    def test_outbound():
+        subprocess.run([sys.executable, "-c", "import socket; socket.create_connection(('198.51.100.10', 443))"])
+        assert False
+
+    @pytest.mark.sandbox
+    def test_that_did_not_try():
+        socket.getaddrinfo("localhost", 80)
+        assert False
+
+    def test_driven(sandbox):
+        sandbox.run([sys.executable, "-c", "import socket; socket.create_connection(('198.51.100.12', 80))"])
+        sandbox.run([sys.executable, "-c", "import socket; socket.create_connection(('198.51.100.12', 80))"])
+        assert False
+
+    @pytest.mark.sandbox
+    def test_that_passes():
+        with pytest.raises(OSError):
+            socket.create_connection(("198.51.100.11", 443))
+"""
+
+
+def test_the_report_of_a_failure_names_what_it_tried_to_reach(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(TRIES)
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-p", "no:randomly")
+    result.assert_outcomes(passed=1, failed=5, errors=1)
+    none = '*network="none" has no way there; network="outbound" has.'
+    result.stdout.fnmatch_lines_random(["*Sandbox network*"])
+    result.stdout.fnmatch_lines(["tried to connect to 198.51.100.7:443", "tried to connect to ?2001:db8::5?:80",
+                                 "tried to look up somewhere.example", none])
+    result.stdout.fnmatch_lines(["tried to reach addresses outside once", none])
+    result.stdout.fnmatch_lines(["tried to reach addresses outside 2 times", none])
+    result.stdout.fnmatch_lines(["tried to connect to 198.51.100.9:80", none])
+    result.stdout.fnmatch_lines(["tried to connect to tcp 198.51.100.10:443", "*the allow list of its Outbound*"])
+    result.stdout.no_fnmatch_line("*198.51.100.11*")
+    result.stdout.no_fnmatch_line("*localhost*80*tried*")
+    assert result.stdout.str().count("Sandbox network") == 5

@@ -28,8 +28,9 @@ LEVELS = {
 }
 
 #: Modules that are part of another room: a sandbox's host side is one room in several files.
-PART_OF = {"calls": "sandbox", "connections": "sandbox", "copying": "sandbox", "deadline": "sandbox",
-           "faults": "network", "files": "sandbox", "layerdiff": "sandbox", "limits": "sandbox", "planning": "sandbox",
+PART_OF = {"calls": "sandbox", "committing": "sandbox", "connections": "sandbox", "copying": "sandbox",
+           "deadline": "sandbox", "faults": "network", "files": "sandbox", "images": "sandbox",
+           "layerdiff": "sandbox", "limits": "sandbox", "outbound": "sandbox", "planning": "sandbox",
            "process": "sandbox", "stacks": "sandbox", "verdicts": "sandbox"}
 
 #: The modules (with all that lies below them) that may import what is not everybody's.

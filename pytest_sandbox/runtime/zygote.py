@@ -1,0 +1,233 @@
+"""A fork of the caller that stays as it was, and forks the children of later sandboxes while the caller is busy.
+
+To fork is dear for a process with a large heap: the page tables are copied, and from then on the first write to each
+page copies the page, on both sides. The zygote takes both off the caller: it is forked once, in a state that several
+children share, and forks each of them into its sandbox before it is needed. The child waits there for its order.
+
+What the caller's memory held when the zygote was made is what its children see. Whoever makes one ends it
+(:meth:`Zygote.close`) before the difference could be noticed.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import struct
+import warnings
+import weakref
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any, NoReturn
+
+from ..errors import SandboxClosedError
+from . import protocol, running
+from . import syscalls as sc
+from .plan import Host, Plan
+from .running import ForkedChild, Running, wait_readable
+
+#: How a child's end is told: its return code, user and system seconds, blocks read and written.
+_END = struct.Struct("=iddqq")
+#: Runs in a child, inside, with the two descriptors that :meth:`Zygote.fork` was given for it. Never returns.
+Inside = Callable[[int, int], NoReturn]
+
+
+class Zygote:
+    """The caller's side: from the fork to :meth:`close`. Its process ends with the caller, too.
+
+    :param ready: called once in the zygote; returns what each child does in its sandbox.
+    :param plans: of the sandboxes that there will be, by key.
+    """
+
+    def __init__(self, ready: Callable[[], Inside], plans: Mapping[str, Plan], host: Host) -> None:
+        self.plans = dict(plans)
+        self.sock, theirs = protocol.pair()
+        lifeline = sc.pidfd_open(os.getpid())
+        self.owner = os.getpid()
+        with running.forking, warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = os.fork()
+        if not pid:
+            self.sock.close()
+            _Zygote(theirs, lifeline, self.plans, host).serve(ready)
+        theirs.close()
+        os.close(lifeline)
+        self.pid = pid
+        _everyone.add(self)
+
+    def fork(self, into: Running, ids: tuple[int, int], where: str, env: list[tuple[str, str | None]],
+             descriptors: tuple[int, int]) -> RemoteChild:
+        """Asks for a child in a sandbox that is ready; returns at once.
+
+        :param where: its working directory. ``env``: what changes in its environment.
+        :param descriptors: for ``inside``; copied.
+        :raises SandboxClosedError: when the zygote has ended.
+        """
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        try:
+            protocol.send(self.sock, {"fork": into.plan.key, "ids": ids, "where": where, "env": env},
+                          (into.pidfd, writing, *descriptors, *(into.group.join_fds if into.group is not None else ())))
+        except OSError as error:
+            os.close(reading)
+            raise SandboxClosedError("the zygote has ended", why=error.strerror) from error
+        finally:
+            os.close(writing)
+        return RemoteChild(self, into, reading)
+
+    def answer(self) -> tuple[int, int] | None:
+        """The process id, and a pidfd, of the child that was asked for and not answered yet; None if there is none."""
+        try:
+            got = protocol.receive(self.sock)
+        except (OSError, protocol.BadMessage):
+            return None
+        if got is None or len(got[1]) != 1:
+            return None
+        return got[0]["pid"], got[1][0]
+
+    def close(self) -> None:
+        """Ends it; its children go on, and nobody learns any more how they end."""
+        if self.owner != os.getpid() or self.sock.fileno() < 0:
+            return
+        with suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)  # to close it is not enough while a fork of ours has a copy
+        self.sock.close()
+        with suppress(ChildProcessError):
+            os.waitpid(self.pid, 0)
+
+    def forget(self) -> None:
+        """In a fork of the caller: closes our copy, by which what runs inside could give orders out here."""
+        self.sock.close()
+
+
+class RemoteChild(ForkedChild):
+    """A child that the zygote was asked for: it may have yet to be forked. The zygote waits for it in our place."""
+
+    def __init__(self, zygote: Zygote, into: Running, status: int) -> None:
+        self._zygote: Zygote | None = zygote
+        self._attach(into, status)
+
+    def is_there(self) -> bool:
+        """Waits until it has been forked; False where that failed."""
+        zygote, self._zygote = self._zygote, None
+        if zygote is not None:
+            answer = zygote.answer()
+            if answer is not None:
+                self.pid, self._pidfd = answer
+        return self._pidfd >= 0
+
+    def is_alive(self) -> bool:
+        """Waits until it has been forked; False where that failed, or it has ended."""
+        return self.is_there() and not wait_readable(self._pidfd, 0)
+
+    def fileno(self) -> int:
+        self.is_there()
+        return super().fileno()
+
+    def ended(self) -> bool:
+        if self._returncode is None and wait_readable(self._status, 0):
+            self.wait()
+        return self._returncode is not None
+
+    def _end(self) -> int:
+        self.is_there()
+        told = os.read(self._status, _END.size)
+        os.close(self._status)
+        if len(told) != _END.size:
+            return -signal.SIGKILL  # the zygote is gone
+        code: int
+        code, *used = _END.unpack(told)
+        self._spent(*used)
+        return code
+
+
+class _Zygote:
+    """The zygote's own side. Outside of every sandbox, so nothing from inside is read here."""
+
+    def __init__(self, sock: socket.socket, lifeline: int, plans: dict[str, Plan], host: Host) -> None:
+        self.sock, self.lifeline, self.plans, self.host = sock, lifeline, plans, host
+        self.inside: Inside | None = None
+        self.children: dict[int, tuple[ForkedChild, int, Running]] = {}  # by pidfd: and where to tell its end
+        self.handlers: dict[int, Any] = {}
+        self.folders: running.Folders = []
+        self.poll = select.poll()
+        for fd in (sock.fileno(), lifeline):
+            self.poll.register(fd, select.POLLIN)
+
+    def serve(self, ready: Callable[[], Inside]) -> NoReturn:
+        """Until the caller closes its end, or ends."""
+        try:
+            for number in signal.valid_signals():
+                handler = signal.getsignal(number)
+                if callable(handler) and not isinstance(handler, signal.Handlers):
+                    self.handlers[number] = handler
+                    signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
+            running.leave_all()
+            self.folders = running.open_folders()
+            self.inside = ready()
+            while True:
+                for fd, _ in self.poll.poll():
+                    if fd in self.children:
+                        self.reap(fd)
+                    elif fd == self.lifeline or not self.obey():
+                        os._exit(0)
+        except BaseException:  # noqa: BLE001 - nothing of the caller's stack may run in this process
+            os._exit(1)
+
+    def reap(self, fd: int) -> None:
+        self.poll.unregister(fd)
+        child, status, into = self.children.pop(fd)
+        code = child.wait()
+        with suppress(OSError):
+            os.write(status, _END.pack(code, *into.spent))
+        os.close(status)
+
+    def obey(self) -> bool:
+        got = protocol.receive(self.sock)
+        if got is None:
+            return False
+        order, (pidfd, status, reports, orders, *joins) = got
+        descriptors = [reports, orders]
+        into = Running.borrowed(pidfd, self.plans[order["fork"]], self.host, joins)
+        try:
+            child = into.fork(tuple(order["ids"]), self.folders)
+        except (OSError, SandboxClosedError):
+            protocol.send(self.sock, {"pid": 0})
+            os.close(status)
+        else:
+            if child is None:
+                os.close(status)
+                self.go_inside(order, descriptors)
+            self.children[child.fileno()] = child, status, into
+            self.poll.register(child.fileno(), select.POLLIN)
+            protocol.send(self.sock, {"pid": child.pid}, (child.fileno(),))
+        into.forget()
+        protocol.close(descriptors)
+        return True
+
+    def go_inside(self, order: protocol.Message, descriptors: list[int]) -> NoReturn:
+        """In a child, inside its sandbox."""
+        try:
+            self.sock.close()
+            os.close(self.lifeline)
+            for child, status, _ in self.children.values():
+                child.forget()
+                os.close(status)
+            for number, handler in self.handlers.items():
+                signal.signal(number, handler)
+            running.go_to(order["where"], order["env"])
+            assert self.inside is not None
+            self.inside(descriptors[0], descriptors[1])
+        except BaseException as error:  # noqa: BLE001 - nothing of the caller's stack may run in this process
+            running.give_up(error)
+
+
+_everyone: weakref.WeakSet[Zygote] = weakref.WeakSet()
+
+
+def _entered() -> None:
+    for one in _everyone:
+        one.forget()
+
+
+running.when_inside.append(_entered)

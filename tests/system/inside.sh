@@ -1,0 +1,26 @@
+#!/bin/sh
+# Runs in the machine, as root: the tests that `chosen` lists, in each of the ways that `ways` lists.
+export PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=/payload/tree:/payload/site PYTHONUNBUFFERED=1
+chmod -R a+rX /payload
+cd /payload/tree || exit 1
+echo "Linux $(uname -r), $(systemctl --version | head -n 1), $(python3 --version), $(stat -fc %T /sys/fs/cgroup)"
+# As Ubuntu has it: nobody but its ancestors may look into a process.
+sysctl -qw kernel.yama.ptrace_scope=1 2>/dev/null
+
+tests() { "$@" python3 -m pytest -p no:cacheprovider -q -rfEs $(cat /payload/chosen); }
+user() {
+    runuser -u tester -- env HOME=/home/tester USER=tester LOGNAME=tester XDG_RUNTIME_DIR=/run/user/1000 \
+        DBUS_SESSION_BUS_ADDRESS=unix:path=/run/user/1000/bus "$@"
+}
+scope() { user systemd-run --quiet --user --scope -p Delegate=yes -- "$@"; }
+
+status=0
+for way in $(cat /payload/ways); do
+    echo "=== $way"
+    case $way in
+        root) tests env ;;
+        user) tests user ;;
+        scope) tests scope ;;
+    esac || status=1
+done
+exit $status
