@@ -190,8 +190,8 @@ class Spares:
         """Whether a child that begins at the protocol's beginning does what one would that begins in the set-up."""
         conductor = self._conductor
         return (run.group is None and not conductor.live and conductor.faults is None
-                and compat.coverage_collector() is None and signal.getitimer(signal.ITIMER_REAL)[0] == 0 and not compat.has_text_condition(run.item)
-                and not neighbours.watch(run.item))
+                and compat.coverage_collector() is None and signal.getitimer(signal.ITIMER_REAL)[0] == 0
+                and not compat.has_text_condition(run.item) and not neighbours.watch(run.item))
 
     def _begin(self, run: ItemRun) -> None:
         from pytest_sandbox.errors import SandboxError
