@@ -26,7 +26,8 @@ name                                                   needed  for
 ``_pytest.subtests.failed_subtests_key``               no      the count of failed subtests is kept outside
 ``_pytest.faulthandler.fault_handler_stderr_fd_key``   no      ``faulthandler_timeout`` inside
 ``_pytest.junitxml.xml_key``, ``LogXML``               no      attributes and properties for the JUnit report
-``Config._tmp_path_factory``                           no      its base directory is made before the first fork
+``Config._tmp_path_factory``, ``_basetemp``             no      its base directory is made before the first fork; other
+                                                               users than pytest's have one of their own
 ``Cache._cachedir``,                                   no      what tests keep in pytest's cache stays there
 ``_ensure_cache_dir_and_supporting_files``
 =====================================================  ======  =====================================================
@@ -46,6 +47,7 @@ from .compat_output import cache_directory as cache_directory
 from .compat_output import captured_so_far as captured_so_far
 from .compat_output import capturing as capturing
 from .compat_output import current_line as current_line
+from .compat_output import leave_temporary_base as leave_temporary_base
 from .compat_output import printed_so_far as printed_so_far
 from .compat_output import restore_printed as restore_printed
 from .compat_output import set_current_line as set_current_line

@@ -158,6 +158,19 @@ def temporary_base(config: pytest.Config) -> Path | None:
     return Path(factory.getbasetemp()) if factory is not None else None
 
 
+def leave_temporary_base(config: pytest.Config) -> None:
+    """Inside, as another user than pytest's: ``tmp_path`` is below a folder of its own if it may not enter pytest's.
+
+    That one is gone with the sandbox.
+    """
+    factory: Any = getattr(config, "_tmp_path_factory", None)
+    base = getattr(factory, "_basetemp", None)
+    if base is not None and not os.access(base, os.W_OK | os.X_OK):
+        import tempfile
+
+        factory._basetemp = Path(os.path.realpath(tempfile.mkdtemp(prefix="pytest-")))
+
+
 def cache_directory(config: pytest.Config) -> Path | None:
     """The directory of ``config.cache``, made now as pytest makes it at the end of each run."""
     cache: Any = getattr(config, "cache", None)

@@ -100,6 +100,8 @@ class Guest:
 
     def _begin(self, item: pytest.Item, before: Before) -> None:
         self.item = item
+        if os.getuid() != self.conductor.uid:
+            compat.leave_temporary_base(item.config)
         self.waits = False
         self._before = before
         self._phase = self._due = "setup"  # where the test is, and what has yet to be reported
