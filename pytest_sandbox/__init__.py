@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from .errors import (
         DiskLimitExceeded,
+        ImageBuildError,
         ImageCorrupt,
         ImageError,
         ImageNotFound,
@@ -56,7 +57,8 @@ _HOME = {
     **dict.fromkeys(("LimitEvents", "Usage"), "usage"),
     **dict.fromkeys((
         "DiskLimitExceeded", "LimitExceeded", "MemoryLimitExceeded", "PidsLimitExceeded", "TimeLimitExceeded",
-        "ImageCorrupt", "ImageError", "ImageNotFound", "LayerRejected", "NetworkError", "RegistryAuthError",
+        "ImageBuildError", "ImageCorrupt", "ImageError", "ImageNotFound", "LayerRejected", "NetworkError",
+        "RegistryAuthError",
         "RegistryError", "SandboxCallError", "SandboxClosedError", "SandboxCommandDenied", "SandboxCommandError",
         "SandboxCommandMisplaced", "SandboxCommandNotFound", "SandboxCommandRefused", "SandboxConnectionError",
         "SandboxConnectionRefused", "SandboxCrashed", "SandboxError",
@@ -69,6 +71,7 @@ __all__ = [
     "Change",
     "DiskLimitExceeded",
     "Image",
+    "ImageBuildError",
     "ImageCorrupt",
     "ImageError",
     "ImageNotFound",

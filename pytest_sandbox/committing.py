@@ -157,6 +157,21 @@ def _write(image: Image, tree: Tree, uppers: Mapping[str, str], plan: Plan) -> l
     return written
 
 
+def write_upper(image: Image, running: Running, latest: int | None) -> Written:
+    """The layer that a sandbox on a stored image has made, for a build.
+
+    :param latest: the latest modification time that is kept.
+    """
+    from .image.commit import write_diff
+
+    plan = running.plan
+    [tree] = plan.root.trees
+    layers = [*tree.lowers, f"/proc/self/fd/{running.scratch}/0/upper"]
+    skip = frozenset(path.lstrip("/") for path in plan.made)
+    return write_diff(planning.store(), layers, skip=skip, owner=None if os.getuid() == 0 else plan.ids, latest=latest,
+                      root=plan.root.look)
+
+
 def commit(running: Running, image: Any, name: str | None, config: Mapping[str, Any], busy: bool) -> Image:
     """See ``Sandbox.commit``; ``busy``: something runs inside."""
     check_config(config)

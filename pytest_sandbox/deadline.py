@@ -98,16 +98,21 @@ def end(running: Running, grace: float = GRACE) -> None:
             running.group.thaw()
     with suppress(SandboxError, OSError):
         running.request({"kill": int(signal.SIGTERM)})
-        deadline = time.monotonic() + grace
-        pause = 0.002
-        with Proc(running.root) as proc:
-            while proc.living() and time.monotonic() < deadline:
-                time.sleep(pause)
-                pause = min(pause * 2, 0.05)
+        _wait_for_the_end(running, grace)
     with suppress(SandboxError, OSError):
         running.request({"kill": int(signal.SIGKILL)})
         for child in list(running.children):
             child.kill()
+        _wait_for_the_end(running, 5)  # not for ever: what hangs in the kernel dies when it comes out
+
+
+def _wait_for_the_end(running: Running, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    pause = 0.002
+    with Proc(running.root) as proc:
+        while proc.living() and time.monotonic() < deadline:
+            time.sleep(pause)
+            pause = min(pause * 2, 0.05)
 
 
 _live: weakref.WeakSet[Deadline] = weakref.WeakSet()

@@ -26,6 +26,7 @@
     │   └── TimeLimitExceeded    (TimeoutError)        its time was up
     ├── StoreError               (OSError)             the layer store cannot be used, or is full
     └── ImageError               (ValueError)          an image reference, or an image, is unusable
+        ├── ImageBuildError      (ValueError)          a Containerfile cannot be built
         ├── ImageNotFound        (LookupError)         there is no such image
         ├── ImageCorrupt         (ValueError)          an image's bytes are not what its digests promise
         │   └── LayerRejected    (ValueError)          a layer asks for something that no layer may do
@@ -301,6 +302,20 @@ class ImageError(SandboxError, ValueError):
     def __init__(self, what: str, *, reference: str, why: str | None = None, remedy: str | None = None) -> None:
         self.reference = reference
         self._tell(what, why, remedy)
+
+
+class ImageBuildError(ImageError):
+    """A Containerfile cannot be built: ``file``, ``line`` and ``step`` say where, ``output`` is how its output ended.
+
+    ``line`` and ``step`` are None where the whole file is meant.
+    """
+
+    def __init__(self, what: str, *, reference: str, file: str, line: int | None = None, step: str | None = None,
+                 output: str = "", why: str | None = None, remedy: str | None = None) -> None:
+        self.file, self.line, self.step, self.output = file, line, step, output
+        if line is not None:
+            what = f"{what}: line {line}" + (f", {step}" if step else "")
+        super().__init__(what, reference=reference, why=why, remedy=remedy)
 
 
 class ImageNotFound(ImageError, LookupError):

@@ -130,7 +130,7 @@ class Faults:
             if batch:
                 segment.send(batch)
         except OSError as error:
-            raise self._refused(error, "tc filters", "cls_bpf and sch_ingress") from error
+            raise self._refused(error, "faults", "packet filters (cls_bpf)", "sch_ingress cls_bpf") from error
         self._watched.update(number for number in filtered if filtered[number])
         self._filtered, self._downed = filtered, downed
         for member in members:
@@ -164,15 +164,15 @@ class Faults:
                     netlink.send([netdev.unshape(index)], ignore=(2, 22))  # there is none on this side
         except OSError as error:
             kind = "netem" if shape.needs_netem else "tbf"
-            raise self._refused(error, kind, f"sch_{kind}") from error
+            raise self._refused(error, kind if kind == "netem" else "rate", kind, f"sch_{kind}") from error
         self._shaped[member.number] = shape
 
-    def _refused(self, error: OSError, feature: str, modules: str) -> Exception:
+    def _refused(self, error: OSError, feature: str, kind: str, modules: str) -> Exception:
         if error.errno in (2, 95):  # ENOENT, EOPNOTSUPP: the kernel does not know the kind
             return SandboxUnavailable(
                 f"this kernel cannot do that to the network {self.network.subnet}", feature=feature, errno=error.errno,
-                why=f"it has no {feature} ({error.strerror})",
-                remedy=f"Load it as root (modprobe {modules}), or use a kernel that has it."
+                why=f"it has no {kind} ({error.strerror})",
+                remedy=f"Load it as root (modprobe -a {modules}), or use a kernel that has it."
                        + (" Loss and rate work without it." if feature == "netem" else ""))
         return self.network._error(f"the network {self.network.subnet} cannot be changed", error)
 

@@ -8,6 +8,7 @@ segment's namespace lives by a descriptor of this process, so it goes when this 
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import re
 import threading
@@ -72,11 +73,13 @@ class Network(Faulty):
 
     :param subnet: the IPv4 range that members get addresses of; else one of 10.89.0.0/16 that no other network has.
     :param subnet6: the IPv6 range; else one of fd00:89::/32.
+    :param ipv6: whether members have IPv6 addresses, too. Without, names stand for IPv4 addresses only.
     :param mtu: the largest packet, in bytes.
     :raises SandboxUsageError: for a range that is none.
     """
 
-    def __init__(self, subnet: str | None = None, subnet6: str | None = None, *, mtu: int = 1500) -> None:
+    def __init__(self, subnet: str | None = None, subnet6: str | None = None, *, ipv6: bool = True,
+                 mtu: int = 1500) -> None:
         self._number: int
         with _numbers:
             taken = {one._number for one in _open}
@@ -89,6 +92,7 @@ class Network(Faulty):
             raise SandboxUsageError(f"mtu={mtu!r} cannot be used", option="mtu", value=mtu,
                                     allowed="1280 (the least for IPv6) to 65535 bytes")
         self.mtu = mtu
+        self.ipv6 = ipv6
         self._lock = threading.RLock()
         self._netlink: netdev.Netlink | None = None
         self._closed = False
@@ -175,7 +179,7 @@ class Network(Faulty):
         return self.member(member).address
 
     def address6(self, member: Any) -> str:
-        """The IPv6 address of a member."""
+        """The IPv6 address of a member; empty when the network has none."""
         return self.member(member).address6
 
     def member(self, who: Any) -> Member:
@@ -215,12 +219,17 @@ class Network(Faulty):
                 routes = [route for other in self._members if other.router for route in _routes(member, other)]
                 own.send([netdev.set_link(member.index, True),
                           netdev.add_address(member.index, address, self.subnet.prefixlen),
-                          netdev.add_address(member.index, address6, self.subnet6.prefixlen), *routes])
+                          *([netdev.add_address(member.index, address6, self.subnet6.prefixlen)] if address6 else []),
+                          *routes])
                 if endpoint.router:
                     for other in self._members:
                         other.netlink.send(_routes(other, member))
             except OSError as error:
                 own.close()
+                if ":" in str(error) and self.ipv6 and error.errno in (errno.EOPNOTSUPP, errno.EACCES):
+                    raise NetworkError(f"{names[0]} cannot join the network {self.subnet}", network=str(self.subnet),
+                                       errno=error.errno, why=f"this host has no IPv6 ({error.strerror})",
+                                       remedy="Use Network(ipv6=False).") from error
                 raise self._error(f"{names[0]} cannot join the network {self.subnet}", error) from error
             self._members.append(member)
             self._given[sandbox] = address, address6
@@ -263,7 +272,7 @@ class Network(Faulty):
                 kept = used.union(one for pair in self._given.values() for one in pair)
                 found.append(self._next(name, inside, kept) or self._next(name, inside, used)
                              or self._exhausted(name, inside))
-        return found[0], found[1]
+        return found[0], found[1] if self.ipv6 else ""
 
     def _next(self, name: str, inside: Any, used: set[str]) -> str | None:
         last = inside.num_addresses - (1 if inside.version == 4 else 0)  # IPv4's last one is the broadcast's
@@ -310,7 +319,7 @@ class Network(Faulty):
 
     def _tell_names(self) -> None:
         lines = [f"{address}\t{' '.join(member.names)}" for member in self._members
-                 for address in (member.address, member.address6)]
+                 for address in (member.address, member.address6) if address]
         for member in self._members:
             write_names(member.running, self._mark, lines)
 
@@ -351,4 +360,5 @@ def _usable(text: object, inside: Any) -> bool:
 
 
 def _routes(member: Member, router: Member, remove: bool = False) -> list[netdev.Message]:
-    return [netdev.default_route(member.index, gateway, remove) for gateway in (router.address, router.address6)]
+    return [netdev.default_route(member.index, gateway, remove) for gateway in (router.address, router.address6)
+            if gateway]

@@ -42,6 +42,7 @@ _generation = 0
 _store: tuple[str, ImageSettings, ImageStore] | None = None
 _plans: dict[Any, tuple[Root, Plan]] = {}
 _roots: dict[str, tuple[LayerStack, Root]] = {}
+_built: dict[str, str] = {}
 _planning = threading.Lock()
 
 
@@ -65,7 +66,7 @@ def plan_for(spec: SandboxSpec) -> Plan:
         root = _root(spec, host)
     image = spec.image.token if isinstance(spec.image, Image) else spec.image  # not itself: it shall be let go one day
     key = (image, network_kind(spec.network), spec.user, spec.mounts, spec.persist, spec.hostname, spec.capabilities,
-           spec.hide, spec.workdir, host, *_limits(spec))
+           spec.seccomp, spec.hide, spec.workdir, host, *_limits(spec))
     control = cgroups.host_control()
     made = _plans.get(key)
     if made is None or made[0] != root or spec.mounts:  # the source of a mount may have gone since
@@ -145,11 +146,23 @@ def store() -> ImageStore:
             pins = LockFile.read(settings.lock_file).pin
         _store = cache, settings, ImageStore(cache, offline=settings.offline, pins=pins)
         _roots.clear()
+        _built.clear()
     return _store[2]
 
 
 def resolve(reference: str) -> LayerStack:
-    """The image's layers, held in the store until this process ends."""
+    """The image's layers, held in the store until this process ends. A ``containerfile:`` is built first.
+
+    :raises ImageError: when the image cannot be had or used.
+    """
+    if reference.startswith("containerfile:"):
+        from .build.builder import Options
+        from .build.reference import build, locate
+        known = _built.get(reference)
+        if known is None:
+            path, context = locate(reference.partition(":")[2])
+            known = _built[reference] = build(store(), path, context, Options())[0].image_id
+        reference = f"image:{known}"
     return store().resolve(reference)
 
 
@@ -161,6 +174,7 @@ def release_images() -> None:
             _store[2].close()
         _store = None
         _roots.clear()
+        _built.clear()
 
 
 def _in_fork() -> None:

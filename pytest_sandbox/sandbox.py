@@ -321,15 +321,23 @@ class Sandbox:
         :raises SandboxClosedError: when the sandbox has ended.
         """
         self.check_fork(self.spec)
-        where = self.spec.workdir or os.getcwd()
         running = self._in_time()
-        if running.alive:  # else the fork will say what is wrong
-            os.close(sc.openat2(running.root, where, os.O_PATH | os.O_DIRECTORY, resolve=sc.RESOLVE_IN_ROOT))
+        where = self._directory(running)
         child = running.fork(self.ids)
         if child is None:
             self._closed, self._running = True, None  # it belongs to the parent
             go_to(where, self.spec.env)
         return child
+
+    def _directory(self, running: Running) -> str:
+        """Where a fork goes on. It must exist.
+
+        :raises FileNotFoundError: when it does not.
+        """
+        where = self.spec.workdir or os.getcwd()
+        if running.alive:  # else the fork will say what is wrong
+            os.close(sc.openat2(running.root, where, os.O_PATH | os.O_DIRECTORY, resolve=sc.RESOLVE_IN_ROOT))
+        return where
 
     @staticmethod
     def zygote(ready: Callable[[], Inside], specs: Iterable[SandboxSpec]) -> Zygote:
@@ -347,7 +355,7 @@ class Sandbox:
         running = self._ready()
         if running.plan.key not in zygote.plans:
             return None
-        where = self.spec.workdir or os.getcwd()
+        where = self._directory(running)
         return zygote.fork(running, running.plan.ids, where, list(self.spec.env), descriptors)
 
     def popen(self, args: Sequence[StrPath], *, stdin: int | IO[Any] | None = None,
@@ -378,6 +386,8 @@ class Sandbox:
         root = running.plan.root
         environment = dict(os.environ if root.env is None else root.env)
         for name, value in (*self.spec.env, *(env or {}).items()):
+            if not isinstance(name, str) or not isinstance(value, (str, type(None))):
+                raise TypeError(f"a variable's name and value are text, or None to remove it: {name!r} has {value!r}")
             if value is None:
                 environment.pop(name, None)
             else:
@@ -451,7 +461,12 @@ class Sandbox:
         :raises SandboxCallError: when it raises, ends its process, or returns something that is not data.
         """
         from .calls import call
-        return call(self, function, args)
+        try:
+            return call(self, function, args)
+        except SandboxError as error:
+            failed = error
+        self._in_time()  # which may be the reason
+        raise failed
 
     def processes(self) -> list[dict[str, Any]]:
         """What runs inside, init left out: dicts with ``pid``, ``ppid``, ``state``, ``name`` and ``args``."""

@@ -10,6 +10,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from os.path import abspath
 from posixpath import normpath
 from typing import Any
 
@@ -94,6 +95,7 @@ class SandboxSpec:
     pids: int = DEFAULT_PIDS
     disk: int | None = None
     capabilities: tuple[str, ...] | None = None
+    seccomp: str = "default"
     scope: str = "function"
     timeout: float | None = None
     hide: tuple[str, ...] = HIDDEN_BY_DEFAULT
@@ -103,6 +105,13 @@ class SandboxSpec:
     def merged(self, options: Mapping[str, Any]) -> SandboxSpec:
         """This spec with already parsed ``options`` laid over it."""
         return replace(self, **options, given=self.given | frozenset(options))
+
+    def with_options(self, **options: Any) -> SandboxSpec:
+        """This spec with ``options``, as users type them, laid over it.
+
+        :raises SandboxUsageError: for an option that is unknown or holds an unusable value.
+        """
+        return self.merged(parse_options(options))
 
 
 # What every option accepts.
@@ -294,6 +303,18 @@ def _capabilities(option: str, value: object) -> tuple[str, ...]:
     return tuple(sorted(set(names)))
 
 
+def _seccomp(option: str, value: object) -> str:
+    words = ("default", "unconfined")
+    text = str(value) if hasattr(value, "__fspath__") else value
+    if isinstance(text, str) and text.strip() and "\0" not in text:
+        if text in words:
+            return text
+        if "/" in text or text.endswith(".json"):
+            return abspath(text)
+    raise _refuse(option, value, '"default", "unconfined", or the path of a profile in Docker\'s JSON format',
+                  _closest(text, words) if isinstance(text, str) else None)
+
+
 def _scope(option: str, value: object) -> str:
     if value in ("function", "class", "module"):
         return str(value)
@@ -328,11 +349,8 @@ OPTIONS: dict[str, Callable[[str, object], Any]] = {
     "image": _image, "network": _network, "user": _user, "env": _env, "workdir": _workdir, "mounts": _mounts,
     "hostname": _hostname, "memory": parse_size, "swap": _swap, "cpus": _cpus, "cpu_weight": _weight,
     "io_weight": _weight, "pids": _whole(1, 4_000_000, "a number of processes and threads"), "disk": parse_size,
-    "capabilities": _capabilities, "scope": _scope, "hide": _hide, "timeout": _timeout,
+    "capabilities": _capabilities, "seccomp": _seccomp, "scope": _scope, "hide": _hide, "timeout": _timeout,
 }
-
-#: Options of the interface that a later version brings. Using one is an error: nothing is left out in silence.
-COMING: frozenset[str] = frozenset({"seccomp"})
 
 
 def _closest(name: str, known: Iterable[str]) -> str | None:
@@ -343,13 +361,10 @@ def _closest(name: str, known: Iterable[str]) -> str | None:
 def parse_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Checks options as users type them and returns them in the form that :class:`SandboxSpec` holds.
 
-    :raises SandboxUsageError: for an unknown name, a value of the wrong kind, or an option that is still to come.
+    :raises SandboxUsageError: for an unknown name or a value of the wrong kind.
     """
     parsed = {}
     for name, value in options.items():
-        if name in COMING:
-            raise SandboxUsageError(f"sandbox option {name!r} is not available yet", option=name, value=value,
-                                    remedy="Remove it: this version of pytest-sandbox would not enforce it.")
         read = OPTIONS.get(name)
         if read is None:
             raise SandboxUsageError(f"unknown sandbox option {name!r}", option=name, value=value,

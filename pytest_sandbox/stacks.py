@@ -15,6 +15,10 @@ from .runtime.tasks import Proc, ProcessView, Task
 __all__ = ["Frame", "ProcessStack", "Task", "ThreadStack", "in_words", "of_processes", "stacks"]
 
 
+#: Of how many processes the Python frames are read, at about a millisecond each.
+_MOST_PYTHONS = 200
+
+
 @dataclass(frozen=True, slots=True)
 class ThreadStack:
     """Where one thread stands. ``python``: its frames, the outermost call first; empty if it is in no Python code."""
@@ -89,15 +93,16 @@ def stacks(root: int) -> list[ProcessStack]:
 
 
 def of_processes(proc: Proc, views: list[ProcessView]) -> list[ProcessStack]:
-    """The stacks of these processes."""
-    return [_stack_of(proc, view) for view in views]
+    """The stacks of these processes; Python frames of the first so many."""
+    return [_stack_of(proc, view, number < _MOST_PYTHONS) for number, view in enumerate(views)]
 
 
-def _stack_of(proc: Proc, view: ProcessView) -> ProcessStack:
+def _stack_of(proc: Proc, view: ProcessView, read: bool) -> ProcessStack:
     python: list[PythonThread] = []
-    why = None
+    why = None if read else "there are too many processes"
     try:
-        python = python_threads(proc.fd, view.pid)
+        if read:
+            python = python_threads(proc.fd, view.pid)
     except NotPython:
         pass
     except Unreadable as error:

@@ -30,16 +30,19 @@ def run(given: argparse.Namespace) -> int:
         return 1
     from pytest_sandbox.runtime.cgroups import findings as limits
     from pytest_sandbox.runtime.probe import probe
+    from pytest_sandbox.runtime.probe_net import findings as probe_networks
     findings = probe()
     controlled = limits()
+    networks = probe_networks() if all(one.ok or not one.needed for one in findings) else []
     failure = None if any(one.needed and not one.ok for one in findings) else _start_one()
     usable = failure is None and all(one.ok or not one.needed for one in findings)
     if given.json:
         print(json.dumps({"usable": usable, "who": _who(), "kernel": os.uname().release, "failure": failure,
                           "findings": [asdict(one) for one in findings],
-                          "limits": [asdict(one) for one in controlled]}, indent=2))
+                          "limits": [asdict(one) for one in controlled],
+                          "networks": [asdict(one) for one in networks]}, indent=2))
     else:
-        print(_text(findings, controlled, usable, failure))
+        print(_text(findings, controlled, networks, usable, failure))
     return 0 if usable else 1
 
 
@@ -62,9 +65,12 @@ def _who() -> str:
     return f"uid {host.uid}, unprivileged" if host.uid else "uid 0 without CAP_SYS_ADMIN: treated as unprivileged"
 
 
-def _text(findings: list[Finding], controlled: list[Finding], usable: bool, failure: str | None) -> str:
+def _text(findings: list[Finding], controlled: list[Finding], networks: list[Finding], usable: bool,
+          failure: str | None) -> str:
     lines = [f"Linux {os.uname().release}, {os.uname().machine}, as {_who()}", "", *_listed(findings), "",
              "Limits and usage:", "", *_listed(controlled, True), ""]
+    if networks:
+        lines += ["Networks:", "", *_listed(networks), ""]
     if usable:
         lines.append("The default sandbox runs here.")
     else:

@@ -8,7 +8,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from ..errors import ImageError
@@ -56,6 +56,20 @@ def write_diff(store: ImageStore, layers: Sequence[str], *, skip: frozenset[str]
 
     :raises StoreError: when the disk is full or fails.
     """
+    def write(out: BinaryIO) -> int:
+        writer = DiffWriter(out, layers, skip=skip, owner=owner, latest=latest, root=root)
+        writer.write()
+        return writer.entries
+
+    return write_archive(store, write)
+
+
+def write_archive(store: ImageStore, write: Callable[[BinaryIO], int]) -> Written:
+    """Lets ``write`` write a layer archive, which then lies in the store under its digest.
+
+    :param write: returns how many entries it has written.
+    :raises StoreError: when the disk is full or fails.
+    """
     layout = store.layout
     base = layout.staging(f"commit-{os.urandom(8).hex()}")
     held = lock(f"{base}.lock", exclusive=True, create=True)
@@ -63,16 +77,14 @@ def write_diff(store: ImageStore, layers: Sequence[str], *, skip: frozenset[str]
     try:
         with open(f"{base}.partial", "xb", buffering=1 << 20) as raw:
             out = _HashedFile(raw)
-            writer = DiffWriter(out, layers, skip=skip, owner=owner, latest=latest,  # type: ignore[arg-type]
-                                root=root)
-            writer.write()
+            entries = write(out)  # type: ignore[arg-type]
             raw.flush()
             os.fchmod(raw.fileno(), 0o400)
             os.fsync(raw.fileno())
         digest = f"sha256:{out.sha256.hexdigest()}"
         os.rename(f"{base}.partial", layout.blob(digest))
         sync_directory(os.path.dirname(layout.blob(digest)))
-        return Written(digest, out.size, writer.entries)
+        return Written(digest, out.size, entries)
     except OSError as error:
         raise (error if hasattr(error, "what") else store_error(error, layout.root)) from None
     finally:
@@ -137,10 +149,11 @@ def empty_document(platform: Platform) -> dict[str, Any]:
 
 
 def add_image(store: ImageStore, base: StoredImage | None, document: Mapping[str, Any], written: Sequence[Written],
-              reference: str, host: HostTrees | None = None) -> StoredImage:
+              reference: str, host: HostTrees | None = None, record: bool = True) -> StoredImage:
     """Records an image: ``base``'s layers and ``written`` ones above, described by ``document``.
 
     :param document: the configuration without its layers, which are filled in.
+    :param record: whether it is to be listed and found later: not so for the steps of a build.
     :param host: for changes of the host's root: which of all these layers belong to which of its trees.
     """
     below = base.diff_ids if base is not None else ()
@@ -158,7 +171,7 @@ def add_image(store: ImageStore, base: StoredImage | None, document: Mapping[str
         }, sort_keys=True).encode()
     image = SourceImage(reference, digest_of(manifest) if manifest is not None else None, manifest, image_id, config,
                         parse_config(config, reference=reference), tuple(descriptors))
-    return store.add(_Stored(image), replace(image), host=host)
+    return store.add(_Stored(image), image, host, record=record)
 
 
 def now() -> str:

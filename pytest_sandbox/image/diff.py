@@ -12,13 +12,11 @@ import tarfile
 from collections.abc import Sequence
 from typing import BinaryIO
 
-from .lower import LowerView, is_whiteout
+from .lower import LowerView, is_whiteout, marks
 from .resolve import entry_path, opened
 
 _OVERLAY = ("trusted.overlay.", "user.overlay.")
 _SKIPPED_XATTRS = ("security.selinux", "security.ima", "security.evm", "system.")
-_MARK_REDIRECT = ("trusted.overlay.redirect", "user.overlay.redirect")
-_MARK_OPAQUE = ("trusted.overlay.opaque", "user.overlay.opaque")
 
 
 class DiffWriter:
@@ -89,11 +87,11 @@ class DiffWriter:
         if path not in self._skip:
             self._add(fd, path, look)
         where = entry_path(parent, os.fsencode(name))
-        if _has(where, _MARK_REDIRECT):
+        if _has(where, "redirect"):
             self._mark(f"{path}/x", ".wh..wh..opq", look)
             self._merged(path)
             return
-        if _has(where, _MARK_OPAQUE):
+        if _has(where, "opaque"):
             self._mark(f"{path}/x", ".wh..wh..opq", look)
         with opened(fd, look, os.O_RDONLY | os.O_DIRECTORY, 0o500) as inner:
             self._folder(inner, path)
@@ -156,14 +154,12 @@ class DiffWriter:
         self._tar.addfile(info)
 
 
-def _has(where: bytes, names: Sequence[str]) -> bool:
-    for name in names:
-        try:
-            os.getxattr(where, name, follow_symlinks=False)
-        except OSError:
-            continue
-        return True
-    return False
+def _has(where: bytes, name: str) -> bool:
+    try:
+        os.getxattr(where, marks(name), follow_symlinks=False)
+    except OSError:
+        return False
+    return True
 
 
 def _xattrs(fd: int) -> dict[str, str]:

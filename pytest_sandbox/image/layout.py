@@ -8,6 +8,7 @@
       blobs/sha256/<hex>           verified compressed layers, as the registry has them
       images/<hex>.json            manifest, configuration and layer keys of one image, by image id
       names/<hex>.json             what a reference meant when it was resolved
+      builds/<key>.json            what a step of a build has made; build-caches/ are its cache mounts
       staging/<name>[.lock]        being made; without a holder of its lock it is rubbish
       trash/<random>               being deleted
 
@@ -29,7 +30,8 @@ from ..errors import StoreError
 from .locks import lock
 from .resolve import remove_tree
 
-_ROOMS = ("layers", "blobs", "blobs/sha256", "blobs/sha512", "images", "names", "staging", "trash")
+_ROOMS = ("layers", "blobs", "blobs/sha256", "blobs/sha512", "images", "names", "builds", "build-caches", "staging",
+          "trash")
 
 
 def default_root() -> Path:

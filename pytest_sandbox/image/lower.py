@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import resource
 import stat
@@ -11,10 +12,21 @@ from dataclasses import dataclass
 
 from .resolve import entry_path, open_directory
 
-_OPAQUE = ("trusted.overlay.opaque", "user.overlay.opaque")
 _MOST_LINKS = 40  # as the kernel's own limit, path_resolution(7)
-_REDIRECT = ("trusted.overlay.redirect", "user.overlay.redirect")
-_WHITEOUT = ("trusted.overlay.whiteout", "user.overlay.whiteout")
+
+
+@functools.cache
+def marks(name: str) -> str:
+    """The attribute under which overlayfs, mounted by us, keeps ``name``: ``trusted.*`` by real root, else ``user.*``.
+
+    Only that one counts: attributes of the other kind are copied with a file like any other.
+    """
+    with open("/proc/self/uid_map") as file:
+        initial = " ".join(file.read().split()) == "0 0 4294967295"
+    with open("/proc/self/status") as file:
+        effective = next((int(line.split()[1], 16) for line in file if line.startswith("CapEff:")), 0)
+    return f"{'trusted' if initial and effective >> 21 & 1 else 'user'}.overlay.{name}"  # 21: CAP_SYS_ADMIN
+
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +118,7 @@ class LowerView:
                         found.append((fd, where, status))
                     break
                 found.append((fd, where, status))
-                if _has(fd, where, _OPAQUE):
+                if _has(fd, where, "opaque"):
                     break
                 redirect = _redirect(fd, where)
                 if redirect.startswith(b"/"):
@@ -178,12 +190,10 @@ def _listed(folder: int) -> list[str]:
 
 def _redirect(layer_fd: int, path: bytes) -> bytes:
     """Where overlayfs looks for a renamed directory in the layers below (redirect_dir); empty if it was not renamed."""
-    for name in _REDIRECT:
-        try:
-            return os.getxattr(entry_path(layer_fd, path), name, follow_symlinks=False)
-        except OSError:
-            continue
-    return b""
+    try:
+        return os.getxattr(entry_path(layer_fd, path), marks("redirect"), follow_symlinks=False)
+    except OSError:
+        return b""
 
 
 def _status(layer_fd: int, path: bytes, name: bytes) -> os.stat_result | None:
@@ -205,18 +215,15 @@ def _readlink(layer_fd: int, path: bytes) -> bytes:
     return os.readlink(path, dir_fd=layer_fd)
 
 
-def _has(layer_fd: int, path: bytes, names: Sequence[str]) -> bool:
-    for name in names:
-        try:
-            if os.getxattr(entry_path(layer_fd, path), name, follow_symlinks=False) == b"y" or "whiteout" in name:
-                return True
-        except OSError:
-            continue
-    return False
+def _has(layer_fd: int, path: bytes, name: str) -> bool:
+    try:
+        return os.getxattr(entry_path(layer_fd, path), marks(name), follow_symlinks=False) == b"y" or name == "whiteout"
+    except OSError:
+        return False
 
 
 def is_whiteout(layer_fd: int, path: bytes, status: os.stat_result) -> bool:
     """Whether an entry is overlayfs' mark for a deleted name: device 0/0, or an empty file with an attribute."""
     if stat.S_ISCHR(status.st_mode) and status.st_rdev == 0:
         return True
-    return stat.S_ISREG(status.st_mode) and status.st_size == 0 and _has(layer_fd, path, _WHITEOUT)
+    return stat.S_ISREG(status.st_mode) and status.st_size == 0 and _has(layer_fd, path, "whiteout")

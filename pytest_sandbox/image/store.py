@@ -122,6 +122,7 @@ class ImageStore:
         self._pins = pins
         self._held: dict[str, FileLock] = {}
         self._stacks: dict[str, LayerStack] = {}
+        self._passing: dict[str, StoredImage] = {}
         self._mutex = threading.Lock()
 
     def __enter__(self) -> ImageStore:
@@ -138,6 +139,22 @@ class ImageStore:
                 held.release()
             self._held.clear()
             self._stacks.clear()
+
+    def know(self, stored: StoredImage) -> None:
+        """Lets an image without a record be resolved by its id in this process: a step of a build."""
+        self._passing[stored.image_id] = stored
+
+    def recorded(self, record: object) -> StoredImage | None:
+        """An image from what ``as_json`` gave, its layers held; None when one is gone."""
+        try:
+            stored = StoredImage.from_json(record)  # type: ignore[arg-type]
+        except (KeyError, TypeError, ValueError):
+            return None
+        return stored if self._hold(stored, stored.reference) is not None else None
+
+    def stack(self, stored: StoredImage, reference: str) -> LayerStack:
+        """The layers of an image that this store holds."""
+        return self._stack(stored, reference)
 
     def forget(self) -> None:
         """Reads the names anew: one means something else now."""
@@ -175,6 +192,8 @@ class ImageStore:
 
     def image(self, image_id: str) -> StoredImage | None:
         """The record of an image; None when there is none that can be read."""
+        if image_id in self._passing:
+            return self._passing[image_id]
         record = self.layout.read_record(self.layout.image(image_id))
         try:
             stored = StoredImage.from_json(record) if record is not None else None
@@ -278,8 +297,8 @@ class ImageStore:
 
         return RegistrySource(parsed, self.platform, progress=self.progress)
 
-    def add(self, source: Source, image: SourceImage,
-            host: HostTrees | None = None) -> StoredImage:
+    def add(self, source: Source, image: SourceImage, host: HostTrees | None = None, *,
+            record: bool = True) -> StoredImage:
         """Brings an image's layers and its record into the store, and holds them. Not for two threads at once."""
         if not image.layers:  # "FROM scratch" and nothing else; overlayfs wants a layer all the same
             image = replace(image, document=replace(image.document, diff_ids=(_NOTHING,)), layers=(_EMPTY,))
@@ -293,7 +312,8 @@ class ImageStore:
                 self._held[layer.key] = layer.held
             elif self._held.get(layer.key) is not layer.held:
                 layer.held.release()
-        self.layout.write_record(self.layout.image(image.image_id), stored.as_json())
+        if record:
+            self.layout.write_record(self.layout.image(image.image_id), stored.as_json())
         return stored
 
     def held_keys(self) -> frozenset[str]:

@@ -31,6 +31,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add_options(parser)
 
 
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    from . import hookspecs
+
+    pluginmanager.add_hookspecs(hookspecs)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", MARKER)
     config.stash[_settings] = Settings(config)
@@ -39,6 +45,12 @@ def pytest_configure(config: pytest.Config) -> None:
         from .consumption import UsageSummary
 
         config.pluginmanager.register(UsageSummary(most), "sandbox-usage")
+    if (config.getoption("sandbox_report") or config.getini("sandbox_report")) and not hasattr(config, "workerinput"):
+        from .recorder import Recorder, path_of
+
+        path = path_of(config)
+        if path is not None:
+            config.pluginmanager.register(Recorder(config, path), "sandbox-recorder")
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
@@ -89,6 +101,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             raise pytest.UsageError(usage_text(item, error)) from None
         if spec is None or drives_a_sandbox(item, settings.mode):
             continue
+        from . import extensions
+
+        spec = extensions.changed(item, spec)
         if conductor is None:
             from .conductor import Conductor
 

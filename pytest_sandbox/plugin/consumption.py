@@ -5,6 +5,7 @@ The properties travel wherever reports do: JUnit files, report logs, pytest-xdis
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -12,16 +13,24 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from pytest_sandbox.spec import SandboxSpec
     from pytest_sandbox.usage import Usage
 
 #: The options that make a report tell what was used.
 LIMITS = frozenset({"memory", "swap", "cpus", "cpu_weight", "io_weight", "pids", "disk", "timeout"})
 PREFIX = "sandbox_"
+#: The property that says what options the sandbox had, as JSON.
+OPTIONS = "sandbox_options"
 
 
 def wanted(config: pytest.Config) -> bool:
-    """Whether the command line asks for it."""
-    return config.getoption("sandbox_usage", None) is not None
+    """Whether the command line or the ini file asks for it."""
+    return config.getoption("sandbox_usage", None) is not None or recorded(config)
+
+
+def recorded(config: pytest.Config) -> bool:
+    """Whether a report of all sandboxes is asked for."""
+    return bool(config.getoption("sandbox_report", None) or config.getini("sandbox_report"))
 
 
 def properties(usage: Usage) -> list[tuple[str, object]]:
@@ -32,6 +41,12 @@ def properties(usage: Usage) -> list[tuple[str, object]]:
         if value is not None and name not in ("memory", "pids"):  # of the moment: of no use when it is over
             found.append((PREFIX + name, round(value, 6) if isinstance(value, float) else value))
     return found
+
+
+def options_of(spec: SandboxSpec) -> tuple[str, object]:
+    """The property of the options that were given."""
+    given = {name: getattr(spec, name) for name in sorted(spec.given - {"persist"})}
+    return OPTIONS, json.dumps(given, default=str)
 
 
 def since(before: Usage, now: Usage) -> Usage:

@@ -58,18 +58,20 @@ def sandbox(request: pytest.FixtureRequest, sandbox_image: Any) -> Iterator[Sand
     """
     from pytest_sandbox.spec import make_spec
 
-    from . import settings_of, traffic
+    from . import extensions, settings_of, traffic
 
+    extensions.register(request.config)
     settings = settings_of(request.config)
     spec = settings.spec(request.node) or settings.base()
     if sandbox_image is not None and "image" not in marked_options(request.node):
         spec = make_spec({"image": sandbox_image}, spec)
-    sandbox = start(request.config, spec)
+    sandbox = start(request.config, extensions.changed(request.node, spec))
     traffic.follow(request.config)
     yield sandbox
     from . import limits
 
     limits.after_driving(request.node, sandbox)
+    extensions.finished(request.node, sandbox, None)
     sandbox.close()
     sandbox.raise_untold()
 
@@ -84,11 +86,12 @@ def start(config: pytest.Config, spec: Any) -> Sandbox:
     __tracebackhide__ = True
     from pytest_sandbox.errors import SandboxError, SandboxUnavailable
 
-    from . import settings_of
+    from . import extensions, settings_of
 
     try:
-        sandbox = make_sandbox(spec)
+        sandbox = make_sandbox(extensions.sourced(config, spec))
         sandbox.start()
+        extensions.started(config, sandbox)
     except SandboxError as error:
         if isinstance(error, SandboxUnavailable) and settings_of(config).unavailable == "skip":
             pytest.skip(f"{type(error).__name__}: {error}")

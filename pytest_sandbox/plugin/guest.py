@@ -102,6 +102,7 @@ class Guest:
         self.item = item
         if os.getuid() != self.conductor.uid:
             compat.leave_temporary_base(item.config)
+        traffic.begin()
         self.waits = False
         self._before = before
         self._phase = self._due = "setup"  # where the test is, and what has yet to be reported

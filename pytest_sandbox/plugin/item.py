@@ -17,7 +17,7 @@ import pytest
 
 from pytest_sandbox.errors import SandboxCrashed, SandboxError, SandboxProtocolError, SandboxUnavailable
 
-from . import benchmarks, compat, cover, limits, neighbours, reporting, traffic
+from . import benchmarks, compat, cover, extensions, limits, neighbours, reporting, traffic
 from .fixtures import make_sandbox
 from .guest import SECTION_LIMIT, Before, Guest
 from .household import Fork, Group
@@ -130,6 +130,7 @@ class Attempt:
         self._interrupted = False
         self._timers: Timers | None = None
         self._limits: limits.Limits | None = None
+        self._decisive: pytest.TestReport | None = None
         self._failed = False
 
     # Set-up: called from the patched SetupState.setup, in the middle of pytest_runtest_setup.
@@ -159,6 +160,7 @@ class Attempt:
             self._fork = spare
             self.forked = True
             self._limits = limits.Limits(item, spare.sandbox, self.run.spec)
+            extensions.started(item.config, spare.sandbox)
             conductor.spares.ahead(self.run)
             self._listen()
             if self.inbox.wanted is None:
@@ -245,16 +247,18 @@ class Attempt:
         if sandbox is None:
             patch.setup(item)
             return None
+        extensions.started(item.config, sandbox)
         reading, writing = conductor.open_pipe()
         orders, commands = os.pipe2(os.O_CLOEXEC) if conductor.live or group is not None else (-1, -1)
         before = Before(conductor, item, again and self._may_start_over())
         timers = self._timers = Timers(item, conductor.faults)
         try:
             child = self._fork_into(sandbox)
-        except SandboxError as error:
+        except (SandboxError, OSError) as error:
             for descriptor in (reading, writing, orders, commands):
                 if descriptor >= 0:
                     os.close(descriptor)
+            sandbox.discard()
             raise _failure(error) from None
         if child is None:
             if commands >= 0:
@@ -439,6 +443,8 @@ class Attempt:
             if report.failed and self._fork is not None:
                 traffic.add_refused(report, self._fork.sandbox)
             self._failed |= report.failed
+            if self._decisive is None or (self._decisive.passed and extensions.decides(report)):
+                self._decisive = report
             if self._limits is not None:
                 self._limits.tell(report)
         if when == "teardown":
@@ -448,6 +454,8 @@ class Attempt:
             if self._limits is not None:
                 fork = self._fork if not self.inbox.waits else None
                 self._limits.finish(report, self._failed, fork.child if fork is not None else None)
+            if self._fork is not None:
+                extensions.finished(item, self._fork.sandbox, self._decisive)
             report = self._tear_down_higher(report, nextitem)
             self.run.end_attempt()
         assert report is not None, "only a teardown can have none: the runner asks for the phases that were"
@@ -595,8 +603,12 @@ class Attempt:
             os.environ.pop("PYTEST_CURRENT_TEST", None)
 
 
-def _failure(error: SandboxError) -> BaseException:
+def _failure(error: SandboxError | OSError) -> BaseException:
     """Fails the test with the error's own words; a traceback through this plugin would tell nobody anything."""
+    if isinstance(error, FileNotFoundError) and error.filename is not None:
+        return pytest.fail.Exception(
+            f"{type(error).__name__}: {error}: the sandbox has no such directory to start the test in. Correct its "
+            f"workdir option, or make the directory with the image or a mount.", pytrace=False)
     return pytest.fail.Exception(f"{type(error).__name__}: {error}", pytrace=False)
 
 

@@ -78,6 +78,7 @@ class Limits:
                 warn(self._item, report, f"this test passed, but {error}")
         if self._tells():
             wall = time.monotonic() - self._began
+            properties = [consumption.options_of(self._spec)] if consumption.recorded(self._item.config) else []
             try:
                 if child is not None and not self._sandbox.counts_as_it_goes:
                     child.wait()  # it has said goodbye, and is counted when it has gone
@@ -85,8 +86,8 @@ class Limits:
                 if child is None and not self._sandbox.counts_as_it_goes:
                     usage = replace(usage, cpu_seconds=None, user_seconds=None, system_seconds=None)
             except SandboxError:
-                return
-            properties = consumption.properties(replace(usage, wall_seconds=wall))
+                usage = Usage()  # it has ended
+            properties += consumption.properties(replace(usage, wall_seconds=wall))
             self._item.user_properties.extend(properties)
             if report is not None and report.user_properties is not self._item.user_properties:
                 report.user_properties.extend(properties)
@@ -103,6 +104,8 @@ def after_driving(item: pytest.Item, sandbox: Sandbox) -> None:
         for error, _ in met_limits(sandbox, sandbox.spec, LimitEvents()):
             item.warn(PytestSandboxWarning(f"in this test {error}"))
     if given or consumption.wanted(item.config):
+        if consumption.recorded(item.config):
+            item.user_properties.append(consumption.options_of(sandbox.spec))
         try:
             item.user_properties.extend(consumption.properties(sandbox.usage()))
         except SandboxError:

@@ -18,7 +18,7 @@ UNAVAILABLE = ("error", "skip", "run")
 
 MARKER = (
     "sandbox(*, image, network, user, env, workdir, mounts, hostname, memory, swap, cpus, cpu_weight, io_weight, "
-    "pids, disk, capabilities, scope, hide, timeout): "
+    "pids, disk, capabilities, seccomp, scope, hide, timeout): "
     "run this test's body in a fork of the pytest process that sits in a sandbox of its own: fresh Linux namespaces "
     "and a copy-on-write view of the file system, gone when the test ends. Function-scoped fixtures run inside, "
     "fixtures of higher scope once, outside. Options are keyword-only; the nearest marker wins option by option. "
@@ -42,6 +42,7 @@ INI_OPTIONS = (
     ("pids", "string", "the most processes and threads at once (4096)"),
     ("disk", "string", "the size of the writable layer, such as '512M'"),
     ("capabilities", "args", "the capabilities that are kept inside, by name"),
+    ("seccomp", "string", "the filter of system calls: 'default', 'unconfined', or the path of a profile"),
     ("scope", "string", "which tests share a sandbox"),
     ("hide", "args", "paths that the host image does not show"),
     ("timeout", "string", "seconds from a test's start to its end"),
@@ -67,6 +68,10 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption("--sandbox-usage", metavar="N", nargs="?", type=_count, const=10, default=None,
                     dest="sandbox_usage", help="Show the N sandboxed tests that used the most CPU time (default 10; 0 "
                                                "for all), and put what each test used in its report.")
+    group.addoption("--sandbox-report", metavar="PATH", default=None, dest="sandbox_report",
+                    help="Write what the sandboxes of this run used and how their tests ended to PATH: .html or .json.")
+    parser.addini("sandbox_report", "Where to write the report of a run's sandboxes: a path that ends in .html or "
+                  ".json, relative to rootdir.", type="string", default="")
     parser.addini("sandbox", "Which tests are sandboxed: marked, all or off.", type="string", default="marked")
     parser.addini("sandbox_image", "The image of tests whose marker names none.", type="string", default="")
     parser.addini("sandbox_unavailable", "When a sandbox cannot be had: error, skip or run.", type="string",
@@ -85,8 +90,8 @@ def add_options(parser: pytest.Parser) -> None:
 
 
 #: Parts of the interface that a later version brings. Using one is an error: nothing is left out in silence.
-COMING_INI = ("seccomp", "keep", "report")
-COMING_OPTIONS = ("keep", "report")
+COMING_INI = ("keep",)
+COMING_OPTIONS = ("keep",)
 
 
 def _refuse_coming(config: pytest.Config) -> None:

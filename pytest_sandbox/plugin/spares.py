@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
-from . import compat, neighbours
+from . import compat, neighbours, traffic
 from .guest import Before, Guest
 from .household import Fork
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 #: Hooks that run in the pytest process around each test. Those of others may keep there what later tests look at.
 AROUND = ("pytest_runtest_protocol", "pytest_runtest_logstart", "pytest_runtest_setup", "pytest_runtest_logreport",
-          "pytest_runtest_logfinish", "pytest_warning_recorded")
+          "pytest_runtest_logfinish", "pytest_warning_recorded", "pytest_sandbox_started", "pytest_sandbox_finished")
 #: Modules whose implementations of these keep nothing that a test could see, unless :func:`neighbours.watch` says so.
 KNOWN = ("_pytest.", "pytest_sandbox.", "xdist.", "pytest_forked", "pytest_reportlog.", "pytest_html.",
          "pytest_randomly", "_hypothesis_pytestplugin", "pytest_rerunfailures", "pytest_timeout")
@@ -201,6 +201,8 @@ class Spares:
         conductor.warm_up(run.item)
 
         def ready() -> Inside:
+            if conductor.sandbox_of(run).network == "none":
+                traffic.watch()
             guest = conductor.guest = Guest(conductor, run.item, Before(conductor, run.item), (-1, -1), None, True)
 
             def inside(writing: int, orders: int) -> NoReturn:
@@ -222,9 +224,9 @@ class Spares:
         orders, commands = os.pipe2(os.O_CLOEXEC)
         try:
             child = sandbox.fork_by(self._zygote, (writing, orders))
-        except SandboxError:
+        except (SandboxError, OSError):
             child = None
-            self._failed = True
+            self._failed = True  # a fork in the set-up will say what is wrong
         finally:
             os.close(writing)
             os.close(orders)

@@ -44,6 +44,11 @@ def _hook(event: str, args: tuple[Any, ...]) -> None:
             _tried[f"tried to {_EVENTS[event]} {f'[{host}]' if ':' in host else host}:{address[1]}"] = None
 
 
+def begin() -> None:
+    """A test begins in this process, perhaps not its first."""
+    _tried.clear()
+
+
 def add_tried(report: pytest.TestReport) -> None:
     """Inside: adds what was tried so far to a report, if it is of a failure."""
     if _tried and report.failed:

@@ -155,7 +155,8 @@ class Group:
     def events(self) -> LimitEvents:
         """Which limits were met."""
         kills = self.oom_kills()
-        paths = [path for key, path in self.inner.items() if key in ("memory", "unified")]
+        # On cgroup v2 the inner directory has no memory controller: the log names the one above it.
+        paths = [one[key] for one in (self.paths, self.inner) for key in ("memory", "unified") if key in one]
         return LimitEvents(kills, oom_victims(paths) if kills else (), self.pids_refused())
 
     def total(self) -> Usage:

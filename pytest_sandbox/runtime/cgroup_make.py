@@ -122,13 +122,14 @@ class Groups:
     def judge(self) -> None:
         """Ends each sandbox in which the kernel has killed a process for want of memory."""
         for event, (made, until) in list(self.suspects.items()):
-            if made.event != event:
-                del self.suspects[event]
-            elif b"\noom_kill 0" not in os.pread(made.counter, 4096, 0):
-                del self.suspects[event]
-                if made.pid:
-                    os.kill(made.pid, 9)  # the first process of its pid namespace: all others end with it
-            elif time.monotonic() > until:
+            try:
+                killed = b"\noom_kill 0" not in os.pread(made.counter, 4096, 0)
+            except OSError:
+                killed = False  # ENODEV: the caller has removed it, of which the eventfd tells, too
+                until = 0
+            if killed and made.pid:
+                os.kill(made.pid, 9)  # the first process of its pid namespace: all others end with it
+            if killed or time.monotonic() > until:
                 del self.suspects[event]
 
     def watch(self, name: str) -> int:

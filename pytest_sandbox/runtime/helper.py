@@ -139,7 +139,10 @@ class _Helper:
                     self.obey(*got)
         except (OSError, protocol.BadMessage):
             pass
-        self.groups.close(self.forsaken)
+        # The socket may end before the caller has, and we for another reason than that.
+        caller = select.poll()
+        caller.register(self.lifeline, select.POLLIN)
+        self.groups.close(self.forsaken and bool(caller.poll(1000)))
 
     def unwatch(self, event: int) -> None:
         if event >= 0:

@@ -87,6 +87,8 @@ def _set_up(sync: socket.socket | None, body: dict[str, Any]) -> int:
     sc.drop_from_bounding_set(body["drop"])
     sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
     sc.new_session_keyring()
+    if body["seccomp"]:
+        sc.seccomp(bytes.fromhex(body["seccomp"]))
     return scratch
 
 

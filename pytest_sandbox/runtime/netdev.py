@@ -28,6 +28,7 @@ _REQUEST, _ACK, _REPLACE, _EXCL, _CREATE, _DUMP = 1, 4, 0x100, 0x200, 0x400, 0x3
 _IFF_UP = 1
 # linux/pkt_sched.h
 _TC_H_ROOT, _TC_H_CLSACT, _CLSACT_EGRESS, _CLSACT_HANDLE = 0xFFFFFFFF, 0xFFFFFFF1, 0xFFFFFFF3, 0xFFFF0000
+_TBF, _NETEM = 0x10000, 0x20000  # handles; one cannot be of another kind than it was
 #: The bridge's number in its segment. High, since some kernels put tunnels of their own into every namespace.
 BRIDGE = 1000
 
@@ -93,7 +94,9 @@ class Netlink:
         for message in batch:
             self._sequence += 1
             packet += message.body[:8] + struct.pack("=I", self._sequence) + message.body[12:]
-        self.sock.send(packet)
+        # To an address: the kernel then asks for the sender's rights only, and not for those of who opened the socket
+        # (netlink_ns_capable). A helper has rights over its own sandboxes, this process over those of all its helpers.
+        self.sock.sendto(packet, (0, 0))
         refused: NetlinkError | None = None
         left = len(batch)
         while left:
@@ -110,7 +113,7 @@ class Netlink:
     def dump(self, message: Message) -> list[bytes]:
         """The kernel's answers to a request for a list."""
         self._sequence += 1
-        self.sock.send(message.body[:8] + struct.pack("=I", self._sequence) + message.body[12:])
+        self.sock.sendto(message.body[:8] + struct.pack("=I", self._sequence) + message.body[12:], (0, 0))
         found: list[bytes] = []
         while True:
             data = self.sock.recv(1 << 18)
@@ -298,14 +301,14 @@ def shape_rate(index: int, bits: int, words: str) -> Message:
     rate = max(bits // 8, 1)
     burst = max(rate // 250, 3200)
     options = sched_tbf.get_parameters({"rate": rate, "burst": burst, "limit": max(rate // 20, 2 * 1600) + burst})
-    return _tc(words, _RTM_NEWQDISC, _CREATE | _REPLACE, {"index": index, "handle": 0x10000, "parent": _TC_H_ROOT},
+    return _tc(words, _RTM_NEWQDISC, _CREATE | _REPLACE, {"index": index, "handle": _TBF, "parent": _TC_H_ROOT},
                [("TCA_KIND", "tbf"), ("TCA_OPTIONS", options)])
 
 
 def shape_netem(index: int, what: dict[str, Any], words: str) -> Message:
     """Delays, loses, doubles or reorders what goes out (qdisc netem); ``what`` as pyroute2 names it."""
     from pyroute2.netlink.rtnl.tcmsg import sched_netem
-    return _tc(words, _RTM_NEWQDISC, _CREATE | _REPLACE, {"index": index, "handle": 0x10000, "parent": _TC_H_ROOT},
+    return _tc(words, _RTM_NEWQDISC, _CREATE | _REPLACE, {"index": index, "handle": _NETEM, "parent": _TC_H_ROOT},
                [("TCA_KIND", "netem"), ("TCA_OPTIONS", sched_netem.get_parameters(what))])
 
 

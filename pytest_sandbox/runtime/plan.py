@@ -23,6 +23,7 @@ from ..spec import CAPABILITIES, DEFAULT_CAPABILITIES, SandboxSpec, network_kind
 from . import syscalls as sc
 from .frozen import key_of, path_in_helper
 from .mounts import NODES
+from .seccomp import filter_for
 
 #: The address of an outbound sandbox's own name server.
 OUTBOUND_RESOLVER = "10.0.2.3"
@@ -194,6 +195,7 @@ def make_plan(spec: SandboxSpec, root: Root, host: Host, group: dict[str, Any] |
             ["pivot"],
         ],
         "inside": inside,
+        "seccomp": filter_for(spec.seccomp, keep, spec.network == "host").hex(),
         "namespaces": namespaces,
         "uid_map": "0 0 4294967295" if host.privileged else f"{uid} 0 1",
         "gid_map": "0 0 4294967295" if host.privileged else f"{gid} 0 1",

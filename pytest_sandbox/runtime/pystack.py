@@ -364,10 +364,11 @@ def python_threads(proc: int, pid: int) -> list[PythonThread]:
     :raises Unreadable: when it is not ours to read, is of a version that we do not know, or changes too fast.
     """
     try:
-        maps = os.open(f"{pid}/maps", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
+        # Not blocking: what is mounted there may be the sandbox's own.
+        maps = os.open(f"{pid}/maps", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=proc)
         with open(maps, encoding="utf-8", errors="surrogateescape") as file:
             text = file.read(4 << 20)
-        fd = os.open(f"{pid}/mem", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
+        fd = os.open(f"{pid}/mem", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=proc)
     except OSError as error:
         raise Unreadable(f"{error.strerror}: its memory is not this user's to read") from None
     try:

@@ -65,7 +65,8 @@ class _Relay:
     """Copies bytes between pairs of sockets, each way for as long as its source sends."""
 
     CHUNK = 128 << 10
-    MOST = 400  # connections at a time; further ones wait in the listener's queue
+    #: Connections at a time, two descriptors each; further ones wait in the listener's queue.
+    MOST = max(1, min(400, (os.sysconf("SC_OPEN_MAX") - 64) // 3))
 
     def __init__(self, ends: tuple[int, int], listeners: dict[socket.socket, list[Any] | None],
                  names: socket.socket | None = None, upstream: list[Any] | None = None) -> None:
@@ -117,7 +118,11 @@ class _Relay:
         except OSError:
             near.close()  # nobody has redirected it
             return
-        far = socket.socket(socket.AF_INET6 if ":" in where[0] else socket.AF_INET)
+        try:
+            far = socket.socket(socket.AF_INET6 if ":" in where[0] else socket.AF_INET)
+        except OSError:
+            near.close()  # no descriptor is left
+            return
         for one, other in ((near, far), (far, near)):
             one.setblocking(False)
             self.sockets[one.fileno()] = one

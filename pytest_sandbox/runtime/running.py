@@ -312,6 +312,8 @@ class Running:
             keep = self.plan.kept if ids[0] == 0 else 0
             sc.capset(keep, keep, 0)
             sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
+            if self.plan.body["seccomp"]:
+                sc.seccomp(bytes.fromhex(self.plan.body["seccomp"]))
             _reopen(folders)
         except BaseException as error:  # noqa: BLE001 - half inside, nothing of the caller's may go on
             give_up(error)

@@ -12,7 +12,8 @@ import struct
 from dataclasses import dataclass
 
 _TICK = os.sysconf("SC_CLK_TCK")
-_MOST_TASKS = 2000
+#: Of one process, and of all: a fork bomb is not looked at to its last thread.
+_MOST_TASKS, _MOST_TASKS_IN_ALL = 500, 3000
 
 #: Calls that wait, by machine and number: name, and how they say for how long: the argument that is a pointer to a time
 #: ("*", null for ever) or a number of milliseconds ("ms", negative for ever); None for those that never say.
@@ -204,13 +205,16 @@ class Proc:
 
     def processes(self) -> list[ProcessView]:
         """All processes but the first, with their threads; those that have ended and wait for their parent left out."""
-        found = []
+        found, count = [], 0
         for pid in self.pids():
+            if count > _MOST_TASKS_IN_ALL:
+                break
             name, fields = self._stat(str(pid))
             if not fields or fields[0] in "ZX":
                 continue
             arguments = self.read(f"{pid}/cmdline").rstrip("\0").split("\0")
             tasks = [self._task(pid, tid) for tid in self._numbers(f"{pid}/task")[:_MOST_TASKS]]
+            count += len(tasks)
             tasks.sort(key=lambda one: one is None or one.tid != pid)
             found.append(ProcessView(pid, int(fields[1]), name, tuple(arguments if arguments != [""] else ()),
                                      tuple(one for one in tasks if one is not None)))

@@ -11,21 +11,25 @@ import tempfile
 from pathlib import Path
 
 import installed
+import limits
 import measure
+import network
 import noop
 import start
+
+PARTS = ("noop", "start", "installed", "limits", "network")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
-    parser.add_argument("--only", choices=("noop", "start", "installed"), action="append")
+    parser.add_argument("--only", choices=PARTS, action="append")
     parser.add_argument("--tests", type=int, default=300, help="tests in the suite of no-op tests (%(default)s)")
     parser.add_argument("--runs", type=int, default=5, help="runs of that suite for each variant (%(default)s)")
     parser.add_argument("--rounds", type=int, default=200, help="sandboxes for each variant (%(default)s)")
     parser.add_argument("--starts", type=int, default=20, help="pytest starts for each environment (%(default)s)")
     parser.add_argument("--output", type=Path, default=Path("benchmark-results"), help="folder (%(default)s)")
     options = parser.parse_args()
-    chosen = options.only or ("noop", "start", "installed")
+    chosen = options.only or PARTS
     output = options.output.resolve()
     facts = measure.machine()
     tables = []
@@ -38,6 +42,10 @@ def main() -> int:
             tables.append(start.run(options.rounds))
         if "installed" in chosen:
             tables += installed.run(Path(name) / "installed", options.starts)
+        if "network" in chosen:
+            tables += network.run(options.rounds)
+        if "limits" in chosen:
+            tables += limits.run(options.rounds)
     print(measure.save(output, facts, tables))
     return 0
 

@@ -51,7 +51,7 @@ def serve(*sandboxes: Sandbox) -> None:
         sandbox.wait_for_port(7, 30)
 
 
-def hears(source: Sandbox, host: str, kind: socket.SocketKind = socket.SOCK_DGRAM, timeout: float = 0.3) -> bool:
+def hears(source: Sandbox, host: str, kind: socket.SocketKind = socket.SOCK_DGRAM, timeout: float = 20) -> bool:
     """Whether a packet that ``source`` sends to ``host`` is answered."""
     try:
         with source.connect(7, host, type=kind, timeout=timeout) as sock:
@@ -60,3 +60,8 @@ def hears(source: Sandbox, host: str, kind: socket.SocketKind = socket.SOCK_DGRA
             return sock.recv(99) == b"ANYBODY?"
     except (SandboxTimeout, SandboxConnectionError, OSError):
         return False
+
+
+def silent(source: Sandbox, host: str, kind: socket.SocketKind = socket.SOCK_DGRAM) -> bool:
+    """Whether nobody answers what ``source`` sends to ``host``."""
+    return not hears(source, host, kind, 0.3)

@@ -238,3 +238,8 @@ def test_a_fork_of_the_caller_does_not_keep_a_command_s_pipes_open(started: Sand
 def test_the_caller_s_interpreter_runs_inside(started: Sandbox) -> None:
     done = started.run([sys.executable, "-c", "import sys; print(sys.executable)"], check=True)
     assert done.stdout.strip() == sys.executable
+
+
+def test_a_variable_that_is_no_text_is_named() -> None:
+    with Sandbox() as sandbox, pytest.raises(TypeError, match="'NUMBER' has 5"):
+        sandbox.run(["true"], env={"NUMBER": 5})  # type: ignore[dict-item]

@@ -210,3 +210,23 @@ signal.pause()
         assert child.why is not None
         assert "its Python stack cannot be read: " in str(child)
         assert len(str(child)) < 1000
+
+
+def test_a_proc_of_the_sandboxs_own_making_is_no_trap() -> None:
+    """Who has the capability can mount something else there: a FIFO must not hold the reader."""
+    script = ("mount -t tmpfs none /proc && mkdir -p /proc/2/task/2 /proc/2/fd && cd /proc/2 && "
+              "mkfifo maps mem cmdline task/2/stat task/2/syscall && echo '2 (x) S 1 2' > stat && echo done")
+    with Sandbox(user="root", capabilities=["SYS_ADMIN"]) as sandbox:
+        if sandbox.run(["sh", "-c", script]).stdout != "done\n":
+            pytest.skip("nothing can be mounted over /proc in there")
+        stack, = sandbox.stacks()
+        assert stack.threads == ()
+        assert stack.why is not None or stack.name == "x"
+
+
+def test_a_crowd_is_bounded() -> None:
+    with Sandbox() as sandbox, started(sandbox, ["sh", "-c", "for i in $(seq 300); do sleep 1000 & done; wait"]):
+        until(lambda: len(sandbox.processes()) == 301, "all run", 60)
+        found = sandbox.stacks()
+        assert len(found) == 301
+        assert sum(one.why is not None for one in found) == 101

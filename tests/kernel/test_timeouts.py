@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 
 import pytest
-from support import init_pid, until
+from support import init_pid, prints, until
 
 from pytest_sandbox import Sandbox, SandboxUsageError
+from pytest_sandbox.deadline import end
 from pytest_sandbox.errors import TimeLimitExceeded
 from pytest_sandbox.runtime.tasks import Proc
+from pytest_sandbox.stacks import in_words
 from pytest_sandbox.verdicts import judge, sample
 
 LOCKED = """
@@ -37,9 +40,9 @@ DOINGS = {
     "timed-lock": ([sys.executable, "-c", "import threading; threading.Event().wait(1000)"], "waiting",
                    "waits for a lock, for a limited time"),
     "spinner": ([sys.executable, "-c", "while True: pass"], "spinning", "runs"),
-    "spinning-child": (["sh", "-c", "(while :; do :; done) & wait"], "spinning", "s of CPU in the last"),
-    "many-short-children": (["sh", "-c", "while :; do /bin/true; done"], "spinning", "s of CPU in the last"),
-    "output-flood": (["sh", "-c", "yes > /dev/null"], "spinning", "s of CPU in the last"),
+    "spinning-child": (["sh", "-c", "(while :; do :; done) & wait"], "spinning", "runs"),
+    "many-short-children": (["sh", "-c", "while :; do /bin/true; done"], "spinning", "runs"),
+    "output-flood": (["sh", "-c", "yes > /dev/null"], "spinning", "runs"),
     "lock": ([sys.executable, "-c", LOCKED], "blocked", "waits for a lock"),
     "pipe": (["sh", "-c", "mkfifo /tmp/f; cat < /tmp/f"], "blocked", "waits for the other end of a FIFO"),
     "stopped": (["sh", "-c", "kill -STOP $$"], "blocked", "waits for SIGCONT: it is stopped"),
@@ -51,14 +54,38 @@ DOINGS = {
 @pytest.mark.parametrize("name", DOINGS)
 def test_the_verdict(name: str) -> None:
     command, kind, reason = DOINGS[name]
-    with Sandbox(timeout=1.5, user="root") as sandbox:
+    with Sandbox(user="root") as sandbox, Proc(sandbox._root_fd) as proc:
+        process = sandbox.popen(command)
+        try:
+            until(lambda: reason in "".join(map(str, sandbox.stacks())) and (
+                kind == "spinning" or all(task.state != "R" for view in proc.processes() for task in view.tasks)),
+                "it has come so far")
+            before = sample(proc)
+            time.sleep(0.3)
+            verdict, stacks = judge(proc, before)
+        finally:
+            process.kill()
+            sandbox.kill()
+            with process:
+                pass
+        assert verdict.kind == kind
+        assert "s of CPU in the last" in verdict.reason
+        assert kind == "spinning" or reason in verdict.reason
+        assert stacks[0].pid == 2
+
+
+@pytest.mark.parametrize("kind", ["spinning", "waiting"])
+def test_the_error(kind: str) -> None:
+    command = ["sleep", "1000"] if kind == "waiting" else ["sh", "-c", "while :; do :; done"]
+    with Sandbox(timeout=2) as sandbox:
         with pytest.raises(TimeLimitExceeded) as caught:
             sandbox.run(command)
         error = caught.value
-        assert (error.verdict, error.limit, error.option) == (kind, 1.5, "timeout")
-        assert reason in str(error)
-        assert f"took longer than its timeout of 1.5 s: it was {kind}: " in str(error)
-        assert "process 2" in error.stacks
+        assert (error.verdict, error.limit, error.option) == (kind, 2.0, "timeout")
+        told = f"what ran in a sandbox took longer than its timeout of 2 s: it was {kind}: it used "
+        assert str(error).startswith(told)
+        assert "process 2: " in error.stacks
+        assert str(error).endswith(error.stacks)
         assert isinstance(error, TimeoutError)
 
 
@@ -98,17 +125,21 @@ for _ in range(30):
         while True:
             signal.pause()
     os.wait()
+print("all are there", flush=True)
 while True:
     signal.pause()
 """
-    with Sandbox(timeout=1) as sandbox:
+    with Sandbox() as sandbox:
         init = init_pid(sandbox)
-        with pytest.raises(TimeLimitExceeded) as caught:
-            sandbox.run([sys.executable, "-c", code])
-        assert caught.value.verdict == "blocked"
-        assert "and 21 more processes" in caught.value.stacks
-        until(lambda: not sandbox.processes(), "all are gone")
+        with sandbox.popen([sys.executable, "-c", code]) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "all are there\n"
+            assert "and 21 more processes" in in_words(sandbox.stacks())
+            end(sandbox._ready(), grace=0.1)
+        assert process.returncode == -signal.SIGKILL
+        assert sandbox.processes() == []
         os.kill(init, 0)  # the sandbox itself is there until it is closed
+        assert sandbox.run(["echo", "hi"]).stdout == "hi\n"
 
 
 def test_every_later_use_says_so_and_files_stay() -> None:
@@ -119,6 +150,34 @@ def test_every_later_use_says_so_and_files_stay() -> None:
             with pytest.raises(TimeLimitExceeded, match=r"timeout of 0\.2 s"):
                 use()
         assert sandbox.path("/tmp/note").read_text() == "hello"
+
+
+def test_a_call_that_takes_too_long() -> None:
+    with Sandbox(timeout=0.5) as sandbox:
+        with pytest.raises(TimeLimitExceeded) as caught:
+            sandbox.call(time.sleep, 1000)
+        assert caught.value.__context__ is None
+
+
+def test_a_frozen_sandbox_has_a_time_too() -> None:
+    ended, = prints("""
+        from pytest_sandbox import Sandbox, SandboxUnavailable, TimeLimitExceeded
+        with Sandbox(timeout=0.7) as sandbox:
+            process = sandbox.popen(["sleep", "1000"])
+            try:
+                sandbox.freeze()
+            except SandboxUnavailable as error:
+                print(error)
+                process.kill()
+            with process:
+                process.wait()
+            try:
+                sandbox.raise_untold()
+            except TimeLimitExceeded as error:
+                print(process.returncode < 0)
+    """)
+    if ended != "True":
+        pytest.skip(ended)
 
 
 def test_a_limit_that_was_not_reached_changes_nothing() -> None:

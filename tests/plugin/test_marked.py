@@ -228,3 +228,19 @@ def test_a_plugin_that_drives_the_phases_itself_is_refused(pytester: pytest.Pyte
     result = pytester.runpytest_subprocess("--sandbox=all")
     result.stdout.fnmatch_lines(["*test_one is to run in a sandbox, but a plugin sets it up without*"])
     assert result.ret == pytest.ExitCode.TESTS_FAILED
+
+
+def test_a_working_directory_that_is_missing_fails_each_test_clearly(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("""
+        import pytest
+        @pytest.mark.sandbox(workdir="/no/such/place")
+        @pytest.mark.parametrize("number", range(5))
+        def test_it(number): pass
+        @pytest.mark.sandbox
+        def test_after(): pass
+    """)
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
+    result.assert_outcomes(passed=1, errors=5)
+    said = [line for line in result.outlines if "no such directory to start the test in" in line and line[0] != "E"]
+    assert len(said) >= 5
+    assert all("'/no/such/place'" in line for line in said)

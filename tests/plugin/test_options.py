@@ -159,7 +159,7 @@ def test_being_installed_imports_next_to_nothing(pytester: pytest.Pytester) -> N
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = next(line for line in result.stdout.splitlines() if line.startswith("LOADED"))
     assert loaded == ("LOADED ['pytest_sandbox', 'pytest_sandbox.plugin', 'pytest_sandbox.plugin.fixtures', "
-                      "'pytest_sandbox.plugin.options']")
+                      "'pytest_sandbox.plugin.hookspecs', 'pytest_sandbox.plugin.options']")
 
 
 def test_a_pytest_that_lacks_what_we_build_on_is_named(pytester: pytest.Pytester) -> None:

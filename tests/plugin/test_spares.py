@@ -212,6 +212,20 @@ def test_the_child_cannot_reach_the_zygote(pytester: pytest.Pytester) -> None:
     assert ahead(result) >= 5
 
 
+def test_what_each_tried_to_reach_is_told(pytester: pytest.Pytester) -> None:
+    result = run(pytester, """
+        import socket
+        import pytest
+        @pytest.mark.parametrize("number", range(6))
+        def test_many(number):
+            socket.create_connection((f"198.51.100.{number}", 7), timeout=5)
+    """)
+    result.assert_outcomes(failed=6)
+    assert ahead(result) >= 3
+    for number in range(6):
+        assert f"tried to connect to 198.51.100.{number}:7" in result.outlines
+
+
 def test_what_persists_and_the_working_directory(pytester: pytest.Pytester, tmp_path: Path) -> None:
     result = run(pytester, f"""
         import os

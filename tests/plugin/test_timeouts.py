@@ -41,7 +41,7 @@ def test_it_is_a_failure_of_its_phase_and_the_run_goes_on(pytester: pytest.Pytes
             yield
             step("teardown")
 
-        @pytest.mark.sandbox(timeout=1)
+        @pytest.mark.sandbox(timeout=2)
         def test_slow(function):
             step("call")
 
@@ -52,7 +52,7 @@ def test_it_is_a_failure_of_its_phase_and_the_run_goes_on(pytester: pytest.Pytes
     result.assert_outcomes(**{"setup": {"errors": 1, "passed": 1}, "call": {"failed": 1, "passed": 1},
                               "teardown": {"errors": 1, "passed": 2}}[phase])
     text = result.stdout.str()
-    assert "::test_slow took longer than its timeout of 1 s: " in text
+    assert "::test_slow took longer than its timeout of 2 s: " in text
     assert f": in its {phase} it was waiting: it used " in text
     assert f"python {phase}\nraw {phase}\n" in text
     assert text.count("module down") == 1
@@ -76,7 +76,7 @@ def test_the_verdict(pytester: pytest.Pytester, name: str) -> None:
     kind = "spinning" if name == "flood" else name
     pytester.makepyfile(f"""
         import threading, time, pytest
-        @pytest.mark.sandbox(timeout=1, disk="64M")
+        @pytest.mark.sandbox(timeout=2, disk="64M")
         def test_slow():
             {VERDICTS[name]}
     """)
@@ -89,7 +89,7 @@ def test_a_child_process_in_python_is_shown_too(pytester: pytest.Pytester) -> No
     pytester.makepyfile("""
         import subprocess, sys, pytest
         CODE = "import threading\\ndef holds_on():\\n  threading.Event().wait()\\nholds_on()"
-        @pytest.mark.sandbox(timeout=1.5)
+        @pytest.mark.sandbox(timeout=3)
         def test_slow():
             subprocess.run([sys.executable, "-c", CODE])
     """)
@@ -135,7 +135,7 @@ def test_nothing_survives_that_ignores_signals_and_forked_twice(pytester: pytest
     """)
     result = marked(pytester)
     result.assert_outcomes(failed=1, passed=1)
-    assert "it was blocked" in result.stdout.str()
+    assert "TimeLimitExceeded" in result.stdout.str()
 
 
 def test_sigterm_comes_first(pytester: pytest.Pytester, tmp_path: Any) -> None:

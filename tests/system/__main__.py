@@ -13,9 +13,9 @@ from pathlib import Path
 from machine import HIERARCHIES, Machine, Missing
 
 TREE = Path(__file__).resolve().parents[2]
-CHOSEN = ("tests/kernel/test_limits.py", "tests/kernel/test_usage.py", "tests/kernel/test_control.py",
-          "tests/kernel/test_timeouts.py", "tests/kernel/test_stacks.py", "tests/plugin/test_timeouts.py",
-          "tests/plugin/test_limits.py", "tests/kernel/test_run.py", "tests/kernel/test_lifetime.py")
+CHOSEN = ("tests/kernel/test_limits_*.py", "tests/kernel/test_timeouts.py", "tests/kernel/test_stacks.py",
+          "tests/kernel/test_disk_hint.py", "tests/kernel/test_run.py", "tests/plugin/test_limits.py",
+          "tests/plugin/test_timeouts.py")
 PYTHONS = {"trixie": "3.13", "bookworm": "3.11"}
 #: What the tests import, beside what Debian's Python has.
 NEEDS = ("pytest>=9", "pluggy", "filelock", "pyroute2", "urllib3", "hypothesis", "jeepney", "pexpect", "pytest-xdist",
@@ -76,7 +76,9 @@ def main() -> int:
             machine.make()
         with tempfile.TemporaryDirectory(prefix="pytest-sandbox-system-") as scratch:
             payload = Path(scratch, "payload.tar")
-            pack(payload, PYTHONS[given.suite], chosen or [one for one in CHOSEN if (TREE / one).exists()],
+            if not chosen:
+                chosen = [str(one.relative_to(TREE)) for pattern in CHOSEN for one in sorted(TREE.glob(pattern))]
+            pack(payload, PYTHONS[given.suite], chosen,
                  given.ways or ["root", "user", "scope"], machine.folder / "site")
             return machine.boot(payload, hierarchy=given.hierarchy, memory=given.memory, seconds=given.seconds,
                                 kvm=given.kvm)

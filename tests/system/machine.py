@@ -143,7 +143,8 @@ class Machine:
             "-kernel", str(self.folder / "vmlinuz"), "-initrd", str(self.folder / "initrd"), "-append", kernel,
         ]
         status = 125
-        with subprocess.Popen(["timeout", "-k", "5", str(seconds), *command], stdin=subprocess.DEVNULL,
+        # Its input stays open: at the end of that, the port would close, and the machine wait for ever to write to it.
+        with subprocess.Popen(["timeout", "-k", "5", str(seconds), *command], stdin=subprocess.PIPE,
                               stdout=subprocess.PIPE, text=True, errors="replace") as process:
             assert process.stdout is not None
             for line in process.stdout:

@@ -40,6 +40,8 @@ EXAMPLES = {
     "TimeLimitExceeded": errors.TimeLimitExceeded("too long", limit=2.0, elapsed=2.1, verdict="spinning", stacks="x"),
     "SandboxCommandError": errors.SandboxCommandError(3, ["false"], output="out", stderr="it\nbroke"),
     "ImageError": errors.ImageError("unreadable", reference="oci:/nowhere"),
+    "ImageBuildError": errors.ImageBuildError("it cannot be built", reference="x", file="Containerfile", line=3,
+                                              step="RUN false", output="no", why="it ended with status 1"),
     "ImageNotFound": errors.ImageNotFound("no such image", reference="nobody/nothing:0"),
     "ImageCorrupt": errors.ImageCorrupt("not the promised bytes", reference="debian:12", why="another digest"),
     "LayerRejected": errors.LayerRejected("bad layer", reference="debian:12", entry="../x", rule="name"),

@@ -1,6 +1,6 @@
 """Who may import whom, read from the source.
 
-``plugin, cli, report -> sandbox, network -> image | runtime -> spec -> errors``: an arrow points at what a room may
+``plugin, cli -> sandbox, network -> image | runtime -> spec, report -> errors``: an arrow points at what a room may
 know. Rooms on one level know nothing of each other. A few outside libraries have one door each.
 """
 
@@ -21,14 +21,15 @@ PACKAGE = "pytest_sandbox"
 #: The rooms and their levels. A room may import from lower levels and from itself.
 LEVELS = {
     "errors": 0,
-    "spec": 1, "rootfs": 1, "usage": 1,
+    "spec": 1, "report": 1, "rootfs": 1, "usage": 1,
     "image": 2, "runtime": 2,
     "sandbox": 3, "network": 3,
-    "plugin": 4, "cli": 4, "report": 4,
+    "plugin": 4, "cli": 4,
 }
 
 #: Modules that are part of another room: a sandbox's host side is one room in several files.
-PART_OF = {"calls": "sandbox", "committing": "sandbox", "connections": "sandbox", "copying": "sandbox",
+PART_OF = {"build": "sandbox", "calls": "sandbox", "committing": "sandbox", "connections": "sandbox",
+           "copying": "sandbox",
            "deadline": "sandbox", "faults": "network", "files": "sandbox", "images": "sandbox",
            "layerdiff": "sandbox", "limits": "sandbox", "outbound": "sandbox", "planning": "sandbox",
            "process": "sandbox", "stacks": "sandbox", "verdicts": "sandbox"}

@@ -53,6 +53,8 @@ GOOD: dict[str, list[tuple[Any, Any]]] = {
         (1, 1), ("1", 1), ("64K", 64 << 10), ("64M", 64 << 20), ("1.5G", 3 << 29), ("2t", 2 << 40),
         ("10 MiB", 10 << 20), ("10mb", 10 << 20), (" 5 K ", 5 << 10), ("0.5K", 512),
     ],
+    "seccomp": [("default", "default"), ("unconfined", "unconfined"), ("/p/x.json", "/p/x.json"),
+                (PurePosixPath("/p/x"), "/p/x")],
     "capabilities": [
         ([], ()),
         ("", ()),
@@ -91,6 +93,7 @@ BAD: dict[str, list[Any]] = {
         "", "M", "-1", "1.G", "1X", "1 2", "ten", "inf", "nan", "8388608T",
         "9" * 400, 1 << 63, 0, -1, "0", "0.1", 1.5, True, None, [],
     ],
+    "seccomp": [None, 3, "", "none", "Default", ["default"], "/a\0b"],
     "capabilities": [None, 3, ["NOPE"], ["KILL", None], "ALL", [""], {"KILL": True}],
     "scope": ["session", "classes", "", None],
     "timeout": [None, 0, -1, "soon", True, float("inf"), float("nan")],
@@ -162,14 +165,6 @@ def test_an_option_unlike_any_other_gets_no_guess() -> None:
 
 def test_a_misspelt_capability_gets_the_closest_spelling() -> None:
     assert "did you mean 'NET_ADMIN'?" in str(refusal("capabilities", "CAP_NET_ADMN"))
-
-
-@pytest.mark.parametrize("name", sorted(spec.COMING))
-def test_an_option_that_is_still_to_come_is_refused_by_name(name: str) -> None:
-    error = refusal(name, "64M")
-    assert str(error) == (f"sandbox option {name!r} is not available yet. "
-                          "Remove it: this version of pytest-sandbox would not enforce it.")
-    assert name not in spec.OPTIONS
 
 
 def test_a_spec_is_frozen_hashable_and_pickles() -> None:

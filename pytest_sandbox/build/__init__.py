@@ -1,0 +1,1 @@
+"""Images from Containerfiles: ``containerfile:`` references and ``pytest-sandbox build``."""

@@ -1,0 +1,63 @@
+"""``pytest-sandbox build``: an image from a Containerfile."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def register(commands: Any) -> None:
+    """Adds the subcommand."""
+    build = commands.add_parser("build", help="build an image from a Containerfile",
+                                description="Builds an image from a Containerfile, a cached layer a step.")
+    build.set_defaults(run=_build)
+    build.add_argument("context", nargs="?", type=Path, default=Path(), help="the directory that COPY takes files from")
+    build.add_argument("--file", "-f", type=Path, help="default: Containerfile or Dockerfile in the context")
+    build.add_argument("--tag", "-t", action="append", default=[], metavar="NAME", help="what to call the image")
+    build.add_argument("--target", metavar="STAGE", help="the stage to build; the last one by default")
+    build.add_argument("--build-arg", action="append", default=[], metavar="NAME=VALUE", help="a value for an ARG")
+    build.add_argument("--secret", action="append", default=[], metavar="id=NAME,src=FILE",
+                       help="a file for RUN --mount=type=secret")
+    build.add_argument("--network", choices=("host", "none"), default="host", help="of RUN")
+    build.add_argument("--memory", metavar="SIZE", help="the most memory of each RUN, such as 512M")
+    build.add_argument("--timeout", type=float, metavar="SECONDS", help="the longest that each RUN may take")
+    build.add_argument("--no-cache", action="store_true", help="carry every step out")
+    build.add_argument("--quiet", "-q", action="store_true", help="print nothing but the image's id")
+
+
+def _build(given: argparse.Namespace) -> int:
+    import os
+
+    from pytest_sandbox import planning
+    from pytest_sandbox.build.builder import Options
+    from pytest_sandbox.build.reference import build, locate
+    from pytest_sandbox.image.export import name_image
+
+    path = str(given.file) if given.file is not None else locate(str(given.context))[0]
+    arguments = {}
+    for one in given.build_arg:
+        name, equals, value = one.partition("=")
+        arguments[name] = value if equals else os.environ.get(name, "")
+    secrets = {}
+    for one in given.secret:
+        fields = dict(part.partition("=")[::2] for part in one.split(","))
+        if "id" not in fields or not (fields.get("src") or fields.get("source")):
+            print(f"pytest-sandbox: --secret {one}: write it like id=token,src=FILE", file=sys.stderr)
+            return 2
+        secrets[fields["id"]] = fields.get("src") or fields["source"]
+    say = None if given.quiet else _say
+    image, builder = build(planning.store(), path, str(given.context), Options(
+        arguments=arguments, target=given.target, cache=not given.no_cache, network=given.network, memory=given.memory,
+        timeout=given.timeout, secrets=secrets, say=say))
+    for name in given.tag:
+        name_image(planning.store(), name, image)
+    if say is not None:
+        say(f"{builder.steps} steps, {builder.hits} layers from the cache")
+    print(image.image_id if given.quiet else f"image:{image.image_id}")
+    return 0
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,84 @@
+"""``pytest-sandbox run`` and ``shell``: a command in a sandbox, with this terminal's input and output."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import Any
+
+
+def register(commands: Any) -> None:
+    """Adds the subcommands."""
+    for name, text in (("run", "run a command in a sandbox"), ("shell", "open a shell in a sandbox")):
+        one = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}, which ends with it.",
+                                  usage=f"pytest-sandbox {name} [options] [IMAGE]" + (
+                                      " [-- COMMAND ...]" if name == "run" else ""))
+        one.set_defaults(run=_run if name == "run" else _shell)
+        one.add_argument("--network", choices=("none", "host"), default=None)
+        one.add_argument("--user", help='"root", "me", or numbers such as 1000:1000')
+        one.add_argument("--env", "-e", action="append", default=[], metavar="NAME=VALUE")
+        one.add_argument("--workdir", "-w", metavar="DIR")
+        one.add_argument("--mount", "-v", action="append", default=[], metavar="SRC:DST[:ro]",
+                         help="a host path that shows through")
+        one.add_argument("--hostname")
+        one.add_argument("--memory", metavar="SIZE")
+        one.add_argument("--disk", metavar="SIZE")
+        one.add_argument("--timeout", type=float, metavar="SECONDS")
+        one.add_argument("--commit", metavar="NAME", help="keep what was changed, as an image of that name")
+        one.add_argument("--changes", action="store_true", help="say afterwards what was changed")
+        one.add_argument("image", nargs="?", default="host", metavar="IMAGE", help="default: host")
+        if name == "run":
+            one.add_argument("command", nargs="*", metavar="COMMAND", help="default: what the image runs by itself")
+
+
+def _options(given: argparse.Namespace) -> dict[str, Any]:
+    options: dict[str, Any] = {"image": given.image}
+    for name in ("network", "user", "workdir", "hostname", "memory", "disk"):
+        if getattr(given, name) is not None:
+            options[name] = getattr(given, name)
+    if given.mount:
+        options["mounts"] = given.mount
+    if given.env:
+        options["env"] = dict(one.partition("=")[::2] if "=" in one else (one, os.environ.get(one, ""))
+                              for one in given.env)
+    return options
+
+
+def _run(given: argparse.Namespace) -> int:
+    return _go(given, list(given.command))
+
+
+def _shell(given: argparse.Namespace) -> int:
+    shell = os.environ.get("SHELL") or "/bin/sh"
+    return _go(given, [shell, "-i"] if given.image == "host" else ["sh", "-i"])
+
+
+def _go(given: argparse.Namespace, command: list[str]) -> int:
+    import signal
+    import subprocess
+
+    from pytest_sandbox import Sandbox, planning
+
+    planning.settings = planning.ImageSettings(lock_file=os.path.abspath("sandbox.lock"))
+    with Sandbox(**_options(given)) as sandbox:
+        if not command and planning.is_host(sandbox.spec.image):
+            print("pytest-sandbox: give a command after --", file=sys.stderr)
+            return 2
+        process = sandbox.popen(command, stdin=0, stdout=None, stderr=None)
+        old = signal.signal(signal.SIGINT, lambda *_: process.send_signal(signal.SIGINT))
+        try:
+            status = process.wait(given.timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            print(f"pytest-sandbox: the command ran longer than {given.timeout} s", file=sys.stderr)
+            status = 124
+        finally:
+            signal.signal(signal.SIGINT, old)
+        if given.changes:
+            for one in sandbox.changes():
+                print(f"{one.kind:9} {one.path}", file=sys.stderr)
+        if given.commit:
+            print(f"committed as {sandbox.commit(given.commit).base}", file=sys.stderr)
+    return status if status >= 0 else 128 - status
