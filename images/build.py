@@ -1,7 +1,8 @@
 """Makes the images that tests, benchmarks and examples use, from Debian's packages alone: ``python images/build.py``.
 
-Each comes out as an OCI layout below ``--output`` (``oci:DIR/busybox``, ``oci:DIR/debian``, ``oci:DIR/python``), with
-the same bytes on every run against the same package archive. Needs ``apt-get install mmdebstrap busybox-static``;
+``postgres`` is built by pytest-sandbox itself from the Containerfile in its folder (``oci-archive:DIR/postgres.tar``).
+Each of the others is an OCI layout below ``--output`` (``oci:DIR/busybox``, ``oci:DIR/debian``, ``oci:DIR/python``),
+with the same bytes on every run against the same package archive. Needs ``apt-get install mmdebstrap busybox-static``;
 Debian images are made as root, or by a user with subordinate ids.
 """
 
@@ -69,6 +70,10 @@ IMAGES: dict[str, tuple[Callable[[], bytes], dict[str, Any]]] = {
 }
 
 
+#: Built from the Containerfiles here, on top of ``debian``.
+BUILT = ("postgres",)
+
+
 def write_layout(path: Path, layer: bytes, config: dict[str, Any]) -> str:
     """An OCI layout of one layer; returns the digest of its manifest."""
     blobs = path / "blobs" / "sha256"
@@ -94,13 +99,27 @@ def write_layout(path: Path, layer: bytes, config: dict[str, Any]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[[], *IMAGES], help="those to make; all by default")
+    parser.add_argument("names", nargs="*", choices=[[], *IMAGES, *BUILT], help="those to make; all by default")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "build")
     given = parser.parse_args()
-    for name in given.names or IMAGES:
+    for name in [one for one in given.names or IMAGES if one in IMAGES]:
         make, config = IMAGES[name]
         print(f"oci:{given.output / name}: {write_layout(given.output / name, make(), config)}")
+    for name in [one for one in given.names or BUILT if one in BUILT]:
+        print(f"oci-archive:{build(name, given.output)}")
     return 0
+
+
+def build(name: str, output: Path) -> Path:
+    """Builds one of the Containerfiles beside this script on the Debian that was made before, by pytest-sandbox."""
+    here, target = Path(__file__).parent, output / f"{name}.tar"
+    base = os.path.abspath(output / "debian")
+    command = [sys.executable, "-m", "pytest_sandbox.cli"]
+    subprocess.run([*command, "build", str(here / name), "--build-arg", f"DEBIAN=oci:{base}", "-t",
+                    f"pytest-sandbox/{name}"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([*command, "save", f"pytest-sandbox/{name}", "-o", str(target)], check=True,
+                   stdout=subprocess.DEVNULL)
+    return target
 
 
 if __name__ == "__main__":

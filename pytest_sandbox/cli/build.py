@@ -31,8 +31,8 @@ def _build(given: argparse.Namespace) -> int:
     import os
 
     from pytest_sandbox import planning
-    from pytest_sandbox.build.builder import Options
-    from pytest_sandbox.build.reference import build, locate
+    from pytest_sandbox.building.builder import Options
+    from pytest_sandbox.building.reference import build, locate
     from pytest_sandbox.image.export import name_image
 
     path = str(given.file) if given.file is not None else locate(str(given.context))[0]

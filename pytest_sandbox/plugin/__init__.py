@@ -129,6 +129,15 @@ def _debugging(prompt: bool) -> None:
         module.debugging(prompt)
 
 
+def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:
+    """Tells lists of a sandbox's changes apart by path."""
+    if op != "==" or "pytest_sandbox.layerdiff" not in sys.modules:
+        return None
+    from .assertions import are_changes, explain
+
+    return explain(left, right) if are_changes(left) or are_changes(right) else None
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     conductor = config.stash.get(_conductor, None)
     if conductor is not None:

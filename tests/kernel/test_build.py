@@ -19,9 +19,9 @@ from support import IS_ROOT
 from treelook import differences, look_at, merge
 
 from pytest_sandbox import ImageBuildError, ImageError, Sandbox, planning
-from pytest_sandbox.build.builder import Builder, Options
-from pytest_sandbox.build.reference import build
-from pytest_sandbox.build.text import expand, parse
+from pytest_sandbox.building.builder import Builder, Options
+from pytest_sandbox.building.reference import build
+from pytest_sandbox.building.text import expand, parse
 from pytest_sandbox.image.store import StoredImage
 
 BUSYBOX = shutil.which("busybox")

@@ -150,3 +150,32 @@ def test_a_marked_test_runs_on_a_state_of_the_host(pytester: pytest.Pytester, na
             assert not Path("/etc/prepared").exists()
     """)
     pytester.runpytest_subprocess().assert_outcomes(passed=2)
+
+
+def test_a_failed_comparison_of_changes_names_the_paths(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("""
+        import pytest
+
+        @pytest.mark.sandbox(user="root")
+        def test_it(sandbox):
+            sandbox.path("/opt/new").write_text("x")
+            sandbox.path("/etc/passwd").write_text("")
+            assert sandbox.changes() == [("/etc/gone", "deleted"), ("/etc/passwd", "metadata")]
+
+        @pytest.mark.sandbox(user="root")
+        def test_set(sandbox):
+            sandbox.path("/opt/new").write_text("x")
+            assert set(sandbox.changes()) == set()
+
+        def test_other_lists():
+            assert [("a", "b")] == [("c", "d")]
+    """)
+    result = pytester.runpytest_subprocess()
+    result.assert_outcomes(failed=3)
+    result.stdout.fnmatch_lines([
+        "E*the sandbox's changes are not what was expected",
+        "E*missing:      deleted   /etc/gone",
+        "E*other kind:   modified  /etc/passwd (expected: metadata)",
+        "E*not expected: added     /opt/new",
+    ])
+    result.stdout.fnmatch_lines(["E*At index 0 diff: ('a', 'b') != ('c', 'd')"])

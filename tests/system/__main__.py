@@ -15,7 +15,7 @@ from machine import HIERARCHIES, Machine, Missing
 TREE = Path(__file__).resolve().parents[2]
 CHOSEN = ("tests/kernel/test_limits_*.py", "tests/kernel/test_timeouts.py", "tests/kernel/test_stacks.py",
           "tests/kernel/test_disk_hint.py", "tests/kernel/test_run.py", "tests/plugin/test_limits.py",
-          "tests/plugin/test_timeouts.py")
+          "tests/plugin/test_timeouts.py", "tests/kernel/test_faults.py", "tests/kernel/test_outbound.py")
 PYTHONS = {"trixie": "3.13", "bookworm": "3.11"}
 #: What the tests import, beside what Debian's Python has.
 NEEDS = ("pytest>=9", "pluggy", "filelock", "pyroute2", "urllib3", "hypothesis", "jeepney", "pexpect", "pytest-xdist",

@@ -7,6 +7,9 @@ echo "Linux $(uname -r), $(systemctl --version | head -n 1), $(python3 --version
 # As Ubuntu has it: nobody but its ancestors may look into a process.
 sysctl -qw kernel.yama.ptrace_scope=1 2>/dev/null
 
+# An outside for those that reach out: the machine has no network.
+ip link add outside type dummy && ip address add 192.0.2.1/24 dev outside && ip link set outside up
+
 tests() { "$@" python3 -m pytest -p no:cacheprovider -q -rfEs $(cat /payload/chosen); }
 user() {
     runuser -u tester -- env HOME=/home/tester USER=tester LOGNAME=tester XDG_RUNTIME_DIR=/run/user/1000 \

@@ -28,7 +28,7 @@ LEVELS = {
 }
 
 #: Modules that are part of another room: a sandbox's host side is one room in several files.
-PART_OF = {"build": "sandbox", "calls": "sandbox", "committing": "sandbox", "connections": "sandbox",
+PART_OF = {"building": "sandbox", "calls": "sandbox", "committing": "sandbox", "connections": "sandbox",
            "copying": "sandbox",
            "deadline": "sandbox", "faults": "network", "files": "sandbox", "images": "sandbox",
            "layerdiff": "sandbox", "limits": "sandbox", "outbound": "sandbox", "planning": "sandbox",

@@ -48,7 +48,8 @@ class LayerMaker:
             return 1
         return self._write(fill)
 
-    def files(self, copies: Iterable[tuple[str, Iterable[Source]]], owner: tuple[int, int], mode: int | None) -> Written:
+    def files(self, copies: Iterable[tuple[str, Iterable[Source]]], owner: tuple[int, int],
+              mode: int | None) -> Written:
         """A layer with sources, each put at a destination."""
         def fill(tar: tarfile.TarFile) -> int:
             count = 0

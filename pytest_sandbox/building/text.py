@@ -1,7 +1,7 @@
-"""A Containerfile as data: instructions with their arguments, and variables in them replaced. No I/O but reading it.
+"""A Containerfile as data: instructions with their arguments, and variables in them replaced.
 
-Read by BuildKit's own parser, through the package ``dockerfile`` (the extra ``pytest-sandbox[build]``). Variables follow
-https://docs.docker.com/reference/dockerfile/#environment-replacement.
+Read by BuildKit's own parser, through the package ``dockerfile`` (the extra ``pytest-sandbox[build]``). Variables
+follow https://docs.docker.com/reference/dockerfile/#environment-replacement.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A build's context: the files that ``COPY`` may take, without what ``.dockerignore`` names. Nothing leads out of it."""
+"""A build's context: the files that ``COPY`` may take, without what ``.dockerignore`` names. No link leads out."""
 
 from __future__ import annotations
 
@@ -75,7 +75,8 @@ class Context:
             except OSError:
                 self._missing(name)
             if number + 1 < len(parts) and not stat.S_ISDIR(status.st_mode):
-                raise FileNotFoundError(f"{'/'.join(parts[:number + 1])!r} is not a directory, and links are not followed")
+                above = "/".join(parts[:number + 1])
+                raise FileNotFoundError(f"{above!r} is not a directory, and links are not followed")
         return path
 
     def _names(self, below: str, depth: int) -> Iterator[str]:
@@ -154,7 +155,8 @@ def _translate(pattern: str) -> str:
         elif char == "[" and "]" in pattern[at + 1:]:
             close = pattern.index("]", at + 1)
             inner = pattern[at + 1:close]
-            out, at = out + "[" + ("^" + inner[1:] if inner[:1] in "^!" else inner).replace("\\", "\\\\") + "]", close + 1
+            listed = ("^" + inner[1:] if inner[:1] in "^!" else inner).replace("\\", "\\\\")
+            out, at = f"{out}[{listed}]", close + 1
         elif char == "\\" and at + 1 < len(pattern):
             out, at = out + re.escape(pattern[at + 1]), at + 2
         else:

@@ -57,7 +57,7 @@ def workdir(build: Builder, state: State, step: Instruction) -> None:
 def copy(build: Builder, state: State, step: Instruction) -> None:
     from .builder import step_key
 
-    _refuse_flags(build, step, {"from", "chown", "chmod", "link"} if step.name == "COPY" else {"chown", "chmod", "link"})
+    _refuse_flags(build, step, {"chown", "chmod", "link", *(["from"] if step.name == "COPY" else [])})
     words = [build.expand(state, one, step) for one in step.words]
     if len(words) < 2:
         raise build.file.error(f"{step.name} takes sources and a destination", step)
@@ -78,7 +78,8 @@ def copy(build: Builder, state: State, step: Instruction) -> None:
                 text = build.expand(state, doc.content, step, keep_quotes=True) if doc.expand else doc.content
                 found.append((name, [Source("", "", None, data=text.encode("utf-8", "surrogateescape"))]))
             elif source.startswith(("http://", "https://", "git@", "git://")):
-                raise build.file.error(f"{source} is not in the context", step, "Fetch it in a RUN, or before the build.")
+                raise build.file.error(f"{source} is not in the context", step,
+                                       "Fetch it in a RUN, or before the build.")
             elif files is not None:
                 found.append((os.path.basename(os.path.normpath(source)), files.tree(source)))
             else:
@@ -234,8 +235,8 @@ def _mounts(build: Builder, state: State, step: Instruction) -> _Mounts:
     for flag in step.flags:
         if not flag.startswith("--mount="):
             continue
-        fields = dict((key.strip().lower(), value) for key, _, value in (
-            one.partition("=") for one in build.expand(state, flag[8:], step).split(",")))
+        fields = {key.strip().lower(): value for key, _, value in (
+            one.partition("=") for one in build.expand(state, flag[8:], step).split(","))}
         kind = fields.get("type", "bind")
         target = fields.get("target") or fields.get("dst") or fields.get("destination") or ""
         if target and not target.startswith("/"):

@@ -24,8 +24,8 @@ from .context import Context
 from .text import Containerfile, Instruction, Stage, expand, parse
 
 #: Arguments that every build has (https://docs.docker.com/reference/dockerfile/#predefined-args).
-PREDEFINED = ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "FTP_PROXY", "ftp_proxy", "NO_PROXY", "no_proxy",
-              "ALL_PROXY", "all_proxy", "SOURCE_DATE_EPOCH")
+PREDEFINED = ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "FTP_PROXY", "ftp_proxy", "NO_PROXY",
+              "no_proxy", "ALL_PROXY", "all_proxy", "SOURCE_DATE_EPOCH")
 
 
 @dataclass
@@ -89,8 +89,8 @@ class Builder:
         if self.options.target is not None:
             found = self.file.find(self.options.target)
             if found is None:
-                raise self.file.error(f"there is no stage {self.options.target!r}", None,
-                                      f"Its stages: {', '.join(one.name or str(one.number) for one in self.file.stages)}.")
+                names = ", ".join(one.name or str(one.number) for one in self.file.stages)
+                raise self.file.error(f"there is no stage {self.options.target!r}", None, f"Its stages: {names}.")
             stage = found
         state = self._stage(stage)
         return self.image_of(state, record=True)
@@ -210,8 +210,8 @@ class Builder:
         return self._expand(text, state.variables(), where, keep_quotes=keep_quotes)
 
     def _history(self, state: State, step: Instruction, *, empty: bool) -> None:
-        state.document.setdefault("history", []).append(
-            {"created": self.when(), "created_by": " ".join(step.text.split()), **({"empty_layer": True} if empty else {})})
+        entry = {"created": self.when(), "created_by": " ".join(step.text.split())}
+        state.document.setdefault("history", []).append({**entry, **({"empty_layer": True} if empty else {})})
         state.document["created"] = self.when()
 
     def when(self) -> str:
