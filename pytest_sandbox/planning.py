@@ -42,6 +42,7 @@ _generation = 0
 _store: tuple[str, ImageSettings, ImageStore] | None = None
 _plans: dict[Any, tuple[Root, Plan]] = {}
 _roots: dict[str, tuple[LayerStack, Root]] = {}
+_layouts: dict[tuple[Any, ...], cgroups.Layout | None] = {}
 _built: dict[str, str] = {}
 _planning = threading.Lock()
 
@@ -61,17 +62,31 @@ def plan_for(spec: SandboxSpec) -> Plan:
     :raises SandboxStartError: when a mount's source does not exist.
     :raises SandboxUnavailable: when this host cannot enforce a limit.
     """
+    with _planning:
+        layout = _layout(spec)  # first: it may move this process, and a helper must be where its caller is
     host = launch.supervisor().host
     with _planning:
         root = _root(spec, host)
     image = spec.image.token if isinstance(spec.image, Image) else spec.image  # not itself: it shall be let go one day
     key = (image, network_kind(spec.network), spec.user, spec.mounts, spec.persist, spec.hostname, spec.capabilities,
            spec.seccomp, spec.hide, spec.workdir, host, *_limits(spec))
-    control = cgroups.host_control()
     made = _plans.get(key)
     if made is None or made[0] != root or spec.mounts:  # the source of a mount may have gone since
-        made = _plans[key] = root, make_plan(spec, root, host, control.layout(spec))
+        made = _plans[key] = root, make_plan(spec, root, host, layout)
     return made[1]
+
+
+def _layout(spec: SandboxSpec) -> cgroups.Layout | None:
+    control, limits = cgroups.host_control(), _limits(spec)
+    if limits not in _layouts:
+        moved = control.moved
+        layout = control.layout(spec)
+        if control.moved != moved:
+            launch.renew()  # one that is there already may not enter what is below our new place
+            _layouts.clear()
+            _plans.clear()
+        _layouts[limits] = layout
+    return _layouts[limits]
 
 
 def _limits(spec: SandboxSpec) -> tuple[Any, ...]:

@@ -108,18 +108,21 @@ class Sandbox:
         Never raises, never waits.
         """
         with suppress(Exception):  # a real start will raise it where somebody can act on it
-            launch.supervisor().prepare(plan_for(spec), count)
+            plan = plan_for(spec)  # which may bring another supervisor
+            launch.supervisor().prepare(plan, count)
 
     @staticmethod
     def when_ready(spec: SandboxSpec) -> int:
         """A descriptor that can be read when :meth:`ready` will find one; -1 if there is none to come."""
-        return launch.supervisor().when_ready(plan_for(spec))
+        plan = plan_for(spec)
+        return launch.supervisor().when_ready(plan)
 
     @classmethod
     def ready(cls, spec: SandboxSpec) -> Sandbox | None:
         """A started sandbox, if one that :meth:`prepare` asked for is ready now."""
         with suppress(SandboxError):
-            running = launch.supervisor().take_ready(plan_for(spec))
+            plan = plan_for(spec)
+            running = launch.supervisor().take_ready(plan)
             if running is not None:
                 sandbox = cls(spec)
                 sandbox._running = running

@@ -18,7 +18,7 @@ from ..spec import SandboxSpec
 from ..usage import Usage
 from .cgroup import Group
 from .cgroups import Control
-from .hierarchies import Missing
+from .hierarchies import Missing, find_hierarchies
 from .weights import bfq_weight, quota, weighed_by
 
 if TYPE_CHECKING:
@@ -72,6 +72,10 @@ class ControlV2(Control):
                 self._base = find(self.found.unified or "", asked)
             except NotDelegated as error:
                 self._why = error.why, error.remedy
+            now = find_hierarchies()
+            if now.unified != self.found.unified:
+                self.found = now
+                self.moved += 1
         if self._base is None:
             assert self._why is not None
             raise Missing(*self._why)

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from .cgroup import Group
     from .probe import Finding
 
-    Layout = dict[str, Any]
+#: What the helper shall make: ``version``, ``places`` and ``files`` as lists, ``join``, ``memory``. Plain JSON values.
+Layout = dict[str, Any]
 
 #: Why a sandbox without a cgroup cannot be frozen, and what to do.
 FREEZE_NEEDS = ("it has no cgroup", "Run `pytest-sandbox doctor` to see how this host can give it one.")
@@ -52,6 +53,7 @@ class Control:
 
     def __init__(self, found: Hierarchies) -> None:
         self.found = found
+        self.moved = 0  # how often this process was moved to another cgroup, to have limits
         self.run = Run()
 
     def close(self) -> None:

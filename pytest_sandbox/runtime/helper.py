@@ -113,7 +113,7 @@ class _Helper:
     def serve(self) -> None:
         """Until the caller closes its end, or ends."""
         while True:
-            for fd, _ in self.poll.poll(5 if self.groups.suspects else None):
+            for fd, _ in self.poll.poll(1 if self.groups.suspects else None):
                 if fd == self.lifeline:
                     return
                 if fd == self.wake:
