@@ -17,7 +17,7 @@ import struct
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from .errors import NetworkError, SandboxUnavailable, SandboxUsageError
+from .errors import NetworkError, SandboxClosedError, SandboxUnavailable, SandboxUsageError
 from .runtime import nftables, protocol
 from .runtime.hostnames import write_names
 from .runtime.netns import in_namespace
@@ -69,9 +69,10 @@ class Outbound(AnyNetwork):
         names = [] if self.allow is None else self._resolve()
         stream, datagram = [socket.AF_INET, socket.SOCK_STREAM, 0], [socket.AF_INET, socket.SOCK_DGRAM, 0]
         route, nft = [16, socket.SOCK_RAW, 0], list(nftables.NETLINK_NETFILTER)
-        made = [socket.socket(fileno=fd) for fd in in_namespace(
-            running.tell, {"sockets": [stream, stream, datagram, route, nft]}, running.pidfd)]
+        made: list[socket.socket] = []
         try:
+            made += [socket.socket(fileno=fd) for fd in in_namespace(
+                running.tell, {"sockets": [stream, stream, datagram, route, nft]}, running.pidfd)]
             listener, dns_stream, dns_datagram, routes, filters = made
             self._open(routes, filters, listener, [(address, port) for _, address, port in names])
             for one in (dns_stream, dns_datagram):
@@ -81,9 +82,11 @@ class Outbound(AnyNetwork):
             ours, theirs = protocol.pair()
             with theirs:
                 upstream = None if self.allow is not None else name_server()
-                running.tell({"outbound": upstream}, (
+                running.relays.append(ours)
+                told = running.tell({"outbound": upstream}, (
                     theirs.fileno(), listener.fileno(), dns_stream.fileno(), dns_datagram.fileno(), running.pidfd))
-            running.relays.append(ours)
+            if not told:
+                raise SandboxClosedError("the helper process of the sandboxes has ended")
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT):
                 raise SandboxUnavailable(

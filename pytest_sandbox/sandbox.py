@@ -182,6 +182,11 @@ class Sandbox:
             self._deadline.raise_if_over()
         return running
 
+    @property
+    def runs(self) -> bool:
+        """Whether it has been started and not been closed."""
+        return self._running is not None and not self._closed
+
     def _spec_now(self) -> SandboxSpec:
         return self.spec if self._onward is None else replace(self.spec, image=self._onward)
 

@@ -124,6 +124,9 @@ def prune(store: ImageStore, *, everything: bool = False, unused_for: float | No
                 break
             if one not in doomed:
                 doomed.append(one)
+    if everything and not dry_run:
+        for name in store.layout.keys("build-caches"):
+            store.layout.discard(f"{store.layout.root}/build-caches/{name}")
     return _remove(store, doomed, busy, blobs=blobs, dry_run=dry_run, old_blobs=everything)
 
 
@@ -198,6 +201,8 @@ def _remove(store: ImageStore, doomed: list[ListedImage], busy: tuple[ListedImag
         if key not in needed and (size := _discard_layer(layout, key, dry_run)) is not None:
             freed += size
             layers.append(key)
+    if not dry_run:
+        _forget_builds(layout)
     wanted = {layout.blob(one.digest) for stored in kept for one in stored.layers} if not blobs else set()
     taken = []
     for path in _blobs(layout):
@@ -207,6 +212,16 @@ def _remove(store: ImageStore, doomed: list[ListedImage], busy: tuple[ListedImag
             if not dry_run:
                 _unlink(path)
     return Removed(tuple(doomed), tuple(layers), tuple(taken), freed, busy)
+
+
+def _forget_builds(layout: Layout) -> None:
+    """Removes the records of builds' steps whose layers have gone."""
+    for name in layout.keys("builds"):
+        path = f"{layout.root}/builds/{name}"
+        record = layout.read_record(path) or {}
+        keys = (record.get("image") or {}).get("keys") or []
+        if not keys or not all(os.path.exists(layout.layer(key)) for key in keys):
+            _unlink(path)
 
 
 def _discard_layer(layout: Layout, key: str, dry_run: bool) -> int | None:

@@ -129,6 +129,18 @@ def _debugging(prompt: bool) -> None:
         module.debugging(prompt)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """The report of a failed test that drives a sandbox says what had been changed in it."""
+    report = yield
+    if report.when == "call" and report.failed and "sandbox" in getattr(item, "funcargs", ()):
+        from .assertions import changes_section
+
+        if text := changes_section(item.funcargs["sandbox"]):  # type: ignore[attr-defined]
+            report.sections.append(("Changes in the sandbox", text))
+    return report
+
+
 def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:
     """Tells lists of a sandbox's changes apart by path."""
     if op != "==" or "pytest_sandbox.layerdiff" not in sys.modules:

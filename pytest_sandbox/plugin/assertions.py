@@ -1,4 +1,4 @@
-"""What a failed ``assert sandbox.changes() == [...]`` says: path by path, instead of two long lists."""
+"""What a failed test says about its sandbox's changes: path by path, instead of two long lists."""
 
 from __future__ import annotations
 
@@ -48,3 +48,19 @@ def are_changes(value: Any) -> bool:
         return False
     kind = type(next(iter(value)))
     return kind.__name__ == "Change" and kind.__module__ == "pytest_sandbox.layerdiff"
+
+
+def changes_section(sandbox: Any) -> str:
+    """What a failed test had changed in its sandbox, for its report; empty when that cannot be said any more."""
+    from pytest_sandbox.errors import SandboxError
+
+    if not getattr(sandbox, "runs", False):
+        return ""
+    try:
+        found = sandbox.changes()
+    except (SandboxError, OSError):
+        return ""
+    lines = [f"{one.kind:9} {one.path}" for one in found[:_MOST]]
+    if len(found) > _MOST:
+        lines.append(f"and {len(found) - _MOST} more")
+    return "\n".join(lines)

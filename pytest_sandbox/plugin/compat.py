@@ -1,5 +1,8 @@
 """Every private name of pytest and pluggy that this plugin touches, and nowhere else. Checked before the first use.
 
+The parts that are about output and about single plugins, other people's too, are in ``compat_output`` and
+``compat_plugins``; everybody uses them by way of this module.
+
 =====================================================  ======  =====================================================
 name                                                   needed  for
 =====================================================  ======  =====================================================
@@ -23,7 +26,8 @@ name                                                   needed  for
 ``_pytest.subtests.failed_subtests_key``               no      the count of failed subtests is kept outside
 ``_pytest.faulthandler.fault_handler_stderr_fd_key``   no      ``faulthandler_timeout`` inside
 ``_pytest.junitxml.xml_key``, ``LogXML``               no      attributes and properties for the JUnit report
-``Config._tmp_path_factory``                           no      its base directory is made before the first fork
+``Config._tmp_path_factory``, ``_basetemp``             no      its base directory is made before the first fork; other
+                                                               users than pytest's have one of their own
 ``Cache._cachedir``,                                   no      what tests keep in pytest's cache stays there
 ``_ensure_cache_dir_and_supporting_files``
 =====================================================  ======  =====================================================
@@ -32,14 +36,35 @@ name                                                   needed  for
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import pytest
+
+from .compat_output import bound_output as bound_output
+from .compat_output import cache_directory as cache_directory
+from .compat_output import captured_so_far as captured_so_far
+from .compat_output import capturing as capturing
+from .compat_output import current_line as current_line
+from .compat_output import leave_temporary_base as leave_temporary_base
+from .compat_output import printed_so_far as printed_so_far
+from .compat_output import restore_printed as restore_printed
+from .compat_output import set_current_line as set_current_line
+from .compat_output import shows_as_it_happens as shows_as_it_happens
+from .compat_output import temporary_base as temporary_base
+from .compat_output import terminal_writer as terminal_writer
+from .compat_plugins import benchmark as benchmark
+from .compat_plugins import benchmarks as benchmarks
+from .compat_plugins import coverage_collector as coverage_collector
+from .compat_plugins import failed_subtests as failed_subtests
+from .compat_plugins import faulthandler_descriptor as faulthandler_descriptor
+from .compat_plugins import finalizers_aside as finalizers_aside
+from .compat_plugins import ini as ini
+from .compat_plugins import junit as junit
+from .compat_plugins import needed_of_others
+from .compat_plugins import set_failed_subtests as set_failed_subtests
+from .compat_plugins import timeout_settings as timeout_settings
 
 #: What ends a set-up or teardown as a test's outcome (``_pytest.runner.TEST_OUTCOME``).
 TEST_OUTCOME = (Exception, pytest.fail.Exception, pytest.skip.Exception)
@@ -55,6 +80,20 @@ def check() -> None:
         raise pytest.UsageError(
             f"pytest-sandbox cannot run sandboxed tests with pytest {pytest.__version__}: "
             f"{', '.join(missing)} is not there. Update pytest-sandbox, or run with --sandbox=off.")
+    for plugin, name, present in needed_of_others():
+        if not present:
+            raise pytest.UsageError(
+                f"pytest-sandbox cannot run sandboxed tests beside {plugin} {_version(plugin)}: {name} is not there. "
+                f"Update pytest-sandbox, or leave that plugin out, or run with --sandbox=off.")
+
+
+def _version(distribution: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "of unknown version"
 
 
 def _needed() -> Iterator[tuple[str, bool]]:
@@ -262,152 +301,6 @@ def skip_at_item(reason: str) -> BaseException:
     return pytest.skip.Exception(reason, _use_item_location=True)
 
 
-# Output.
-
-
-@contextmanager
-def capturing(item: pytest.Item, when: str) -> Iterator[None]:
-    """Captures output and log records as the hook of phase ``when`` does, and attaches them to ``item``."""
-    plugins = item.config.pluginmanager
-    capture: Any = plugins.get_plugin("capturemanager")
-    logs: Any = plugins.get_plugin("logging-plugin")
-    outer: AbstractContextManager[None] = nullcontext()
-    if logs is not None and hasattr(logs, "_runtest_for"):
-        live = getattr(logs, "log_cli_handler", None)
-        if live is not None:
-            live.set_when(when)
-        if _records_key is not None and _records_key not in item.stash:
-            item.stash[_records_key] = {}  # pytest has ended the item already
-        outer = logs._runtest_for(item, when)
-    inner: AbstractContextManager[None] = capture.item_capture(when, item) if capture is not None else nullcontext()
-    before = len(item._report_sections)
-    with outer, inner:
-        yield
-    _join_sections(item._report_sections, before)
-
-
-def _join_sections(sections: list[tuple[str, str, str]], before: int) -> None:
-    """Puts output that was captured in two parts of one phase under one heading, where it is in one process."""
-    for when, key, text in sections[before:]:
-        for index in range(before - 1, -1, -1):
-            known_when, known_key, known = sections[index]
-            if known_when != when:
-                break  # of another phase, or of an attempt before this one
-            if known_key == key:
-                sections[index] = (when, key, f"{known}\n{text}" if key == "log" else known + text)
-                sections.remove((when, key, text))
-                break
-
-
-def captured_so_far(config: pytest.Config, limit: int) -> dict[str, str]:
-    """Takes what was printed and not reported yet: stream -> text, at most about ``limit`` characters each."""
-    capture: Any = config.pluginmanager.get_plugin("capturemanager")
-    multi = getattr(capture, "_global_capturing", None)
-    if multi is None:
-        return {}
-    texts = {}
-    for stream, one in (("stdout", multi.out), ("stderr", multi.err)):
-        if one is not None:
-            texts[stream] = _bounded_snap(one, limit)
-    return texts
-
-
-def printed_so_far(config: pytest.Config) -> list[tuple[Any, bytes]]:
-    """What is captured and not reported yet, by capture file. Of a fork, too: both write to the same files."""
-    capture: Any = config.pluginmanager.get_plugin("capturemanager")
-    multi = getattr(capture, "_global_capturing", None)
-    found = []
-    for one in (multi.out, multi.err) if multi is not None else ():
-        file = getattr(one, "tmpfile", None)
-        try:
-            found.append((file, os.pread(file.fileno(), 1 << 24, 0)))  # type: ignore[union-attr]
-        except (AttributeError, OSError, ValueError):
-            continue  # sys capture keeps it in memory, of which a fork has a copy of its own
-    return found
-
-
-def restore_printed(printed: list[tuple[Any, bytes]]) -> None:
-    """Makes the capture files hold again what :func:`printed_so_far` found."""
-    for file, content in printed:
-        file.flush()
-        os.ftruncate(file.fileno(), 0)
-        os.lseek(file.fileno(), 0, os.SEEK_SET)
-        os.write(file.fileno(), content)
-
-
-def _bounded_snap(one: Any, limit: int) -> str:
-    """``one.snap()``, but of a capture file that is larger than ``limit`` only the beginning and the end."""
-    file = getattr(one, "tmpfile", None)
-    try:
-        size = os.fstat(file.fileno()).st_size  # type: ignore[union-attr]
-    except (AttributeError, OSError, ValueError):
-        return str(one.snap())  # sys capture keeps it in memory
-    if size <= limit:
-        return str(one.snap())
-    descriptor = file.fileno()  # type: ignore[union-attr]
-    half = limit // 2
-    head = os.pread(descriptor, half, 0).decode("utf-8", "replace")
-    tail = os.pread(descriptor, half, size - half).decode("utf-8", "replace")
-    os.ftruncate(descriptor, 0)
-    one.snap()
-    return f"{head}\n[... {size - 2 * half:,} bytes of output left out ...]\n{tail}"
-
-
-def shows_as_it_happens(config: pytest.Config) -> bool:
-    """Whether what a test prints, logs or asks is seen at once, so that its reports must be seen in between."""
-    if hasattr(config, "workerinput"):
-        return False  # of pytest-xdist: nobody watches
-    option = config.option
-    if getattr(option, "capture", "no") in ("no", "tee-sys") or getattr(option, "log_cli_level", None) is not None:
-        return True
-    flags = ("setupshow", "setuponly", "setupplan", "usepdb", "trace")
-    return any(getattr(option, flag, False) for flag in flags) or (
-        config.pluginmanager.has_plugin("logging-plugin") and bool(config.getini("log_cli")))
-
-
-def terminal_writer(config: pytest.Config, file: Any) -> Any:
-    """A writer that writes to ``file`` as wide as the terminal is."""
-    from _pytest._io import TerminalWriter
-
-    writer = TerminalWriter(file)
-    reporter = config.pluginmanager.get_plugin("terminalreporter")
-    if reporter is not None:
-        writer.fullwidth = reporter._tw.fullwidth
-        writer.code_highlight = reporter._tw.code_highlight
-    return writer
-
-
-def current_line(config: pytest.Config) -> str:
-    """What pytest's terminal writer believes to have written into its current line, by which it pads the rest."""
-    reporter: Any = config.pluginmanager.get_plugin("terminalreporter")
-    return str(getattr(reporter._tw, "_current_line", "")) if reporter is not None else ""
-
-
-def set_current_line(config: pytest.Config, line: str) -> None:
-    """Makes it believe what the writer inside believes, which has written too."""
-    reporter: Any = config.pluginmanager.get_plugin("terminalreporter")
-    if reporter is not None and hasattr(reporter._tw, "_current_line"):
-        reporter._tw._current_line = line
-
-
-def temporary_base(config: pytest.Config) -> Path | None:
-    """The base directory of ``tmp_path``, made now: made in a fork, each test would make, and rotate, its own."""
-    factory = getattr(config, "_tmp_path_factory", None)
-    return Path(factory.getbasetemp()) if factory is not None else None
-
-
-def cache_directory(config: pytest.Config) -> Path | None:
-    """The directory of ``config.cache``, made now as pytest makes it at the end of each run."""
-    cache: Any = getattr(config, "cache", None)
-    if cache is None or not hasattr(cache, "_ensure_cache_dir_and_supporting_files"):
-        return None
-    try:
-        cache._ensure_cache_dir_and_supporting_files()
-    except OSError:
-        return None  # a read-only tree: pytest itself only warns
-    return Path(cache._cachedir)
-
-
 # Hooks.
 
 
@@ -431,73 +324,3 @@ def silence_progress(config: pytest.Config) -> None:
     logs = config.pluginmanager.get_plugin("logging-plugin")
     for hook in (config.hook.pytest_runtest_logstart, config.hook.pytest_runtest_logfinish):
         replace_implementations(hook, of_plugins(hook, (logs,)))
-
-
-# Other builtin plugins.
-
-
-def failed_subtests(item: pytest.Item) -> int:
-    """How many of ``item``'s subtests have failed."""
-    if _subtests_key is None:
-        return 0
-    counts = item.config.stash.get(_subtests_key, None)
-    return int(counts.get(getattr(item, "id", item.nodeid), 0)) if counts is not None else 0
-
-
-def set_failed_subtests(item: pytest.Item, count: int) -> None:
-    """Sets that count; pytest reads it when it reports the item's call."""
-    counts = item.config.stash.get(_subtests_key, None) if _subtests_key is not None else None
-    if counts is not None:
-        counts[getattr(item, "id", item.nodeid)] = count
-
-
-def faulthandler_descriptor(config: pytest.Config) -> int | None:
-    """Where pytest has faulthandler write to."""
-    return config.stash.get(_fault_key, None) if _fault_key is not None else None
-
-
-def ini(config: pytest.Config, name: str) -> object:
-    """An ini option that not all versions have; None where it is unknown."""
-    try:
-        return config.getini(name)
-    except ValueError:
-        return None
-
-
-def junit(config: pytest.Config) -> JUnit | None:
-    """The JUnit report of this run, if one is being written."""
-    log = config.stash.get(_junit_key, None) if _junit_key is not None else None
-    return JUnit(log) if log is not None else None
-
-
-def _optional(module: str, name: str) -> Any:
-    """A name that only some versions have. Looked up once: an import that fails is searched for each time."""
-    try:
-        return getattr(importlib.import_module(module), name, None)
-    except ImportError:
-        return None
-
-
-_records_key: Any = _optional("_pytest.logging", "caplog_records_key")
-_subtests_key: Any = _optional("_pytest.subtests", "failed_subtests_key")
-_fault_key: Any = _optional("_pytest.faulthandler", "fault_handler_stderr_fd_key")
-_junit_key: Any = _optional("_pytest.junitxml", "xml_key")
-
-
-class JUnit:
-    """The parts of pytest's ``LogXML`` that tests write to directly."""
-
-    def __init__(self, log: Any) -> None:
-        self._log = log
-
-    def suite_properties(self) -> list[tuple[str, str]]:
-        """What ``record_testsuite_property`` recorded so far."""
-        properties: list[tuple[str, str]] = self._log.global_properties
-        return properties
-
-    def attributes(self, nodeid: str) -> dict[str, Any]:
-        """What ``record_xml_attribute`` recorded for one test."""
-        attributes: dict[str, Any] = self._log.node_reporter(nodeid).attrs
-        return attributes
-
-

@@ -34,6 +34,7 @@ class Conductor:
         self.session = session
         self.settings = settings
         self.guest: Guest | None = None
+        self.uid = os.getuid()
         self.fault_descriptor: int | None = None
         self.live = compat.shows_as_it_happens(session.config)
         self.faults = faulthandler_timer(session.config)

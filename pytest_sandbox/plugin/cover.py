@@ -5,31 +5,21 @@ goes what subprocesses left in files beside the data file (``patch = subprocess`
 parent adds it through coverage's own :class:`CoverageData`. Nothing of coverage's serialised form travels: that is SQL,
 and whoever runs the SQL of a stranger writes the stranger's files.
 
-Private names of coverage.py: ``Coverage._collector`` with ``flush_data``, ``branch`` and ``covdata``, and
-``CoverageData._current_context``. Where there is no such collector nothing is measured inside.
+The private names of coverage.py that this rests on are listed in ``compat_plugins``.
 """
 
 from __future__ import annotations
 
 import glob
-import sys
 from collections.abc import Iterable
 from typing import Any
 
 from pytest_sandbox.errors import SandboxProtocolError
 
+from . import compat
+
 #: context -> file -> lines, or arcs as pairs of lines.
 Measured = dict[str, dict[str, list[Any]]]
-
-
-def current() -> Any:
-    """The collector of coverage.py that measures in this process, or None."""
-    coverage = sys.modules.get("coverage")
-    if coverage is None:
-        return None
-    measuring = coverage.Coverage.current()
-    collector = getattr(measuring, "_collector", None)
-    return collector if getattr(collector, "covdata", None) is not None else None
 
 
 class Recorder:
@@ -114,7 +104,7 @@ def begin(collector: Any, files: set[str]) -> Recorder:
 
 def take(recorder: Recorder) -> dict[str, Any]:
     """In the child: what was measured since the last time."""
-    collector = current()
+    collector = compat.coverage_collector()
     if collector is not None:
         collector.flush_data()
     return recorder.take()
@@ -125,7 +115,7 @@ def add(sent: Any) -> None:
 
     :raises SandboxProtocolError: when it is not what :meth:`Recorder.take` made.
     """
-    collector = current()
+    collector = compat.coverage_collector()
     if collector is None:
         return
     data = collector.covdata

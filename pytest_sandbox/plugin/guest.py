@@ -23,7 +23,7 @@ import pytest
 
 from pytest_sandbox.errors import SandboxProtocolError
 
-from . import compat, cover, interrupts, reporting, traffic, wire
+from . import benchmarks, compat, cover, interrupts, reporting, traffic, wire
 from .interrupts import Gate
 
 if TYPE_CHECKING:
@@ -43,11 +43,13 @@ class Before:
     def __init__(self, conductor: Conductor, item: pytest.Item, may_start_over: bool = False) -> None:
         config = item.config
         self.printed = compat.printed_so_far(config) if may_start_over else None
-        self.stack = {node: len(finalizers) for node, (finalizers, _) in conductor.patch.stack.items()}
+        # pytest-rerunfailures takes the higher scopes off the stack between two attempts; they are there all the same.
+        self.stack = {node: len(finalizers) for node, (finalizers, _) in compat.finalizers_aside().items()}
+        self.stack |= {node: len(finalizers) for node, (finalizers, _) in conductor.patch.stack.items()}
         self.attributes = dict(item.__dict__)
         self.junit = compat.junit(config)
         self.suite = len(self.junit.suite_properties()) if self.junit is not None else 0
-        self.coverage = cover.current()
+        self.coverage = compat.coverage_collector()
         self.data_files = cover.before_fork(self.coverage) if self.coverage is not None else set()
         self.report_hook = config.hook.pytest_runtest_logreport
         self.listeners = compat.of_plugins(self.report_hook, (
@@ -79,6 +81,7 @@ class Guest:
         if before.coverage is not None:
             self._recorder = cover.begin(before.coverage, before.data_files)
         conductor.patch.enter()
+        compat.bound_output(item.config, SECTION_LIMIT - 1000)  # and with room for the mark
         if group is not None or ahead:
             compat.silence_progress(item.config)
         if conductor.fault_descriptor is not None:
@@ -97,6 +100,8 @@ class Guest:
 
     def _begin(self, item: pytest.Item, before: Before) -> None:
         self.item = item
+        if os.getuid() != self.conductor.uid:
+            compat.leave_temporary_base(item.config)
         traffic.begin()
         self.waits = False
         self._before = before
@@ -184,8 +189,8 @@ class Guest:
     def logged(self, report: pytest.TestReport) -> None:
         """Someone logged a report: pytest the phase's own, which it made last, or a test that of a subtest."""
         self._check_process()
-        if self._left:
-            return  # a fixture's teardown after the run was left
+        if self._left or self.waits:
+            return  # a teardown after the run was left, or whoever runs the phases logs what was sent
         with Gate(closed=True):  # an interrupt that comes meanwhile finds it sent
             self._ship(report)
         if self.conductor.live:
@@ -366,6 +371,8 @@ class Guest:
         if self._phase == "teardown" and any(node not in self.conductor.patch.stack and not self._is_shared(node)
                                              for node in before.stack):
             changes["suspended"] = True  # a plugin took the higher scopes off the stack: it wants another attempt
+        if self._phase != "setup" and (measured := benchmarks.take(self.item, self._name_of)):
+            changes["benchmarks"] = measured
         if stop := self.item.session.shouldstop:
             changes["should_stop"] = str(stop)
         return changes

@@ -17,7 +17,7 @@ import pytest
 
 from pytest_sandbox.errors import SandboxCrashed, SandboxError, SandboxProtocolError, SandboxUnavailable
 
-from . import compat, cover, extensions, limits, neighbours, reporting, traffic
+from . import benchmarks, compat, cover, extensions, limits, neighbours, reporting, traffic
 from .fixtures import make_sandbox
 from .guest import SECTION_LIMIT, Before, Guest
 from .household import Fork, Group
@@ -484,6 +484,8 @@ class Attempt:
         self.run.warnings += changes.warnings
         if changes.failed_subtests:
             compat.set_failed_subtests(item, changes.failed_subtests)
+        if changes.benchmarks:
+            benchmarks.add(item, changes.benchmarks)
         self._suspended = changes.suspended
         if changes.should_stop and not item.session.shouldstop:
             item.session.shouldstop = changes.should_stop

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from . import compat
+
 
 def before_teardown(item: pytest.Item, stack: dict[Any, tuple[list[Callable[[], object]], Any]],
                     suspended: bool) -> None:
@@ -19,9 +21,7 @@ def before_teardown(item: pytest.Item, stack: dict[Any, tuple[list[Callable[[], 
     """
     if suspended:
         return
-    aside = getattr(sys.modules.get("pytest_rerunfailures"), "suspended_finalizers", None)
-    if not aside:
-        return
+    aside = compat.finalizers_aside()
     for node, (finalizers, _) in list(aside.items()):
         if node in stack:
             stack[node][0][:0] = [one for one in finalizers if one not in stack[node][0]]

@@ -18,7 +18,7 @@ import pytest
 
 from pytest_sandbox.errors import SandboxProtocolError
 
-from . import wire
+from . import benchmarks, wire
 
 #: Fields that pytest's serialisation delivers as JSON has them. All others may hold anything and are packed.
 _PLAIN_FIELDS = frozenset({
@@ -292,6 +292,7 @@ class Changes:
     xml_attributes: dict[str, str] = field(default_factory=dict)
     suspended: bool = False
     should_stop: str = ""
+    benchmarks: list[Any] = field(default_factory=list)
 
 
 def changes_from_data(data: Any, item: pytest.Item, named: Callable[[str], object]) -> Changes:
@@ -312,9 +313,10 @@ def changes_from_data(data: Any, item: pytest.Item, named: Callable[[str], objec
             {str(name): str(value) for name, value in data.get("xml_attributes", {}).items()},
             data.get("suspended") is True,
             str(data.get("should_stop", "")),
+            benchmarks.from_data(data.get("benchmarks"), item, named),
         )
     except SandboxProtocolError:
         raise
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise SandboxProtocolError("the sandboxed test sent changes that cannot be read",
                                    why=f"{type(error).__name__}: {error}"[:500]) from None

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
-from . import compat, cover, neighbours, traffic
+from . import compat, neighbours, traffic
 from .guest import Before, Guest
 from .household import Fork
 
@@ -189,9 +189,9 @@ class Spares:
     def _may_use(self, run: ItemRun) -> bool:
         """Whether a child that begins at the protocol's beginning does what one would that begins in the set-up."""
         conductor = self._conductor
-        return (run.group is None and not conductor.live and conductor.faults is None and cover.current() is None
-                and signal.getitimer(signal.ITIMER_REAL)[0] == 0 and not compat.has_text_condition(run.item)
-                and not neighbours.watch(run.item))
+        return (run.group is None and not conductor.live and conductor.faults is None
+                and compat.coverage_collector() is None and signal.getitimer(signal.ITIMER_REAL)[0] == 0
+                and not compat.has_text_condition(run.item) and not neighbours.watch(run.item))
 
     def _begin(self, run: ItemRun) -> None:
         from pytest_sandbox.errors import SandboxError

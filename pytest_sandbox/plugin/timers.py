@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import faulthandler
 import signal
-import sys
 import threading
 import time
 from typing import Any
@@ -75,11 +74,8 @@ class Timers:
 
 def _thread_of_pytest_timeout(item: pytest.Item) -> Any:
     """The settings of pytest-timeout's timer, if it is one for the whole test that a thread keeps."""
-    module = sys.modules.get("pytest_timeout")
-    if module is None or not hasattr(item, "cancel_timeout"):
-        return None
-    settings = module._get_item_settings(item)
-    if not settings.timeout or settings.func_only:
+    settings = compat.timeout_settings(item)
+    if settings is None or not settings.timeout or settings.func_only:
         return None
     in_thread = settings.method == "thread" or threading.current_thread() is not threading.main_thread()
     return settings if in_thread else None

@@ -85,3 +85,8 @@ def test_images_lists_what_was_built_under_its_name(tmp_path: Path, base: str) -
     command(tmp_path, "prune")
     assert command(tmp_path, "run", "app", "--", "cat", "/1", "/2").stdout == "1\n2\n"
     assert command(tmp_path, "verify").returncode == 0
+    records = tmp_path / "cache/v1/builds"
+    assert [one for one in records.iterdir() if one.suffix == ".json"]
+    command(tmp_path, "prune", "--all")
+    assert [one for one in records.iterdir() if one.suffix == ".json"] == []
+    assert list((tmp_path / "cache/v1/layers").iterdir()) == []

@@ -70,6 +70,7 @@ def of_text(text: str, ordered: bool = True, figures: bool = True, live: bool = 
     """
     lines = normal(text).splitlines()
     if not figures:
+        lines = [re.sub(r"\(time in [mun]?s\)|\b[KM]?ops/s\b", "UNIT", one) for one in lines]
         lines = [re.sub(r"[\d.,]+", "N", re.sub(r"[ =-]{2,}", "  ", one)) for one in lines]
     if live:
         end = next((number for number, line in enumerate(lines) if _SUMMARY.match(line)), len(lines))

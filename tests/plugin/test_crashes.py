@@ -249,3 +249,50 @@ def test_messages_may_arrive_in_pieces() -> None:
     data = wire.encode(["done"]) * 3
     decoder = wire.Decoder()
     assert [message for byte in data for message in decoder.feed(bytes([byte]))] == [["done"]] * 3
+
+
+@pytest.mark.parametrize("ends", ["normally", "by a signal"])
+def test_a_gigabyte_of_output_is_bounded(pytester: pytest.Pytester, boxed: Run, ends: str) -> None:
+    """No process of the run has the memory that pytest would need to hold it."""
+    pytester.makeconftest("""
+        import resource
+        resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+    """)
+    pytester.makepyfile(f"""
+        import os
+        def test_one():
+            os.write(1, b"the beginning\\n")
+            block = b"x" * 1023 + b"\\n"
+            for number in range(1 << 10):
+                os.write(1, block * 1024)
+            os.write(1, b"the end\\n")
+            if {ends!r} == "by a signal":
+                os.abort()
+        def test_two():
+            print("little")
+    """)
+    result = boxed("-rA")
+    result.assert_outcomes(**{"failed" if ends == "by a signal" else "passed": 1 + (ends == "normally")},
+                           **({"passed": 1} if ends == "by a signal" else {}))
+    result.stdout.fnmatch_lines(["the beginning", "[[]... 1,06*bytes of output left out ...[]]", "the end", "little"],
+                                consecutive=False)
+    assert len(result.outlines) < 20_000
+
+
+@pytest.mark.parametrize("args", [(), ("--capture=sys",), ("--capture=tee-sys",)], ids=" ".join)
+def test_output_goes_on_after_much_of_it(pytester: pytest.Pytester, boxed: Run, args: tuple[str, ...]) -> None:
+    pytester.makepyfile("""
+        import pytest
+        class TestShared:
+            pytestmark = pytest.mark.sandbox(scope="class")
+            def test_one(self):
+                print("x" * 20_000_000)
+            def test_two(self):
+                print("little")
+                assert 0
+    """)
+    result = boxed("--show-capture=all", *args)
+    result.assert_outcomes(passed=1, failed=1)
+    failure = result.outlines[result.outlines.index(next(line for line in result.outlines if "FAILURES" in line)):]
+    assert "little" in failure
+    assert sum(map(len, failure)) < 10_000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,6 +49,31 @@ def test_tmp_path_outlives_the_test_as_in_a_plain_run(pytester: pytest.Pytester,
             trees.append(sorted(str(path.relative_to(base)) for path in base.rglob("*")) if base.exists() else None)
     assert trees[:3] == trees[3:]
     assert "test_one0/result" in (trees[3] or ())
+
+
+def test_another_user_has_a_folder_of_its_own(pytester: pytest.Pytester, boxed: Run) -> None:
+    """pytest's base folder is for the user who started it alone."""
+    if os.geteuid():
+        pytest.skip("only root can run a test as an arbitrary user")
+    pytester.makepyfile("""
+        import os, pytest
+        pytestmark = pytest.mark.sandbox(user="1000:1000", workdir="/")
+        @pytest.mark.parametrize("n", range(5))
+        def test_one(tmp_path, tmp_path_factory, n):
+            assert os.getuid() == tmp_path.stat().st_uid == 1000
+            (tmp_path / "file").write_text("x")
+            (tmp_path_factory.mktemp("more") / "file").write_text("x")
+            print("FOLDER", tmp_path)
+        class TestShared:
+            pytestmark = pytest.mark.sandbox(user="1000:1000", workdir="/", scope="class")
+            def test_two(self, tmp_path): (tmp_path / "file").write_text("x")
+            def test_three(self, tmp_path): (tmp_path / "file").write_text("x")
+    """)
+    result = boxed("-rA")
+    result.assert_outcomes(passed=7)
+    folders = [Path(line[7:]) for line in result.outlines if line.startswith("FOLDER ")]
+    assert len(folders) == 5
+    assert not any(folder.exists() for folder in folders)
 
 
 def test_caches_outlive_the_test(pytester: pytest.Pytester) -> None:

@@ -179,3 +179,30 @@ def test_a_failed_comparison_of_changes_names_the_paths(pytester: pytest.Pyteste
         "E*not expected: added     /opt/new",
     ])
     result.stdout.fnmatch_lines(["E*At index 0 diff: ('a', 'b') != ('c', 'd')"])
+
+
+def test_the_report_of_a_failed_test_says_what_it_had_changed(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("""
+        import pytest
+
+        @pytest.mark.sandbox(user="root")
+        def test_it(sandbox):
+            for number in range(50):
+                sandbox.path(f"/opt/{number:02}").write_text("x")
+            assert 0
+
+        @pytest.mark.sandbox(user="root")
+        def test_nothing(sandbox):
+            assert 0
+
+        @pytest.mark.sandbox(user="root")
+        def test_closed(sandbox):
+            sandbox.path("/opt/x").write_text("x")
+            sandbox.close()
+            assert 0
+    """)
+    result = pytester.runpytest_subprocess()
+    result.assert_outcomes(failed=3)
+    result.stdout.fnmatch_lines(["*- Changes in the sandbox -*", "added     /opt/00", "added     /opt/39",
+                                 "and 10 more"])
+    assert result.stdout.str().count("Changes in the sandbox") == 1

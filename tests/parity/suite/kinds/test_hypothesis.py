@@ -27,7 +27,7 @@ def test_example_fails(number):
 
 
 @always
-@hypothesis.given(st.text())
+@hypothesis.given(st.text(alphabet="0123456789", max_size=5))
 @pytest.mark.parametrize("prefix", ["a", "b"])
 def test_parametrised(prefix, text):
     hypothesis.note(f"prefix {prefix}")
