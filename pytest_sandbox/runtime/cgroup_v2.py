@@ -91,7 +91,7 @@ class ControlV2(Control):
         if option in ("memory", "swap"):
             files = [("memory", "memory.max", "max" if spec.memory is None else str(spec.memory))]
             place = self.place("memory", True)
-            if os.path.exists(f"{self._sample(place)}/memory.swap.max"):
+            if os.path.exists(f"{place}/memory.swap.max"):
                 swap = "max" if spec.memory is None and spec.swap is None else str(spec.swap or 0)
                 files.append(("memory", "memory.swap.max", swap))
             elif _host_has_swap():
@@ -104,13 +104,9 @@ class ControlV2(Control):
             return [("cpu", "cpu.max", f"{'max' if limit < 0 else limit} {period}")]
         if option == "cpu_weight":
             return [("cpu", "cpu.weight", str(value or 100))]
-        name = weighed_by(self._sample(self.place("blkio", True)), ("io.bfq.weight", "io.weight"))
+        name = weighed_by(self.place("blkio", True), ("io.bfq.weight", "io.weight"))
         weight = value or 100
         return [("blkio", name, str(bfq_weight(weight)) if name == "io.bfq.weight" else f"default {weight}")]
-
-    def _sample(self, place: str) -> str:
-        """A directory with the files that a sandbox's will have: the run's own, if its parent gives it as much."""
-        return place
 
     def group(self, layout: Layout, name: str) -> GroupV2:
         return GroupV2(self, layout, name)

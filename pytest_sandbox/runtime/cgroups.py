@@ -64,7 +64,7 @@ class Control:
     # What the two versions say.
 
     def place(self, controller: str, asked: bool) -> str:
-        """The directory in which sandboxes' groups with this controller are made.
+        """The directory in which sandboxes' groups with this controller are made. It has the files that theirs have.
 
         :param asked: a user asked for it: then it may cost something to get it.
         :raises Missing: when it cannot be had.
