@@ -20,10 +20,11 @@ ALL = {"memory": "512M", "swap": 0, "cpus": 2, "cpu_weight": 100, "pids": 512, "
 
 
 def share(cpus: float, seconds: float) -> float:
-    """What a burner under ``cpus`` gets of one CPU."""
+    """What a burner under ``cpus`` gets of one CPU. On a busy machine the others may leave it less than that."""
     with Sandbox(cpus=cpus) as sandbox:
         process = sandbox.popen(BURN, **QUIET)
-        time.sleep(0.2)
+        while (sandbox.usage().cpu_seconds or 0) < 0.3:
+            time.sleep(0.01)  # it burns by now
         before, begin = sandbox.usage().cpu_seconds, time.monotonic()
         time.sleep(seconds)
         after, end = sandbox.usage().cpu_seconds, time.monotonic()
@@ -64,9 +65,10 @@ def run(rounds: int) -> list[Table]:
                   in_turns({"no limits": lambda: start({}), "all limits": lambda: start(options)}, rounds), "no limits")
     table.notes.append(f"All limits: {', '.join(options)}; cgroup v{host_control().version}.")
     if abilities["cpus"].ok:
-        shares = sorted(share(0.5, 2) for _ in range(5))
-        table.notes.append(f"A burner under cpus=0.5, of one CPU over 2 s, five times: "
-                           f"{', '.join(f'{one:.3f}' for one in shares)} (wanted: 0.40 to 0.60).")
+        for cpus in (0.1, 0.5):
+            shares = sorted(share(cpus, 2) for _ in range(5))
+            table.notes.append(f"A burner under cpus={cpus}, of one CPU over 2 s, five times: "
+                               f"{', '.join(f'{one:.3f}' for one in shares)} (wanted: within 20 % of it).")
     if abilities["cpu_weight"].ok:
         ratios = sorted(contest(100, 900, 3) for _ in range(3))
         table.notes.append(f"Burners of weights 100 and 900 on one CPU over 3 s, the second to the first, three times: "
