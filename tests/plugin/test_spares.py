@@ -174,7 +174,7 @@ def test_the_count_of_failures_and_crashes_in_between(pytester: pytest.Pytester)
             assert number != 6
     """)
     result.assert_outcomes(passed=7, failed=3)
-    assert ahead(result) >= 7
+    assert ahead(result) >= 3  # after a crash the teardown's hooks ran outside: a new zygote
     result.stdout.fnmatch_lines(["*exited with status 3*", "*killed by SIGKILL*"])
 
 
