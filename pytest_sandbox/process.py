@@ -104,7 +104,11 @@ class Process:
 
     def _receive(self) -> protocol.Message:
         try:
-            got = protocol.receive(self._channel)
+            try:
+                got = protocol.receive(self._channel)
+            except ConnectionResetError:
+                # Init has closed its end before it read a signal of ours. What it said before that comes next.
+                got = protocol.receive(self._channel)
         except (OSError, protocol.BadMessage) as error:
             raise SandboxProtocolError("the sandbox's init sent what is not a message", why=str(error)) from error
         if got is None:

@@ -14,6 +14,8 @@ import pytest
 from support import abort_unless_apart, until
 
 from pytest_sandbox import Sandbox, SandboxClosedError
+from pytest_sandbox.process import Process
+from pytest_sandbox.runtime import protocol
 
 
 @pytest.fixture
@@ -214,3 +216,15 @@ def test_close_takes_everything_along() -> None:
     process.kill()
     with process:
         pass
+
+
+def test_a_signal_that_comes_too_late_hides_no_end() -> None:
+    """Init closes its end with the signal unread, and the kernel tells of that before it gives what init had said."""
+    ours, theirs = protocol.pair()
+    process = object.__new__(Process)
+    process._channel = ours
+    protocol.send(theirs, {"status": 0})
+    protocol.send(ours, {"signal": 9, "group": True})
+    theirs.close()
+    with ours:
+        assert process._receive() == {"status": 0}
