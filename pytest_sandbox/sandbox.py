@@ -59,10 +59,6 @@ def __getattr__(name: str) -> Any:
     return getattr(module, name)
 
 
-#: Members of the interface that a later version brings.
-COMING: frozenset[str] = frozenset()
-
-
 def _says_all(excinfo: Any) -> bool:
     """For pytest: a traceback through these functions adds nothing to an error of ours."""
     return isinstance(excinfo.value, SandboxError)
@@ -89,11 +85,6 @@ class Sandbox:
     def __repr__(self) -> str:
         state = "closed" if self._closed else "not started" if self._running is None else "running"
         return f"<Sandbox image={self.spec.image!r} user={self.spec.user or 'me'!r} {state}>"
-
-    def __getattr__(self, name: str) -> Any:
-        if name in COMING:
-            raise AttributeError(f"Sandbox.{name} is not available yet in this version of pytest-sandbox")
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(f"{self!r} cannot be pickled: it belongs to the process that made it. "

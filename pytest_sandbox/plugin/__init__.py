@@ -103,7 +103,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             continue
         from . import extensions
 
-        spec = extensions.changed(item, spec)
+        spec = extensions.sourced(config, extensions.changed(item, spec))
         if conductor is None:
             from .conductor import Conductor
 

@@ -17,7 +17,7 @@ _DECISIVE: pytest.StashKey[pytest.TestReport] = pytest.StashKey()
 
 
 def changed(item: pytest.Item, spec: SandboxSpec) -> SandboxSpec:
-    """The spec of ``item``'s sandbox after ``pytest_sandbox_spec`` and ``pytest_sandbox_image_source``."""
+    """The spec of ``item``'s sandbox after ``pytest_sandbox_spec``."""
     from pytest_sandbox.spec import SandboxSpec
 
     hook = item.ihook.pytest_sandbox_spec
@@ -31,8 +31,8 @@ def changed(item: pytest.Item, spec: SandboxSpec) -> SandboxSpec:
                 raise pytest.UsageError(
                     f"{item.nodeid}: pytest_sandbox_spec returned {found!r}, which is not a spec. Return "
                     f"spec.with_options(...), or None to leave it as it is.")
-            spec = found
-    return sourced(item.config, spec)
+            return found
+    return spec
 
 
 def sourced(config: pytest.Config, spec: SandboxSpec) -> SandboxSpec:

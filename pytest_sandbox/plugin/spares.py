@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 AROUND = ("pytest_runtest_protocol", "pytest_runtest_logstart", "pytest_runtest_setup", "pytest_runtest_logreport",
           "pytest_runtest_logfinish", "pytest_warning_recorded", "pytest_sandbox_started", "pytest_sandbox_finished")
 #: Modules whose implementations of these keep nothing that a test could see, unless :func:`neighbours.watch` says so.
-KNOWN = ("_pytest.", "pytest_sandbox.", "xdist.", "pytest_forked", "pytest_reportlog.", "pytest_html.",
-         "pytest_randomly", "_hypothesis_pytestplugin", "pytest_rerunfailures", "pytest_timeout")
+KNOWN = ("_pytest.", "pytest_sandbox.", "xdist.", "pytest_forked.", "pytest_reportlog.", "pytest_html.",
+         "pytest_randomly.", "_hypothesis_pytestplugin.", "pytest_rerunfailures.", "pytest_timeout.")
 #: How many tests must be to come that can use a zygote, so that it is worth its own fork.
 WORTH = 3
 #: How many sandboxes wait beyond that of the next test, where tests of the same spec follow.
@@ -83,7 +83,7 @@ class Spares:
         fork, spec = spare
         position, following = self._position(run.item), run.nextitem
         if (self._conductor.sandbox_of(run) is spec and self._now() == self._state and self._may_use(run)
-                and fork.child.is_alive() and fork.command(  # type: ignore[attr-defined]
+                and fork.child.is_alive() and fork.command(
                     "run", position, self._position(following) if following is not None else None,
                     run.item.session.testsfailed, may_start_over)):
             return fork

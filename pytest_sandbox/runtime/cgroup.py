@@ -105,14 +105,7 @@ class Group:
 
         :raises OSError: with the path.
         """
-        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(fd, text.encode())
-        except OSError as error:
-            error.filename = path
-            raise
-        finally:
-            os.close(fd)
+        cgroup_make.write(path, text)
 
     def pids(self) -> list[int]:
         """The host's numbers of the processes in it."""

@@ -74,7 +74,7 @@ class Groups:
                 made.paths.append(path)
                 where[key] = path
             for key, file, text in layout["files"]:
-                _write(f"{where[key]}/{file}", text)
+                write(f"{where[key]}/{file}", text)
             for key in where:
                 where[key] += f"/{INNER}"
                 os.mkdir(where[key])
@@ -95,7 +95,7 @@ class Groups:
         # cgroup v1 has no oom.group: the kernel kills one process and leaves the rest. It tells of it by an eventfd.
         made.event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         made.counter = os.open(f"{path}/memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
-        _write(f"{path}/cgroup.event_control", f"{made.event} {made.counter}")
+        write(f"{path}/cgroup.event_control", f"{made.event} {made.counter}")
         self.by_event[made.event] = made
 
     def started(self, made: Made, pid: int) -> None:
@@ -203,7 +203,11 @@ class Groups:
                     pass  # another helper of the same caller still has something there
 
 
-def _write(path: str, text: str) -> None:
+def write(path: str, text: str) -> None:
+    """Writes a file of a cgroup.
+
+    :raises OSError: with the path.
+    """
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(fd, text.encode())
@@ -218,7 +222,7 @@ def thaw(paths: list[str]) -> None:
     """Lets frozen processes go on: on cgroup v1 they do not even die before."""
     for path in paths:
         try:
-            _write(f"{path}/freezer.state", "THAWED")
+            write(f"{path}/freezer.state", "THAWED")
         except OSError:
             pass  # not that controller's
 

@@ -479,6 +479,10 @@ class ForkedChild:
         """A descriptor that can be read once the child has ended."""
         return self._pidfd
 
+    def is_alive(self) -> bool:
+        """Whether it runs."""
+        return self._pidfd >= 0 and not wait_readable(self._pidfd, 0)
+
     def ended(self) -> bool:
         """Whether it has ended; if so it is reaped."""
         if self._returncode is None and self._pidfd >= 0 and wait_readable(self._pidfd, 0):

@@ -75,6 +75,25 @@ def test_a_source_of_images(pytester: pytest.Pytester) -> None:
     pytester.runpytest_subprocess().assert_outcomes(passed=4)
 
 
+def test_a_source_is_asked_once_for_a_sandbox(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest("""
+        ASKED = []
+        def pytest_sandbox_image_source(reference):
+            ASKED.append(reference)
+            return "rootfs:/no/such/tree"
+        def pytest_terminal_summary(terminalreporter):
+            terminalreporter.write_line(f"ASKED {ASKED}")
+    """)
+    pytester.makepyfile("""
+        import pytest
+        @pytest.mark.sandbox(image="team:tree")
+        def test_driven(sandbox): pass
+    """)
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
+    result.assert_outcomes(errors=1)
+    assert "ASKED ['team:tree']" in result.outlines
+
+
 def test_started_and_finished(pytester: pytest.Pytester) -> None:
     pytester.makeconftest("""
         def pytest_sandbox_started(sandbox):
