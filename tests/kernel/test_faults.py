@@ -121,8 +121,9 @@ def test_loss_at_random(net: Network, three: list[Sandbox]) -> None:
         for _ in range(1000):
             sock.send(b"x")
         until(lambda: net.stats()["a"].sent_packets >= sent + 1000, "all are on their way")
-        lost = net.stats()["b"].dropped_packets - before
+    lost = net.stats()["b"].dropped_packets - before
     assert 200 < lost < 400  # six standard deviations
+    assert all(hears(a, net.address(b)) for _ in range(20))
     assert net.stats()["b"].dropped_packets - before == lost
     assert net.stats()["c"].dropped_packets == 0
 
