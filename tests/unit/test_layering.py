@@ -44,6 +44,7 @@ DOORS = {
     "coverage": ("plugin",),
     "exceptiongroup": ("plugin",),
     "filelock": ("image.store",),
+    "hatchling": ("native.build",),
     "urllib3": ("image.registry", "image.transport"),
     "isal": ("image.compression",),
     "backports": ("image.compression",),
