@@ -200,7 +200,7 @@ def test_a_proxy_that_wants_a_password(secure: FakeRegistry, certificates: Path,
                                        through: Callable[..., Proxy], monkeypatch: pytest.MonkeyPatch) -> None:
     proxy = through(secure, "me:pass")
     monkeypatch.setenv("HTTPS_PROXY", f"http://me:wrong@127.0.0.1:{proxy.server_address[1]}")
-    with pytest.raises(RegistryError, match="proxy 127.0.0.1 refuses: 407") as caught:
+    with pytest.raises(RegistryError, match=r"proxy 127\.0\.0\.1 refuses: 407") as caught:
         pull(f"{HOST}/app:1", tmp_path)
     assert "wrong" not in str(caught.value)
     assert secure.seen == []

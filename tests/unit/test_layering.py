@@ -176,7 +176,7 @@ def test_nobody_imports_what_is_not_below_them() -> None:
     ("runtime/syscalls.py", "import ctypes", None),
     ("image/resolve.py", "import ctypes.util", None),
     ("runtime/mounts.py", "from ctypes import CDLL", "may import ctypes"),
-    ("image/compression.py", "import isal", None),
+    ("image/compression.py", "def f():\n    from isal import isal_zlib", None),
     ("image/host.py", "import isal", "only image.compression may"),
     ("plugin/options.py", "import requests", "neither the standard library nor"),
 ])
