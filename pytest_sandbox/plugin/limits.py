@@ -48,7 +48,7 @@ class Limits:
         return bool(self._spec.given & consumption.LIMITS) or consumption.wanted(self._item.config)
 
     def out_of_memory(self) -> bool:
-        """Whether the kernel has killed something inside for the limit on memory: then the sandbox ends, or is about to."""
+        """Whether the kernel has killed something inside for the limit on memory: then the sandbox ends soon."""
         if self._spec.memory is None:
             return False
         try:
