@@ -258,7 +258,8 @@ class _Helper:
                 ours.close()
             for sync, _, _ in self.waiting.values():
                 sync.close()
-            init.main(control, theirs, self.lifeline, body, [] if group is None else group.joins)
+            init.main(control, theirs, self.lifeline, body, [] if group is None else group.joins,
+                      [] if group is None else group.stays)
         if group is not None:
             self.groups.started(group, pid)
             if group.event >= 0:
