@@ -177,17 +177,30 @@ static int set_up(int sync, const struct json *plan)
     return scratch;
 }
 
+// Leaves the cgroups in which the cgroup namespace begins for those to stay in.
+static int settle(const struct given *given)
+{
+    for (int i = 0; i < given->join_count; i++) {
+        if (given->stays[i] == given->joins[i])
+            continue;
+        if (write(given->stays[i], "0", 1) < 0)
+            return -1;
+        close(given->joins[i]);
+    }
+    return 0;
+}
+
 static int tell_ready(const struct given *given, int scratch)
 {
     struct text text = {0};
-    int fds[3 + 8], result;
+    int fds[3 + MOST_FDS], result;
 
     fds[0] = call_pidfd_open(getpid());
     fds[1] = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
     fds[2] = scratch;
     if (fds[0] < 0 || fds[1] < 0)
         return -1;
-    memcpy(fds + 3, given->joins, (size_t)given->join_count * sizeof(int));
+    memcpy(fds + 3, given->stays, (size_t)given->join_count * sizeof(int));
     text_add(&text, "{\"ready\":true}");
     result = send_text(given->control, &text, fds, 3 + given->join_count, 0);
     free(text.bytes);
@@ -385,7 +398,7 @@ _Noreturn void init_main(const struct given *given, const struct json *plan)
                 fail(given->control);
     init.signals = watch_signals();
     scratch = set_up(given->sync, plan);
-    if (init.signals < 0 || scratch < 0 || tell_ready(given, scratch) < 0)
+    if (init.signals < 0 || scratch < 0 || settle(given) < 0 || tell_ready(given, scratch) < 0)
         fail(given->control);
     while (serve_once(&init))
         ;

@@ -45,10 +45,11 @@ static const struct json *plan_of(const char *key)
     return NULL;
 }
 
-// {"make": KEY, "sync": bool, "into": bool} + [control, sync?, into?, joins...]: answered by {"pid": N} or {"errno": N}.
+// {"make": KEY, "sync": bool, "into": bool, "moves": [bool, ...]} + [control, sync?, into?, joins..., stays...]: answered
+// by {"pid": N} or {"errno": N}. There is a place in "moves" for each join, true where a stay of its own follows.
 static void make(int sock, int lifeline, struct message *message)
 {
-    const struct json *plan = plan_of(json_member(message->object, "make")->text);
+    const struct json *plan = plan_of(json_member(message->object, "make")->text), *moves;
     struct given given = {.lifeline = lifeline, .sync = -1};
     struct text answer = {0};
     int place = 0, into = -1, pid;
@@ -58,8 +59,14 @@ static void make(int sock, int lifeline, struct message *message)
         given.sync = message->fds[place++];
     if (json_member(message->object, "into")->number)
         into = message->fds[place++];
-    while (place < message->fd_count && given.join_count < (int)(sizeof given.joins / sizeof *given.joins))
+    moves = json_member(message->object, "moves");
+    for (const struct json *one = moves->first; one != NULL && place < message->fd_count; one = one->next)
         given.joins[given.join_count++] = message->fds[place++];
+    for (int i = 0; i < given.join_count; i++) {
+        bool moved = json_at(moves, i)->number != 0 && place < message->fd_count;
+
+        given.stays[i] = moved ? message->fds[place++] : given.joins[i];
+    }
     // A child of the helper's, which waits for it. Who is made with this flag inherits how its end is told.
     errno = EINVAL;
     pid = plan == NULL ? -1 : call_clone3(CLONE_PARENT | CLONE_NEWPID | CLONE_NEWNS, into);

@@ -276,7 +276,7 @@ class _Helper:
             return 0
         try:
             return self.spawner.make(key, self.plans[key], control.fileno(), None if sync is None else sync.fileno(),
-                                     -1 if group is None else group.into, [] if group is None else group.joins)
+                                     group)
         except spawner.Lost:
             self.spawner.close()
             self.spawner = None
@@ -294,7 +294,8 @@ class _Helper:
             for ours in (syncs[0], *(one for one, _, _ in self.waiting.values())):
                 if ours is not None:
                     ours.close()
-            init.main(control, syncs[1], self.lifeline, body, [] if group is None else group.joins)
+            init.main(control, syncs[1], self.lifeline, body, [] if group is None else group.joins,
+                      [] if group is None else group.stays)
         return pid
 
     def resize(self, options: dict[str, str], fds: list[int]) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .actions import Action
+    from .cgroup_make import Made
 
 #: The program, where the package was built with it.
 PROGRAM = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "native", "spawner")
@@ -54,7 +55,7 @@ class Spawner:
         os.close(program)
         theirs.close()
 
-    def make(self, key: str, body: dict[str, Any], control: int, sync: int | None, into: int, joins: list[int]) -> int:
+    def make(self, key: str, body: dict[str, Any], control: int, sync: int | None, group: Made | None) -> int:
         """Starts an init, a child of the helper; returns its process id, or 0 where it must be made of Python.
 
         :raises Lost: when there is no spawner any more.
@@ -68,8 +69,12 @@ class Spawner:
                     protocol.send(self.sock, {"plan": key, "body": compiled})
             if not self.plans[key]:
                 return 0
-            fds = [control, *([] if sync is None else [sync]), *([] if into < 0 else [into]), *joins]
-            protocol.send(self.sock, {"make": key, "sync": sync is not None, "into": into >= 0}, tuple(fds))
+            joins, stays, into = ([], [], -1) if group is None else (group.joins, group.stays, group.into)
+            moves = [stay != join for join, stay in zip(joins, stays, strict=True)]
+            fds = [control, *([] if sync is None else [sync]), *([] if into < 0 else [into]), *joins,
+                   *(stay for stay, moved in zip(stays, moves, strict=True) if moved)]
+            protocol.send(self.sock, {"make": key, "sync": sync is not None, "into": into >= 0, "moves": moves},
+                          tuple(fds))
             got = protocol.receive(self.sock)
         except OSError as error:
             raise Lost from error
