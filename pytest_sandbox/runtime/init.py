@@ -92,6 +92,10 @@ def _set_up(sync: socket.socket | None, body: dict[str, Any]) -> int:
     sc.drop_from_bounding_set(body["drop"])
     sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
     sc.new_session_keyring()
+    if sync is not None:
+        # Nobody inside may look into this process, whatever their capabilities. Unprivileged, the helper could not
+        # enter its namespaces either: our memory is of a program that was started outside of the helper's.
+        sc.prctl(sc.PR_SET_DUMPABLE, 0)
     if body["seccomp"]:
         sc.seccomp(bytes.fromhex(body["seccomp"]))
     return scratch

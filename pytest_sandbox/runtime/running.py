@@ -122,7 +122,10 @@ class Running:
         if "failed" in message or len(fds) != 3 + joins:
             protocol.close(fds)
             self._failed()
-            raise start_error(message.get("failed", {}))
+            failed = message.get("failed", {})
+            if "part" in failed:  # a compiled init does not know its steps' words
+                failed["step"] = self.plan.body[failed["part"]][failed["number"]]
+            raise start_error(failed)
         self.pidfd, self.root, self.scratch = fds[:3]
         if self.group is not None:
             self.group.join_fds = fds[3:]
