@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from stage import stage  # noqa: E402
-from worlds import FILES, IS_ROOT, KINDS, core, names, proofs_of, verdicts_of  # noqa: E402
+from stage import stage
+from worlds import FILES, IS_ROOT, KINDS, core, names, proofs_of, verdicts_of
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from pytest_sandbox import Sandbox
 from pytest_sandbox.spec import CAPABILITIES
 
 sys.path.insert(0, str(PROBES))
-import core  # noqa: E402
+import core
 
 core.load()
 IS_ROOT = os.geteuid() == 0

@@ -102,7 +102,7 @@ NUMBERS = {
 COLUMN = {"x86_64": 0, "aarch64": 1, "riscv64": 1}.get(platform.machine())
 
 
-def call(name: str, *args: int | bytes | None | ctypes.Array[Any] | ctypes.Structure) -> int:
+def call(name: str, *args: int | bytes | ctypes.Array[Any] | ctypes.Structure | None) -> int:
     """One system call.
 
     :raises OSError: what the kernel says.

@@ -30,7 +30,9 @@ NODES = {
 
 
 def _node(path: str, weaker: str) -> None:
-    @probe(PROMISE, weaker, "ENOENT", "ENOTDIR", proof="outside", name="dev_" + path.replace("/", "_").replace("-", "_"))
+    name = "dev_" + path.replace("/", "_").replace("-", "_")
+
+    @probe(PROMISE, weaker, "ENOENT", "ENOTDIR", proof="outside", name=name)
     def attack(context: Context) -> object:
         try:
             look = os.stat(f"/dev/{path}")  # never opened: some act on that

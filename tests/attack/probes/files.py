@@ -27,6 +27,11 @@ def _write(path: str) -> None:
         file.write(b"changed")
 
 
+def _append(path: str) -> None:
+    with open(path, "a") as file:
+        file.write("x")
+
+
 def _reopen(path: str) -> None:
     fd = os.open(path, os.O_RDONLY)
     _write(f"/proc/self/fd/{fd}")
@@ -72,13 +77,15 @@ def _sendfile(path: str) -> None:
 
 for _name, _weaker, _act, _text in (
     ("write_a_file", "the host's files would be changed", _write, "Writes to"),
-    ("append_to_a_file", "the host's files would be changed", lambda path: open(path, "a").write("x"), "Appends to"),
+    ("append_to_a_file", "the host's files would be changed", _append, "Appends to"),
     ("truncate_a_file", "the host's files would be lost", lambda path: os.truncate(path, 0), "Empties"),
     ("delete_a_file", "the host's files would be lost", os.unlink, "Deletes"),
     ("rename_a_file", "the host's files would be lost", lambda path: os.rename(path, path + ".away"), "Renames"),
     ("replace_a_file", "the host's files would be exchanged", _exchange, "Puts another in the place of"),
-    ("mode_of_a_file", "the host's files would be everybody's", lambda path: os.chmod(path, 0o777), "Changes the mode of"),
-    ("time_of_a_file", "the host's builds would be confused", lambda path: os.utime(path, (1, 1)), "Changes the time of"),
+    ("mode_of_a_file", "the host's files would be everybody's", lambda path: os.chmod(path, 0o777),
+     "Changes the mode of"),
+    ("time_of_a_file", "the host's builds would be confused", lambda path: os.utime(path, (1, 1)),
+     "Changes the time of"),
     ("attribute_of_a_file", "marks would be set on the host's files",
      lambda path: os.setxattr(path, "user.attack", b"x"), "Sets an attribute of"),
     ("link_to_a_file", "the host's files would be changed by another name", _link, "Writes by a hard link to"),
@@ -87,7 +94,8 @@ for _name, _weaker, _act, _text in (
     ("root_to_a_file", "the host's files would be changed", _by_root, "Writes by /proc/self/root to"),
     ("directory_to_a_file", "the host's files would be changed", _by_directory, "Writes by an open directory to"),
     ("punch_a_file", "the host's files would be lost", _punch, "Punches a hole into"),
-    ("copy_into_a_file", "the host's page cache would be changed (CVE-2022-0847)", _sendfile, "Copies in the kernel to"),
+    ("copy_into_a_file", "the host's page cache would be changed (CVE-2022-0847)", _sendfile,
+     "Copies in the kernel to"),
 ):
     _changed(_name, _weaker, _act, _text)
 

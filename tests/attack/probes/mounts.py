@@ -254,23 +254,23 @@ def _others(context: Context, kind: str, options: str | None) -> object:
 @probe(PROMISE, "the sandbox's limits would be lifted, others' processes be frozen", "EPERM", "shut: its own only",
        "shut: no such hierarchy", proof="naive", root=True)
 def cgroups_of_version_2(context: Context) -> object:
-    """Mounts cgroup v2 in namespaces of its own, and looks for a cgroup beside its own, to open its list of processes for
-    writing."""
+    """Mounts cgroup v2 in namespaces of its own, and looks for a cgroup beside its own whose list of processes it
+    can open for writing."""
     return _others(context, "cgroup2", None)
 
 
 @probe(PROMISE, "the sandbox's limits would be lifted", "EPERM", "shut: its own only", "shut: no such hierarchy",
        proof="naive", root=True)
 def cgroups_of_version_1(context: Context) -> object:
-    """Mounts the v1 hierarchy of process numbers, and looks for a cgroup beside its own, to open its list of processes for
-    writing."""
+    """Mounts the v1 hierarchy of process numbers, and looks for a cgroup beside its own whose list of processes it
+    can open for writing."""
     return _others(context, "cgroup", "pids")
 
 
 # Around the root.
 
-@probe("root", "the host's files would be reached by chroot, twice", "shut: the sandbox's own root", "EPERM", proof="outside",
-       root=True)
+@probe("root", "the host's files would be reached by chroot, twice", "shut: the sandbox's own root", "EPERM",
+       proof="outside", root=True)
 def chroot_escape(context: Context) -> object:
     """Leaves a chroot of its own by a directory that was open, as anybody can, and goes on upwards from there."""
     before = os.stat("/")
