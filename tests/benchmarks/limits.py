@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from measure import Table, in_turns, timed
@@ -98,11 +100,12 @@ def io_contest(low: int, high: int, seconds: float) -> str:
         device = done.stdout.strip()
         if done.returncode:
             return f"io_weight: no loop device to be had ({done.stderr.strip()})."
+        settings = Path("/sys/block", os.path.basename(device), "queue")
+        before = (settings / "scheduler").read_text().partition("[")[2].partition("]")[0]
         try:
             # Exact rather than fast: the device is so quick that nobody would wait for it.
             for name, value in (("scheduler", "bfq"), ("iosched/low_latency", "0"), ("iosched/strict_guarantees", "1")):
-                with open(f"/sys/block/{os.path.basename(device)}/queue/{name}", "w") as setting:
-                    setting.write(value)
+                (settings / name).write_text(value)
             if not host_control().abilities()["io_weight"].ok:
                 return "io_weight: not on this host, even with BFQ."
             with Sandbox(io_weight=low) as first, Sandbox(io_weight=high) as second, ThreadPoolExecutor(2) as both:
@@ -117,6 +120,8 @@ def io_contest(low: int, high: int, seconds: float) -> str:
         except OSError as error:
             return f"io_weight: this kernel has no BFQ ({error.strerror})."
         finally:
+            with contextlib.suppress(OSError):
+                (settings / "scheduler").write_text(before)  # a loop device keeps it for whoever has it next
             subprocess.run(["losetup", "--detach", device], check=True)
 
 
