@@ -138,7 +138,8 @@ class Control:
                 place = self.place(controller, True)
                 if name in CONTROLLERS:
                     self.files(name, getattr(spec, name), spec)
-                found[name] = Ability(True, f"cgroup v{self.version}: {os.path.dirname(place)}{self.only.get(name, '')}")
+                how = f"cgroup v{self.version}: {os.path.dirname(place)}{self.only.get(name, '')}"
+                found[name] = Ability(True, how)
             except Missing as missing:
                 found[name] = Ability(False, *missing.args)
         return found
