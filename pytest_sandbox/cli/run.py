@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pytest_sandbox.image.source import Progress
 
 
 def register(commands: Any) -> None:
@@ -54,13 +57,19 @@ def _shell(given: argparse.Namespace) -> int:
     return _go(given, [shell, "-i"] if given.image == "host" else ["sh", "-i"])
 
 
+def _progress() -> Progress:
+    from pytest_sandbox.image.progress import StreamAnnouncer
+
+    return StreamAnnouncer(sys.stderr)
+
+
 def _go(given: argparse.Namespace, command: list[str]) -> int:
     import signal
     import subprocess
 
     from pytest_sandbox import Sandbox, planning
 
-    planning.settings = planning.ImageSettings(lock_file=os.path.abspath("sandbox.lock"))
+    planning.settings = planning.ImageSettings(lock_file=os.path.abspath("sandbox.lock"), progress=_progress)
     with Sandbox(**_options(given)) as sandbox:
         if not command and planning.is_host(sandbox.spec.image):
             print("pytest-sandbox: give a command after --", file=sys.stderr)
