@@ -18,7 +18,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any, NoReturn
 
 from ..errors import SandboxClosedError, SandboxError, SandboxProtocolError, SandboxStartError
@@ -32,6 +32,8 @@ from .plan import Host, Plan, describe, tmpfs_limits
 forking = threading.RLock()
 #: Called in a fork of the caller when it has entered a sandbox.
 when_inside: list[Callable[[], None]] = []
+#: Called in a fork of the caller when it is in the sandbox's cgroup, and nowhere else yet.
+when_joined: list[Callable[[], None]] = []
 #: Descriptors of directories, and their paths.
 Folders = list[tuple[int, str]]
 
@@ -122,7 +124,10 @@ class Running:
         if "failed" in message or len(fds) != 3 + joins:
             protocol.close(fds)
             self._failed()
-            raise start_error(message.get("failed", {}))
+            failed = message.get("failed", {})
+            if "part" in failed:  # a compiled init does not know its steps' words
+                failed["step"] = self.plan.body[failed["part"]][failed["number"]]
+            raise start_error(failed)
         self.pidfd, self.root, self.scratch = fds[:3]
         if self.group is not None:
             self.group.join_fds = fds[3:]
@@ -297,6 +302,8 @@ class Running:
                 self.group.join()
             for fd in self.joins:
                 os.write(fd, b"0")
+            for function in when_joined:
+                function()
             if namespaces:
                 sc.setns(self.pidfd, namespaces)
             _inside = True
@@ -526,7 +533,8 @@ class ForkedChild:
 
     def kill(self) -> None:
         """Kills it, and everything else inside but init; it has ended when this returns."""
-        with suppress(SandboxClosedError):
+        group = self._running.group
+        with suppress(SandboxClosedError), nullcontext() if group is None else group.unthrottled():
             while self._pidfd >= 0:
                 self._running.request({"kill": int(signal.SIGKILL)})
                 if wait_readable(self._pidfd, 0.01):  # else it may have been on its way in, and was not seen

@@ -43,6 +43,7 @@ DOORS = {
     "pluggy": ("plugin",),
     "coverage": ("plugin",),
     "exceptiongroup": ("plugin",),
+    "hatchling": ("native.build",),
     "isal": ("image.compression",),
     "backports": ("image.compression",),
     "compression": ("image.compression",),
