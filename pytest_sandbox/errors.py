@@ -72,7 +72,7 @@ class SandboxError(Exception):
         self.what, self.why, self.remedy = what, why, remedy
         text = what if why is None else f"{what}: {why}"
         if remedy is not None:
-            text = f"{text.rstrip('.')}. {remedy}"
+            text = f"{text} {remedy}" if text.endswith("?") else f"{text.rstrip('.')}. {remedy}"
         self._text = text
         Exception.__init__(self, text)
 
