@@ -1,0 +1,1 @@
+"""Failed tests' sandboxes, kept: written, bounded, found again, opened, run again, sent elsewhere (docs/design/0042)."""
