@@ -58,9 +58,8 @@ _HOME = {
     **dict.fromkeys(("LimitEvents", "Usage"), "usage"),
     **dict.fromkeys((
         "DiskLimitExceeded", "LimitExceeded", "MemoryLimitExceeded", "PidsLimitExceeded", "TimeLimitExceeded",
-        "ImageBuildError", "ImageCorrupt", "ImageError", "ImageNotFound", "KeptTestError", "LayerRejected", "NetworkError",
-        "RegistryAuthError",
-        "RegistryError", "SandboxCallError", "SandboxClosedError", "SandboxCommandDenied", "SandboxCommandError",
+        "ImageBuildError", "ImageCorrupt", "ImageError", "ImageNotFound", "KeptTestError", "LayerRejected",
+        "NetworkError", "RegistryAuthError", "RegistryError", "SandboxCallError", "SandboxClosedError", "SandboxCommandDenied", "SandboxCommandError",
         "SandboxCommandMisplaced", "SandboxCommandNotFound", "SandboxCommandRefused", "SandboxConnectionError",
         "SandboxConnectionRefused", "SandboxCrashed", "SandboxError",
         "SandboxProtocolError", "SandboxStartError", "SandboxTimeout", "SandboxUnavailable", "SandboxUsageError",

@@ -1,1 +1,1 @@
-"""Failed tests' sandboxes, kept: written, bounded, found again, opened, run again, sent elsewhere (docs/design/0042)."""
+"""Failed tests' sandboxes, kept: written, bounded, found, opened, run again, exported (docs/design/0042)."""

@@ -13,29 +13,31 @@ from .. import planning
 from ..errors import ImageCorrupt, ImageError, ImageNotFound, KeptTestError
 from ..image.commit import Written, add_image, empty_document, write_archive
 from ..image.compression import LayerStream
+from ..image.diff import open_archive
 from ..image.layout import store_error
 from ..image.restack import Restacker
 from ..images import Image
 from ..runtime import launch
 
 if TYPE_CHECKING:
-    import tarfile
-
+    from ..image.store import StoredImage
     from ..spec import SandboxSpec
     from .record import KeptLayer, Record, Start
     from .shelf import Kept
 
 
-def start_image(record: Record) -> str:
+def start_image(record: Record, folder: str) -> str:
     """A reference to what a kept test's sandbox had started from.
 
+    :param folder: where its layers lie.
     :raises KeptTestError: when that cannot be had any more.
     """
     start = record.start
+    if record.below:
+        return _state(record, folder)
     if start.kind in ("host", "directory"):
         return start.reference
     assert start.image_id is not None
-    store = planning.store()
     if start.kind == "state":
         with contextlib.suppress(ImageError):
             if planning.resolve(start.reference).image_id == start.image_id:
@@ -44,14 +46,39 @@ def start_image(record: Record) -> str:
         planning.resolve(f"image:{start.image_id}")
         if start.kind == "image":
             return f"image:{start.image_id}"
-        from ..image.export import name_image
-
-        stored = store.image(start.image_id)
+        stored = planning.store().image(start.image_id)
         assert stored is not None
-        name = f"host:kept-{record.id}"
-        name_image(store, name, stored)
-        return name
+        return _named(record, stored)
     return _again(record, start)
+
+
+def _named(record: Record, stored: StoredImage) -> str:
+    from ..image.export import name_image
+
+    name = f"host:kept-{record.id}"
+    name_image(planning.store(), name, stored)
+    return name
+
+
+def _state(record: Record, folder: str) -> str:
+    """A state of another host, as one of this host."""
+    trees = _trees(record.spec())
+    written: list[Written] = []
+    on: dict[str, list[int]] = {}
+    for number, layer in enumerate(record.layers[:record.below]):
+        for tree, one in _split(f"{folder}/layer-{number}.tar.gz", layer, trees, f"kept test {record.id}"):
+            on.setdefault(tree, []).append(len(written))
+            written.append(one)
+    if not written:
+        return "host"
+    store = planning.store()
+    host = tuple((tree, tuple(numbers)) for tree, numbers in sorted(on.items()))
+    added = add_image(store, None, empty_document(store.platform), written, f"host:kept-{record.id}", host)
+    return _named(record, added)
+
+
+def _trees(spec: SandboxSpec) -> list[str]:
+    return [tree.target for tree in planning._host_root(spec, launch.supervisor().host).trees]
 
 
 def _again(record: Record, start: Start) -> str:
@@ -86,13 +113,9 @@ def kept_image(kept: Kept, spec: SandboxSpec) -> Image:
     if record.left_out:
         raise KeptTestError(f"kept test {kept.id} has no writable layer", id=kept.id, why=record.left_out,
                             remedy=f"Its output is there: pytest-sandbox kept {kept.id}.")
-    base = start_image(record)
+    base = "host" if record.below else start_image(record, kept.path)
     image = Image(base, **dict(record.start.config))
-    if planning.is_host(base):
-        host = launch.supervisor().host
-        trees = [tree.target for tree in planning._host_root(spec, host).trees]
-    else:
-        trees = ["/"]
+    trees = _trees(spec) if planning.is_host(base) else ["/"]
     for number, layer in enumerate(record.layers):
         for target, path in _lay_down(kept, number, layer, trees).items():
             image.layers[target] = (*image.layers.get(target, ()), path)
@@ -102,32 +125,30 @@ def kept_image(kept: Kept, spec: SandboxSpec) -> Image:
 def _lay_down(kept: Kept, number: int, layer: KeptLayer, trees: Sequence[str]) -> dict[str, str]:
     """Unpacks one layer into the store, where it stays until a collection; returns a directory for each tree."""
     store = planning.store()
-    with plain_layer(kept.layer(number), layer, f"kept test {kept.id}") as file:
-        parts = Restacker(file, trees, f"kept test {kept.id}", _look)
-        written: list[Written] = []
-        for tree in parts.found:
-            def write(out: BinaryIO, tree: str = tree) -> int:
-                with _archive(out) as tar:
+    found = _split(kept.layer(number), layer, trees, f"kept test {kept.id}")
+    if not found:
+        return {}
+    written = [one for _, one in found]
+    host = tuple((tree, (at,)) for at, (tree, _) in enumerate(found))
+    added = add_image(store, None, empty_document(store.platform), written, f"kept test {kept.id}", host, record=False)
+    for one in written:  # the archive on the shelf is enough
+        with contextlib.suppress(OSError):
+            os.unlink(store.layout.blob(one.digest))
+    return {tree: f"{store.layout.layer(key)}/fs" for (tree, _), key in zip(found, added.keys, strict=True)}
+
+
+def _split(path: str, layer: KeptLayer, trees: Sequence[str], what: str) -> list[tuple[str, Written]]:
+    """One archive for each tree that a layer has something for, in the store."""
+    with plain_layer(path, layer, what) as file:
+        parts = Restacker(file, trees, what, _look)
+
+        def write_tree(tree: str) -> Written:
+            def write(out: BinaryIO) -> int:
+                with open_archive(out) as tar:
                     return parts.write(tree, tar)
-            written.append(write_archive(store, write))
-        if not written:
-            return {}
-        document = empty_document(store.platform)
-        document["config"] = {"Labels": {"kept": f"{kept.id} {number}"}}
-        host = tuple((tree, (at,)) for at, tree in enumerate(parts.found))
-        added = add_image(store, None, document, written, f"kept test {kept.id}", host, record=False)
-        for one in written:  # the archive on the shelf is enough
-            with contextlib.suppress(OSError):
-                os.unlink(store.layout.blob(one.digest))
-        return {tree: f"{store.layout.layer(key)}/fs" for tree, key in zip(parts.found, added.keys, strict=True)}
+            return write_archive(planning.store(), write)
 
-
-@contextlib.contextmanager
-def _archive(out: BinaryIO) -> Iterator[tarfile.TarFile]:
-    from ..image.diff import open_archive
-
-    with open_archive(out) as tar:
-        yield tar
+        return [(tree, write_tree(tree)) for tree in parts.found]
 
 
 @contextlib.contextmanager

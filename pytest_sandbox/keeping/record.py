@@ -5,6 +5,7 @@ A record may have come from another machine: nothing in it is believed before :m
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -61,6 +62,7 @@ class Record:
     :param mode: how the run sandboxed: ``marked`` or ``all``.
     :param source: the test's file, relative to ``rootdir``; ``source_sum`` is the digest that its content had.
     :param options: the sandbox's options, in the form that users type.
+    :param below: how many of ``layers`` belong to what it had started from: a state of another host.
     :param networks: why its network cannot be had again, for what is not told by ``options``.
     :param imported: whether it came out of a bundle.
     """
@@ -86,6 +88,7 @@ class Record:
     left_out: str = ""
     networks: str = ""
     imported: bool = False
+    below: int = 0
 
     def as_json(self) -> dict[str, Any]:
         document = {one.name: getattr(self, one.name) for one in fields(self)}
@@ -124,7 +127,8 @@ class Record:
     @property
     def withheld(self) -> list[str]:
         """The options that :meth:`spec` leaves out."""
-        return sorted(_REACHING & self.options.keys()) if self.imported else []
+        return sorted(name for name in _REACHING & self.options.keys()
+                      if self.imported and (name, self.options[name]) != ("network", "none"))
 
     @property
     def bytes(self) -> int:
@@ -151,6 +155,15 @@ def options_of(spec: SandboxSpec) -> tuple[dict[str, Any], str]:
     return options, "an Outbound(...)" if network_kind(spec.network) == "outbound" else "a Network with other members"
 
 
+def sum_of(path: str) -> str:
+    """The digest of a file's content; empty if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.sha256(file.read()).hexdigest()
+    except OSError:
+        return ""
+
+
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, (tuple, frozenset)) else value
 
@@ -163,7 +176,7 @@ def _read(document: Any) -> Record:
         if one.name in ("start", "options", "layers"):
             continue
         values[one.name] = document[one.name]
-        kind = {"created": int, "imported": bool}.get(one.name, str)
+        kind = {"created": int, "imported": bool, "below": int}.get(one.name, str)
         if type(values[one.name]) is not kind or (kind is str and "\0" in values[one.name]):
             raise ValueError(f"its {one.name} is {values[one.name]!r}"[:200])
     if not ID.fullmatch(values["id"]):
@@ -178,7 +191,7 @@ def _read(document: Any) -> Record:
     if not isinstance(options, dict) or not options.keys() <= OPTIONS.keys():
         raise ValueError("its options are not a sandbox's")
     layers = tuple(_layer(one) for one in document["layers"])
-    if len(layers) > 400:
+    if len(layers) > 400 or not 0 <= values["below"] <= len(layers):
         raise ValueError("it has too many layers")
     return Record(**values, options=options, layers=layers, start=_start(document["start"]))
 

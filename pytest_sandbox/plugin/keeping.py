@@ -7,7 +7,6 @@ Nothing here changes a test's outcome: what goes wrong is told in the summary.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import select
 import weakref
@@ -190,7 +189,7 @@ class Keeper:
         import sys
         import time
 
-        from pytest_sandbox.keeping.record import Record, options_of
+        from pytest_sandbox.keeping.record import Record, options_of, sum_of
         from pytest_sandbox.keeping.writing import start_of
 
         from . import settings_of
@@ -237,7 +236,8 @@ class Keeper:
             except (SandboxError, OSError) as error:
                 taken.refused.append(_reason(error))
             else:
-                yield {"id": kept.id, "nodeid": nodeid, "left_out": done.left_out}
+                which = f"{nodeid} [{record.options.get('hostname', 'sandbox')}]" if len(taken.drafts) > 1 else nodeid
+                yield {"id": kept.id, "nodeid": which, "left_out": done.left_out}
         for why in taken.refused:
             yield {"id": "", "nodeid": nodeid, "left_out": why}
 
@@ -257,6 +257,7 @@ class Keeper:
         if any(one["id"] for one in told):
             terminalreporter.write_line("(replay ID runs the test again, export ID takes it elsewhere)")
 
+    @pytest.hookimpl(trylast=True)  # when no fork of this process holds its lock any more
     def pytest_unconfigure(self) -> None:
         if not self._is_ours():
             return
@@ -280,15 +281,6 @@ def _is_marked(item: pytest.Item) -> bool:
     return RUN in item.stash
 
 
-def sum_of(path: str) -> str:
-    """The digest of a file's content; empty if it cannot be read."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.sha256(file.read()).hexdigest()
-    except OSError:
-        return ""
-
-
 def _verdict(report: pytest.TestReport) -> str:
     crash = getattr(report.longrepr, "reprcrash", None)
     text = str(getattr(crash, "message", "") or report.longreprtext)
@@ -303,7 +295,11 @@ def _shown(report: pytest.TestReport) -> str:
     return "\n".join(parts)
 
 
-def _reason(error: BaseException) -> str:
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and not isinstance(error, SandboxError):
+        from pytest_sandbox.image.layout import default_root, store_error
+
+        return str(store_error(error, str(default_root())))
     return str(error) or type(error).__name__
 
 
