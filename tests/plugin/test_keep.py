@@ -139,7 +139,8 @@ def test_every_way_to_fail(pytester: pytest.Pytester, command: Command, args: li
     kept = ids(result)
     assert set(kept) == {*LEFT, "test_drives_two [one]", "test_drives_two [two]"}
     result.stdout.fnmatch_lines(["not kept: *::test_closes: its sandbox was closed before the test had failed"])
-    assert not list((cache / "v1/staging").iterdir())
+    # A worker may be ended before it has tidied up: the next run that keeps removes the file that it had locked.
+    assert not [one for one in (cache / "v1/staging").iterdir() if not one.name.startswith("kept-run-")]
     for test, text in LEFT.items():
         done = command("shell", kept[test], given="cat /var/tmp/pytest-sandbox-kept; echo; hostname\n")
         assert done.stdout.splitlines()[0] == text, (test, done.stderr)
