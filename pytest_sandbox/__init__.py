@@ -59,7 +59,8 @@ _HOME = {
     **dict.fromkeys((
         "DiskLimitExceeded", "LimitExceeded", "MemoryLimitExceeded", "PidsLimitExceeded", "TimeLimitExceeded",
         "ImageBuildError", "ImageCorrupt", "ImageError", "ImageNotFound", "KeptTestError", "LayerRejected",
-        "NetworkError", "RegistryAuthError", "RegistryError", "SandboxCallError", "SandboxClosedError", "SandboxCommandDenied", "SandboxCommandError",
+        "NetworkError", "RegistryAuthError", "RegistryError",
+        "SandboxCallError", "SandboxClosedError", "SandboxCommandDenied", "SandboxCommandError",
         "SandboxCommandMisplaced", "SandboxCommandNotFound", "SandboxCommandRefused", "SandboxConnectionError",
         "SandboxConnectionRefused", "SandboxCrashed", "SandboxError",
         "SandboxProtocolError", "SandboxStartError", "SandboxTimeout", "SandboxUnavailable", "SandboxUsageError",

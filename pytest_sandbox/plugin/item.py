@@ -369,6 +369,9 @@ class Attempt:
             self._residue = compat.captured_so_far(self.item.config, SECTION_LIMIT)
         if self.conductor.keeper is not None and not isinstance(inbox.ending, ENDS_THE_RUN):
             self.conductor.keeper.take(self.item, fork.sandbox, inbox.now)
+        self._lose_group()
+
+    def _lose_group(self) -> None:
         if (group := self.run.group) is not None:
             group.lost = f"in {self.item.name}"
             group.close()
@@ -455,6 +458,17 @@ class Attempt:
             report = phase.report
         if when == "setup":
             neighbours.after_setup(item)
+        if when != "setup" and report is not None and inbox.ending is None and self._limits is not None and (
+                self._limits.out_of_memory()):
+            # The kernel killed something inside, and the test was over before its sandbox was. Which phase it was
+            # nobody knows; mostly it was the test itself.
+            assert self._fork is not None
+            self._fork.child.kill()
+            self._fork.child.wait()
+            self._owes_answer = False
+            inbox.ending, inbox.now = self._limits.ended_it() or self._crashed(-signal.SIGKILL), when
+            self._lose_group()
+            report = None
         if report is None and inbox.ending is not None and when == inbox.now:
             report = self._report_ending(when)
         if report is not None:

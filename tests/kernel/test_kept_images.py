@@ -199,7 +199,8 @@ def stranger(home: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs this Python as another user, with our modules. Skips where that cannot be."""
     if os.getuid() != 0:
         pytest.skip("only root can become somebody else")
-    env = {"HOME": str(home), "PATH": "/usr/bin:/bin", "SHELL": "/bin/sh", "TMPDIR": str(home), "PYTHONDONTWRITEBYTECODE": "1",
+    env = {"HOME": str(home), "PATH": "/usr/bin:/bin", "SHELL": "/bin/sh", "TMPDIR": str(home),
+           "PYTHONDONTWRITEBYTECODE": "1",
            "PYTHONPATH": ":".join(one for one in [str(Path(__file__).parents[2]), *sys.path] if one)}
     os.chown(home, STRANGER, STRANGER)
 

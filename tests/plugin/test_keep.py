@@ -146,7 +146,8 @@ def test_every_way_to_fail(pytester: pytest.Pytester, command: Command, args: li
         assert done.stdout.splitlines()[0] == text, (test, done.stderr)
     assert command("shell", kept["test_drives_two [two]"], given="hostname\n").stdout == "two\n"
     shown = command("kept", kept["test_fails"]).stdout
-    for words in ("test_suite.py::test_fails", "failed, kept in its call", "assert 1 == 2", "what it printed", "kitchen"):
+    for words in ("test_suite.py::test_fails", "failed, kept in its call", "assert 1 == 2", "what it printed",
+                  "kitchen"):
         assert words in shown
     assert "pytest_sandbox" not in command("kept").stderr
     assert command("kept").stdout.splitlines()[-1].startswith("9 kept tests, ")
@@ -355,8 +356,10 @@ def test_a_live_runs_tests_and_those_in_use_stay(pytester: pytest.Pytester, comm
 
 def test_replay(pytester: pytest.Pytester, command: Command) -> None:
     name = one_kept(pytester)
-    pytester.makepyfile(test_suite=SUITE.replace('env={"COLOUR": "blue"}, hostname="kitchen"', 'hostname="other"').replace(
-        "assert 1 == 2", "import socket; assert (socket.gethostname(), os.environ.get('COLOUR')) == ('kitchen', 'blue')"))
+    changed = SUITE.replace('env={"COLOUR": "blue"}, hostname="kitchen"', 'hostname="other"').replace(
+        "assert 1 == 2",
+        "import socket; assert (socket.gethostname(), os.environ.get('COLOUR')) == ('kitchen', 'blue')")
+    pytester.makepyfile(test_suite=changed)
     done = command("replay", name, "--", "-p", "no:cacheprovider", cwd=Path("/"))
     assert done.returncode == 0, done.stdout
     assert "1 passed" in done.stdout
