@@ -106,7 +106,11 @@ def test_a_test_that_is_over_before_its_sandbox_ends_fails_too(pytester: pytest.
             pass
     """)
     result = run(pytester)
-    result.assert_outcomes(failed=1, passed=1)
+    outcomes = result.parseoutcomes()
+    # In the teardown it is one more outcome, unless it is found out so late that nobody knows in which phase it was.
+    late = teardown and "errors" in outcomes
+    told = tuple(outcomes.get(one, 0) for one in ("failed", "errors", "passed"))
+    assert told == ((0, 1, 2) if late else (1, 0, 1))
     result.stdout.fnmatch_lines(["E   MemoryLimitExceeded: the sandbox reached its memory limit of 64 MiB: *"])
 
 

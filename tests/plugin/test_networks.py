@@ -174,6 +174,8 @@ TRIES = """
 
     @pytest.mark.sandbox(network=Outbound(allow=["192.0.2.1:80"]))
     def test_outbound():
+        with pytest.raises(PermissionError):
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x", ("198.51.100.12", 123))
         subprocess.run([sys.executable, "-c", "import socket; socket.create_connection(('198.51.100.10', 443))"])
         assert False
 
@@ -205,7 +207,8 @@ def test_the_report_of_a_failure_names_what_it_tried_to_reach(pytester: pytest.P
     result.stdout.fnmatch_lines(["tried to reach addresses outside once", none])
     result.stdout.fnmatch_lines(["tried to reach addresses outside 2 times", none])
     result.stdout.fnmatch_lines(["tried to connect to 198.51.100.9:80", none])
-    result.stdout.fnmatch_lines(["tried to connect to tcp 198.51.100.10:443", "*the allow list of its Outbound*"])
+    result.stdout.fnmatch_lines(["tried to connect to 198.51.100.10:443", "tried to send udp to 198.51.100.12:123",
+                                 "*the allow list of its Outbound*"])
     result.stdout.no_fnmatch_line("*198.51.100.11*")
     result.stdout.no_fnmatch_line("*localhost*80*tried*")
     assert result.stdout.str().count("Sandbox network") == 5
