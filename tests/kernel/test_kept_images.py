@@ -121,8 +121,8 @@ def test_a_bundle_in_another_cache(kept: dict[str, str], cache: Path, base: Path
 
 def test_podman_loads_the_state(kept: dict[str, str], tmp_path: Path, pytester: pytest.Pytester) -> None:
     podman = shutil.which("podman")
-    if podman is None:
-        pytest.skip("no podman at hand")
+    if podman is None or os.getuid() != 0:
+        pytest.skip("no podman at hand, or not root: it would leave a process that holds a user namespace")
     short = tempfile.mkdtemp(prefix="kept")  # podman wants a short path
     words = [podman, f"--root={tmp_path}/storage", f"--runroot={short}", "--storage-driver=vfs",
              "--cgroup-manager=cgroupfs", "--events-backend=none"]
@@ -146,8 +146,6 @@ def test_podman_loads_the_state(kept: dict[str, str], tmp_path: Path, pytester: 
     finally:
         subprocess.run([*words, "rm", "--all", "--force"], capture_output=True, check=False)
         subprocess.run([*words, "rmi", "--all", "--force"], capture_output=True, check=False)
-        if os.getuid() != 0:  # it leaves a process that holds its user namespace, which this ends
-            subprocess.run([*words, "system", "migrate"], capture_output=True, check=False)
         shutil.rmtree(short, ignore_errors=True)
 
 
