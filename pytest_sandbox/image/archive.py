@@ -78,7 +78,7 @@ class TarFiles:
         self._file = _plain(open(path, "rb"), reference)  # noqa: SIM115 - closed by close()
         self._where: dict[str, tuple[int, int]] = {}
         try:
-            stream = _FileStream(self._file)
+            stream = FileStream(self._file)
             for entry in TarReader(stream, limits=Limits(), reference=reference):
                 name = os.path.normpath(entry.name.decode("utf-8", "surrogateescape"))
                 if entry.kind == "0" and entry.pieces is None:
@@ -135,7 +135,7 @@ def _plain(file: BinaryIO, reference: str) -> BinaryIO:
         return cast(BinaryIO, plain)
 
 
-class _FileStream:
+class FileStream:
     """A seekable file for :class:`TarReader`: what is skipped is not read."""
 
     def __init__(self, file: BinaryIO) -> None:

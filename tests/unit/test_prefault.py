@@ -21,10 +21,10 @@ pytestmark = [
 
 
 def test_a_forks_own_pages_are_copied_ahead_for_the_next() -> None:
-    memory = mmap.mmap(-1, 64 * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.write(b"x" * 64 * PAGE)
+    memory = mmap.mmap(-1, 1000 * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.write(b"x" * 1000 * PAGE)
     first = ctypes.addressof(ctypes.c_char.from_buffer(memory)) // PAGE
-    touched = [*range(0, 10), 12, *range(40, 50)]
+    touched = [*range(0, 100), 102, *range(400, 500)]
     pages = prefault.Pages(True)
     assert pages.learns
     for number in range(prefault.CHILDREN):
@@ -32,7 +32,7 @@ def test_a_forks_own_pages_are_copied_ahead_for_the_next() -> None:
         told, tell = os.pipe()
         pid = os.fork()
         if pid == 0:
-            for page in [*touched, 60 + number]:  # and one that no other touches
+            for page in [*touched, 600 + number]:  # and one that no other touches
                 memory[page * PAGE] = 1
             os.write(tell, b"x")
             os.read(reading, 1)
@@ -48,8 +48,8 @@ def test_a_forks_own_pages_are_copied_ahead_for_the_next() -> None:
     assert pages._ranges is not None
     numbers = list(pages._ranges)
     ranges = {begin // PAGE - first: length // PAGE for begin, length in zip(numbers[::2], numbers[1::2], strict=True)
-              if first <= begin // PAGE < first + 64}
-    assert ranges == {0: 10, 12: 1, 40: 10}
+              if first <= begin // PAGE < first + 1000}
+    assert ranges == {0: 100, 102: 1, 400: 100}
     reading, writing = os.pipe()
     if os.fork() == 0:
         def faults() -> int:
