@@ -288,6 +288,11 @@ class Sandbox:
                 child.kill()
             running.ask({"ping": True})
 
+    @property
+    def is_overdue(self) -> bool:
+        """Whether its ``timeout`` had passed, and no call has told so yet."""
+        return self._deadline is not None and not self._deadline.told and self._deadline.error is not None
+
     def raise_untold(self) -> None:
         """Raises the limit that ended it, unless a call has done so already.
 
