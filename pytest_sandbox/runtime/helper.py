@@ -179,7 +179,7 @@ class _Helper:
         elif "thaw" in message:
             self.thaw(message["thaw"])
         elif "make" in message:
-            control = socket.socket(fileno=fds[0])
+            control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fds[0])  # else it asks for these
             try:
                 self.make(message["make"], control, message.get("group"))
             except mounts.StepFailed as failure:
@@ -324,8 +324,7 @@ class _Helper:
             try:
                 if sync.recv(1):
                     for name in ("uid_map", "gid_map"):
-                        with open(f"/proc/{pid}/{name}", "w") as file:
-                            file.write(body[name])
+                        cgroup_make.write(f"/proc/{pid}/{name}", body[name])
                     sync.send(b"m")
             except OSError:
                 pass  # init ended meanwhile, or finds its socket closed and says so
