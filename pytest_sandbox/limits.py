@@ -15,7 +15,8 @@ from .errors import (
     SandboxClosedError,
     SandboxUsageError,
 )
-from .runtime.running import Running, wait_readable
+from .runtime.protocol import wait_readable
+from .runtime.running import Running
 from .runtime.syscalls import pidfd_send_signal
 from .spec import LIMITS, SandboxSpec, closest, parse_options
 from .usage import LimitEvents, Usage, size

@@ -24,9 +24,11 @@ from .errors import (
 from .planning import is_host, plan_for
 from .runtime import launch
 from .runtime import syscalls as sc
+from .runtime.children import ForkedChild
+from .runtime.entering import go_to, inside
 from .runtime.launch import shutdown
 from .runtime.plan import user_ids
-from .runtime.running import ForkedChild, Running, go_to, inside
+from .runtime.running import Running
 from .spec import Endpoint, SandboxSpec, network_kind, parse_options
 
 if TYPE_CHECKING:

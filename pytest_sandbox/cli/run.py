@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pytest_sandbox.image.source import Progress
 
 
 def register(commands: Any) -> None:
@@ -59,10 +62,16 @@ def _shell(given: argparse.Namespace) -> int:
     return _go(given, [shell, "-i"] if given.image == "host" else ["sh", "-i"])
 
 
+def _progress() -> Progress:
+    from pytest_sandbox.image.progress import StreamAnnouncer
+
+    return StreamAnnouncer(sys.stderr)
+
+
 def _settle() -> None:
     from pytest_sandbox import planning
 
-    planning.settings = planning.ImageSettings(lock_file=os.path.abspath("sandbox.lock"))
+    planning.settings = planning.ImageSettings(lock_file=os.path.abspath("sandbox.lock"), progress=_progress)
 
 
 def _shell_in_kept(given: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from pytest_sandbox.errors import SandboxUsageError
+    from pytest_sandbox.image.source import Progress
     from pytest_sandbox.spec import SandboxSpec
 
 MODES = ("marked", "all", "off")
@@ -157,7 +158,12 @@ class Settings:
 
             planning.settings = planning.ImageSettings(
                 offline=bool(self.config.getoption("sandbox_offline")),
-                lock_file=str(self.config.rootpath / "sandbox.lock"))
+                lock_file=str(self.config.rootpath / "sandbox.lock"), progress=self._progress)
+
+    def _progress(self) -> Progress | None:
+        from .pulling import announcer
+
+        return announcer(self.config)
 
     def _configured(self) -> Iterable[tuple[str, str, object]]:
         for name, _, _ in INI_OPTIONS:
