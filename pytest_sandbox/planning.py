@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import threading
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from .errors import ImageError
@@ -19,6 +20,7 @@ from .spec import LIMITS, SandboxSpec, network_kind
 if TYPE_CHECKING:
     from .image.host import HostImage
     from .image.manifest import LayerStack
+    from .image.source import Progress
     from .image.store import ImageStore
     from .rootfs import Root
 
@@ -30,10 +32,12 @@ class ImageSettings:
 
     :param offline: never ask a registry.
     :param lock_file: a ``sandbox.lock`` whose digests hold; one that does not exist locks nothing.
+    :param progress: makes what is told how images come in; called when the store is first used.
     """
 
     offline: bool = False
     lock_file: str | None = None
+    progress: Callable[[], Progress | None] | None = field(default=None, compare=False)
 
 
 settings = ImageSettings()
@@ -41,10 +45,12 @@ _host_image: HostImage | None = None
 _generation = 0
 _store: tuple[str, ImageSettings, ImageStore] | None = None
 _plans: dict[Any, tuple[Root, Plan]] = {}
+_latest: dict[int, tuple[SandboxSpec, Plan]] = {}  # by the spec's id
 _roots: dict[str, tuple[LayerStack, Root]] = {}
 _layouts: dict[tuple[Any, ...], cgroups.Layout | None] = {}
 _built: dict[str, str] = {}
 _planning = threading.Lock()
+_building = threading.Lock()
 
 
 def cache_directory() -> str:
@@ -62,6 +68,7 @@ def plan_for(spec: SandboxSpec) -> Plan:
     :raises SandboxStartError: when a mount's source does not exist.
     :raises SandboxUnavailable: when this host cannot enforce a limit.
     """
+    _build(spec.image.base if isinstance(spec.image, Image) else spec.image)
     with _planning:
         layout = _layout(spec)  # first: it may move this process, and a helper must be where its caller is
     host = launch.supervisor().host
@@ -73,7 +80,19 @@ def plan_for(spec: SandboxSpec) -> Plan:
     made = _plans.get(key)
     if made is None or made[0] != root or spec.mounts:  # the source of a mount may have gone since
         made = _plans[key] = root, make_plan(spec, root, host, layout)
+    if len(_latest) > 100:
+        _latest.clear()
+    _latest[id(spec)] = spec, made[1]
     return made[1]
+
+
+def latest_plan(spec: SandboxSpec) -> Plan:
+    """As :func:`plan_for`, but without another look at the host where there was one for this very spec.
+
+    For what is made ahead: the look comes when it is used.
+    """
+    known = _latest.get(id(spec))
+    return known[1] if known is not None and known[0] is spec else plan_for(spec)
 
 
 def _layout(spec: SandboxSpec) -> cgroups.Layout | None:
@@ -85,6 +104,7 @@ def _layout(spec: SandboxSpec) -> cgroups.Layout | None:
             launch.renew()  # one that is there already may not enter what is below our new place
             _layouts.clear()
             _plans.clear()
+            _latest.clear()
         _layouts[limits] = layout
     return _layouts[limits]
 
@@ -161,7 +181,8 @@ def store() -> ImageStore:
         if settings.lock_file is not None and os.path.exists(settings.lock_file):
             from .image.lockfile import LockFile
             pins = LockFile.read(settings.lock_file).pin
-        _store = cache, settings, ImageStore(cache, offline=settings.offline, pins=pins)
+        _store = cache, settings, ImageStore(cache, offline=settings.offline, pins=pins,
+                                              progress=settings.progress() if settings.progress else None)
         _roots.clear()
         _built.clear()
     return _store[2]
@@ -175,12 +196,28 @@ def resolve(reference: str) -> LayerStack:
     if reference.startswith("containerfile:"):
         from .building.builder import Options
         from .building.reference import build, locate
+        kept = store()  # which forgets what was built for another one
         known = _built.get(reference)
         if known is None:
             path, context = locate(reference.partition(":")[2])
-            known = _built[reference] = build(store(), path, context, Options())[0].image_id
+            progress = kept.progress
+            progress.begin(reference, "building")
+            failed = True
+            try:
+                known = build(kept, path, context, Options(say=progress.step))[0].image_id
+                failed = False
+            finally:
+                progress.finish(failed=failed)
+            _built[reference] = known
         reference = f"image:{known}"
     return store().resolve(reference)
+
+
+def _build(reference: str) -> None:
+    """Builds what has to be built before anything is planned: a build plans and runs sandboxes itself."""
+    if reference.startswith("containerfile:"):
+        with _building:
+            resolve(reference)
 
 
 def release_images() -> None:
@@ -195,7 +232,8 @@ def release_images() -> None:
 
 
 def _in_fork() -> None:
-    global _planning, _host_image
+    global _planning, _building, _host_image
+    _building = threading.Lock()
     _planning = threading.Lock()  # another thread of the parent may have held it, and does not exist here
     if _host_image is not None:
         _host_image.close()

@@ -9,6 +9,7 @@
       images/<hex>.json            manifest, configuration and layer keys of one image, by image id
       names/<hex>.json             what a reference meant when it was resolved
       builds/<key>.json            what a step of a build has made; build-caches/ are its cache mounts
+      kept/<id>/                   a kept test (see ``keeping.shelf``)
       staging/<name>[.lock]        being made; without a holder of its lock it is rubbish
       trash/<random>               being deleted
 
@@ -30,8 +31,8 @@ from ..errors import StoreError
 from .locks import lock
 from .resolve import remove_tree
 
-_ROOMS = ("layers", "blobs", "blobs/sha256", "blobs/sha512", "images", "names", "builds", "build-caches", "staging",
-          "trash")
+_ROOMS = ("layers", "blobs", "blobs/sha256", "blobs/sha512", "images", "names", "builds", "build-caches", "kept",
+          "staging", "trash")
 
 
 def default_root() -> Path:
@@ -254,7 +255,8 @@ def store_error(error: OSError, path: str) -> StoreError:
     }
     where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else path
     return StoreError(f"the image store {path!r} cannot be used", path=where, errno=error.errno,
-                      why=error.strerror or str(error), remedy=remedies.get(error.errno or 0))
+                      why=error.strerror or str(error),
+                      remedy=remedies.get(error.errno or 0, "Set PYTEST_SANDBOX_CACHE to another directory."))
 
 
 def disk_usage(path: str) -> int:

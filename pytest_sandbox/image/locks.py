@@ -1,7 +1,7 @@
 """Locks of the store: ``flock(2)`` on files inside it. Held by the kernel, gone when the holder dies, however it dies.
 
-filelock is not used: it has no shared mode on ``flock`` and does not notice that a locked file was replaced, and with
-those two written here nothing would be left for it to do (docs/design/0012).
+filelock, which guards ``sandbox.lock``, has no shared mode on ``flock`` and does not notice that a locked file was
+replaced, and with those two written here nothing of the store would be left for it to do (docs/design/0012).
 """
 
 from __future__ import annotations
@@ -54,14 +54,16 @@ def lock(path: str, *, exclusive: bool, create: bool = False, wait: bool = True,
 
     :param create: make the file when it is absent; otherwise absence is an error.
     :param wait: False returns None when somebody holds a lock that excludes this one.
-    :param on_wait: called once before the first wait.
+    :param on_wait: called before each wait, which is a fifth of a second at most.
     :param cancelled: looked at while waiting; None is returned when it says so.
     :raises FileNotFoundError: when there is no such file, and ``create`` was not given.
     :raises StoreError: when the file system has no locks.
     """
-    flags = (os.O_RDWR | os.O_CREAT if create else os.O_RDWR) | os.O_CLOEXEC | os.O_NOFOLLOW
+    # a shared lock needs no more than reading: what is in a store on a read-only disk can be used
+    flags = os.O_RDWR | os.O_CREAT if create else os.O_RDWR if exclusive else os.O_RDONLY
+    flags |= os.O_CLOEXEC | os.O_NOFOLLOW
     how = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
-    pause, told = 0.005, False
+    pause = 0.005
     while True:
         fd = os.open(path, flags, 0o600)
         try:
@@ -73,9 +75,8 @@ def lock(path: str, *, exclusive: bool, create: bool = False, wait: bool = True,
                                  remedy="Set PYTEST_SANDBOX_CACHE to a directory on a local disk.") from None
             if not wait or (cancelled is not None and cancelled()):
                 return None
-            if not told and on_wait is not None:
+            if on_wait is not None:
                 on_wait()
-            told = True
             time.sleep(pause)
             pause = min(pause * 1.5, 0.2)
             continue

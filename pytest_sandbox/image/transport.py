@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import random
 import re
+import socket
 import threading
 import time
 from collections.abc import Mapping
@@ -71,7 +73,8 @@ class Transport:
             try:
                 answer = self._follow(f"/v2/{self.endpoint.repository}/{path}", headers, authorization)
             except (HTTPException, OSError) as error:
-                if last or isinstance(error, RegistryError) or _is_lasting(error):
+                if last or isinstance(error, RegistryError) or _is_lasting(error) or (
+                        isinstance(error, socket.gaierror) and attempt >= 2):
                     raise self._broken(error) from None
                 self.pause(attempt)
                 continue
@@ -282,7 +285,7 @@ class Transport:
             return error
         if isinstance(error, ProxyRefused):
             return self._error(f"{self.endpoint.host}: {error}", None, None, "Check HTTPS_PROXY and NO_PROXY.")
-        if _is_lasting(error):
+        if isinstance(error, SSLError) and _is_lasting(error):
             return self._error(
                 f"{self.endpoint.host}: {error}", None, None,
                 f"Put its authority into certs.d/{self.endpoint.host}/ca.crt (containers-certs.d(5)) or SSL_CERT_FILE; "
@@ -295,7 +298,11 @@ class Transport:
 
 
 def _is_lasting(error: BaseException) -> bool:
-    """Whether TLS or a proxy failed in a way that another try would not change."""
+    """Whether trying again is in vain: there is no such host, no way to it, or TLS or a proxy refuse."""
+    if isinstance(error, socket.gaierror):
+        return error.errno != socket.EAI_AGAIN
+    if isinstance(error, OSError) and error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH):
+        return True
     if isinstance(error, ProxyRefused):
         return 400 <= error.status < 500
     return isinstance(error, SSLError) and not isinstance(error, SSLEOFError)

@@ -37,9 +37,18 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
     pluginmanager.add_hookspecs(hookspecs)
 
 
+#: The runs of this process: a run that tests plugins has others within it (``pytester.runpytest_inprocess``).
+_runs: set[int] = set()
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    _runs.add(id(config))
     config.addinivalue_line("markers", MARKER)
-    config.stash[_settings] = Settings(config)
+    settings = config.stash[_settings] = Settings(config)
+    if config.getoption("sandbox_keep") or config.getini("sandbox_keep") != "none":
+        from . import keeping
+
+        keeping.register(config, settings)
     most = config.getoption("sandbox_usage")
     if most is not None and not hasattr(config, "workerinput"):
         from .consumption import UsageSummary
@@ -134,10 +143,10 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     """The report of a failed test that drives a sandbox says what had been changed in it."""
     report = yield
     if report.when == "call" and report.failed and "sandbox" in getattr(item, "funcargs", ()):
-        from .assertions import changes_section
+        from .assertions import CHANGES, changes_section
 
         if text := changes_section(item.funcargs["sandbox"]):  # type: ignore[attr-defined]
-            report.sections.append(("Changes in the sandbox", text))
+            report.sections.append((CHANGES, text))
     return report
 
 
@@ -154,6 +163,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     conductor = config.stash.get(_conductor, None)
     if conductor is not None:
         conductor.undo()
+    _runs.discard(id(config))
     module = sys.modules.get("pytest_sandbox.sandbox")
-    if module is not None:
+    if module is not None and not _runs:
         module.shutdown()

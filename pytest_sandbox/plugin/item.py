@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 RUN: pytest.StashKey[ItemRun] = pytest.StashKey()
 
+#: What ends the whole run, and not one test.
+ENDS_THE_RUN = (KeyboardInterrupt, pytest.exit.Exception, BrokenInside)
 #: How often a test may ask for another fixture to be set up outside before it has to make do inside.
 MOST_ATTEMPTS = 20
 
@@ -336,7 +338,7 @@ class Attempt:
         assert fork is not None
         while True:
             try:
-                inbox.read(fork.child, fork.reading, until, self._answer if self.conductor.live else None,
+                inbox.read(fork.child, fork.reading, until, self._answering(),
                            self._limits.clock if self._limits is not None else None, self.conductor.spares)
             except KeyboardInterrupt as error:
                 if inbox.debugging:
@@ -365,6 +367,8 @@ class Attempt:
                 self._limits.ended_it() if self._limits is not None else None) or self._crashed(code)
         if not inbox.done:
             self._residue = compat.captured_so_far(self.item.config, SECTION_LIMIT)
+        if self.conductor.keeper is not None and not isinstance(inbox.ending, ENDS_THE_RUN):
+            self.conductor.keeper.take(self.item, fork.sandbox, inbox.now)
         self._lose_group()
 
     def _lose_group(self) -> None:
@@ -381,6 +385,22 @@ class Attempt:
     def _pass_on_interrupt(fork: Fork) -> None:
         """The child has a session of its own: a terminal, too, interrupts pytest alone."""
         fork.child.send_signal(signal.SIGINT)
+
+    def _answering(self) -> Callable[[str, bool], None] | None:
+        """What to do with each report as it comes, if anything."""
+        if self.conductor.live:
+            return self._answer
+        return self._keep if self.conductor.keeper is not None else None
+
+    def _keep(self, when: str, main: bool) -> None:
+        """Keeps the sandbox of a test whose phase has failed; its process waits for that."""
+        report = self.inbox.phases[when].report if main else None
+        if report is None or self._fork is None or self.conductor.keeper is None:
+            return
+        clock = self._limits.clock if self._limits is not None else None
+        if clock is not None:
+            clock.patience(True)
+        self.conductor.keeper.heard(self.item, self._fork.sandbox, report)
 
     def _answer(self, when: str, main: bool) -> None:
         """Deals with a report as it comes; the child goes on when it is told so."""
@@ -457,6 +477,8 @@ class Attempt:
             if report.failed and self._fork is not None:
                 traffic.add_refused(report, self._fork.sandbox)
             self._failed |= report.failed
+            if self.conductor.keeper is not None and self.conductor.live and report.failed and self._fork is not None:
+                self.conductor.keeper.take(item, self._fork.sandbox, when)
             if self._decisive is None or (self._decisive.passed and extensions.decides(report)):
                 self._decisive = report
             if self._limits is not None:
@@ -470,12 +492,14 @@ class Attempt:
                 self._limits.finish(report, self._failed, fork.child if fork is not None else None)
             if self._fork is not None:
                 extensions.finished(item, self._fork.sandbox, self._decisive)
+                if self.conductor.keeper is not None:
+                    self.conductor.keeper.over(item, self._fork.sandbox, self._failed)
             report = self._tear_down_higher(report, nextitem)
             self.run.end_attempt()
         assert report is not None, "only a teardown can have none: the runner asks for the phases that were"
         if log:
             item.ihook.pytest_runtest_logreport(report=report)
-        if when == "teardown" and isinstance(inbox.ending, (KeyboardInterrupt, pytest.exit.Exception, BrokenInside)):
+        if when == "teardown" and isinstance(inbox.ending, ENDS_THE_RUN):
             raise inbox.ending  # what left it after its last report
         return report
 
@@ -514,7 +538,7 @@ class Attempt:
         __tracebackhide__ = True
         error = self.inbox.ending
         item = self.item
-        if error is None or isinstance(error, (KeyboardInterrupt, pytest.exit.Exception, BrokenInside)):
+        if error is None or isinstance(error, ENDS_THE_RUN):
             raise error or BrokenInside("no ending")
         if isinstance(error, SandboxCrashed):
             error.output = "".join(self._residue.values())[-4000:]
@@ -615,6 +639,8 @@ class Attempt:
                 group.fork = None
         if self.forked:
             os.environ.pop("PYTEST_CURRENT_TEST", None)
+        if self.conductor.keeper is not None:
+            self.conductor.keeper.clear_gate()
 
 
 def _failure(error: SandboxError | OSError) -> BaseException:

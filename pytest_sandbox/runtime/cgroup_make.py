@@ -85,6 +85,7 @@ class Groups:
                         files.append(made.joins[-1])
                     else:
                         files.append(os.open(f"{folder}/{layout['join']}", os.O_WRONLY | os.O_CLOEXEC))
+                        where[key] = folder
             if layout["version"] == 2:
                 made.into = os.open(where["unified"], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             elif layout["memory"] is not None:
@@ -257,11 +258,10 @@ def remove(paths: list[str]) -> None:
         for _ in range(200):
             try:
                 try:
+                    os.rmdir(f"{path}/{INNER}")
                     os.rmdir(path)
-                except OSError as error:
-                    if error.errno == 2:
-                        break
-                    _remove_below(path)
+                except OSError:
+                    _remove_below(path)  # it has none, or others, made inside
                     os.rmdir(path)
                 break
             except FileNotFoundError:

@@ -244,3 +244,17 @@ def test_a_working_directory_that_is_missing_fails_each_test_clearly(pytester: p
     said = [line for line in result.outlines if "no such directory to start the test in" in line and line[0] != "E"]
     assert len(said) >= 5
     assert all("'/no/such/place'" in line for line in said)
+
+
+def test_a_run_within_a_run_leaves_its_sandboxes_alone(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest("pytest_plugins = ['pytester']")
+    pytester.makepyfile("""
+        def test_outer(sandbox_factory, pytester):
+            with sandbox_factory() as sandbox:
+                pytester.makepyfile("def test_inner(sandbox): assert sandbox.run(['true']).returncode == 0")
+                pytester.runpytest_inprocess().assert_outcomes(passed=1)
+                assert sandbox.run(["true"]).returncode == 0
+            with sandbox_factory() as sandbox:
+                assert sandbox.run(["true"]).returncode == 0
+    """)
+    pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=1)

@@ -31,6 +31,7 @@ LEVELS = {
 PART_OF = {"building": "sandbox", "calls": "sandbox", "committing": "sandbox", "connections": "sandbox",
            "copying": "sandbox",
            "deadline": "sandbox", "faults": "network", "files": "sandbox", "images": "sandbox",
+           "keeping": "sandbox",
            "layerdiff": "sandbox", "limits": "sandbox", "outbound": "sandbox", "planning": "sandbox",
            "process": "sandbox", "stacks": "sandbox", "verdicts": "sandbox"}
 
@@ -43,6 +44,7 @@ DOORS = {
     "pluggy": ("plugin",),
     "coverage": ("plugin",),
     "exceptiongroup": ("plugin",),
+    "filelock": ("image.lockfile",),
     "hatchling": ("native.build",),
     "isal": ("image.compression",),
     "backports": ("image.compression",),
