@@ -107,7 +107,8 @@ def test_attack():
     core.load()
     print("VERDICTS " + json.dumps(core.attack(json.loads({json.dumps(context)!r}))))
 """)
-    done = subprocess.run([sys.executable, "-m", "pytest", "-rP", "-p", "no:cacheprovider", "--rootdir=.", str(place)],
+    done = subprocess.run([sys.executable, "-m", "pytest", "-rP", "-p", "no:cacheprovider", "--rootdir=.",
+                           "--sandbox-selftest", str(place)],
                           cwd=place, capture_output=True, text=True, timeout=240, check=False,
                           env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"})
     shutil.rmtree(place)
