@@ -31,7 +31,7 @@ def verified() -> Iterator[None]:
 @pytest.mark.usefixtures("verified")
 @pytest.mark.parametrize("options", [
     {}, {"user": "root"}, {"network": "host"}, {"network": "outbound"}, {"seccomp": "unconfined"},
-    {"capabilities": ["SYS_ADMIN", "NET_ADMIN"], "user": "root"}, {"memory": "256M"},
+    {"capabilities": ["SYS_ADMIN", "NET_ADMIN"], "user": "root"}, {"disk": "16M"},
 ], ids=str)
 def test_sandboxes_keep_their_promises(options: dict[str, Any]) -> None:
     if options.get("network") == "outbound":
