@@ -6,6 +6,7 @@ fails there ends the child (:func:`give_up`); nothing of the caller's stack may 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import stat
@@ -129,12 +130,22 @@ def _join(running: Running, namespaces: int, ids: tuple[int, int], folders: Fold
         give_up(error)
 
 
+#: The nodes of /dev that everybody opens: by minor number, of the major number 1.
+_MEMORY_NODES = (3, 5, 7, 8, 9)
+
+
+def _leads_out(look: os.stat_result) -> bool:
+    """Whether through such a descriptor lies the host's tree, or a node of the host's whose mode root could change."""
+    return stat.S_ISDIR(look.st_mode) or (
+        stat.S_ISCHR(look.st_mode) and os.major(look.st_rdev) == 1 and os.minor(look.st_rdev) in _MEMORY_NODES)
+
+
 def open_folders() -> Folders:
-    """The descriptors of directories that this process has, with their paths: through them lies the host's tree."""
+    """The descriptors that this process has of directories, and of nodes such as /dev/null, with their paths."""
     found = []
     for name in os.listdir("/proc/self/fd"):
         try:
-            if stat.S_ISDIR(os.fstat(int(name)).st_mode):
+            if _leads_out(os.fstat(int(name))):
                 found.append((int(name), os.readlink(f"/proc/self/fd/{name}")))
         except OSError:
             continue  # the listing's own descriptor
@@ -146,10 +157,11 @@ def _reopen(folders: Folders) -> None:
     for fd, path in folders:
         try:
             inheritable = os.get_inheritable(fd)
+            flags = fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_CREAT
         except OSError:
             continue  # one of ours, closed meanwhile
         try:
-            inside = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            inside = os.open(path, flags | os.O_CLOEXEC)
         except OSError:
             os.close(fd)
             continue
