@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Callable, Iterator
+import stat
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -62,27 +65,163 @@ def captured_so_far(config: pytest.Config, limit: int) -> dict[str, str]:
     return texts
 
 
-def printed_so_far(config: pytest.Config) -> list[tuple[Any, bytes]]:
-    """What is captured and not reported yet, by capture file. Of a fork, too: both write to the same files."""
+class Printed:
+    """What is captured, or written to the log file, and not reported yet, at one moment. Made before a fork.
+
+    A fork writes to the same files. What it keeps in memory (``--capture=sys``) is its own.
+    """
+
+    def __init__(self, config: pytest.Config) -> None:
+        capture: Any = config.pluginmanager.get_plugin("capturemanager")
+        multi = getattr(capture, "_global_capturing", None)
+        self._files: list[tuple[str, Any, bytes]] = []
+        for name, one in (("stdout", multi.out), ("stderr", multi.err)) if multi is not None else ():
+            file = getattr(one, "tmpfile", None)
+            if file is not None:
+                self._files.append((name, file, _content(file)))
+        logs: Any = config.pluginmanager.get_plugin("logging-plugin")
+        self._log: Any = getattr(getattr(logs, "log_file_handler", None), "stream", None)
+        self._log_size = self._size_of_log()
+
+    def since(self) -> dict[str, bytes]:
+        """What has been added, by stream."""
+        return {name: _content(file)[len(content):] for name, file, content in self._files}
+
+    def restore(self) -> None:
+        """Makes the files hold again what they held."""
+        for _, file, content in self._files:
+            file.flush()
+            try:
+                descriptor = file.fileno()
+            except (OSError, ValueError):
+                file.seek(0)
+                file.truncate()
+                io.TextIOWrapper.write(file, content.decode("utf-8", "replace"))  # not that of a tee
+                continue
+            os.ftruncate(descriptor, 0)
+            os.lseek(descriptor, 0, os.SEEK_SET)
+            os.write(descriptor, content)
+        if self._log_size >= 0 and self._size_of_log() > self._log_size:
+            os.ftruncate(self._log.fileno(), self._log_size)
+            os.lseek(self._log.fileno(), self._log_size, os.SEEK_SET)
+
+    def _size_of_log(self) -> int:
+        try:
+            self._log.flush()
+            facts = os.fstat(self._log.fileno())
+        except (AttributeError, OSError, ValueError):
+            return -1
+        return facts.st_size if stat.S_ISREG(facts.st_mode) else -1
+
+
+def _content(file: Any) -> bytes:
+    try:
+        return os.pread(file.fileno(), 1 << 24, 0)
+    except (AttributeError, OSError, ValueError):
+        return str(file.getvalue()).encode("utf-8", "replace") if hasattr(file, "getvalue") else b""
+
+
+@contextmanager
+def recording(config: pytest.Config, shown: bool) -> Iterator[dict[str, list[tuple[int, str]]]]:
+    """Keeps what is printed meanwhile, by stream: the text, and how much the capture file held before it.
+
+    Those files get what is written without ``sys.stdout`` and ``sys.stderr``.
+
+    :param shown: where the terminal shows what is printed, it shows this, too.
+    """
     capture: Any = config.pluginmanager.get_plugin("capturemanager")
     multi = getattr(capture, "_global_capturing", None)
-    found = []
-    for one in (multi.out, multi.err) if multi is not None else ():
-        file = getattr(one, "tmpfile", None)
-        try:
-            found.append((file, os.pread(file.fileno(), 1 << 24, 0)))  # type: ignore[union-attr]
-        except (AttributeError, OSError, ValueError):
-            continue  # sys capture keeps it in memory, of which a fork has a copy of its own
-    return found
+    suspended = multi is not None and not multi.is_started()
+    method = config.getoption("capture", "fd")
+    if suspended:
+        capture.resume_global_capture()
+    try:
+        recorders = []
+        for name in ("stdout", "stderr"):
+            one = getattr(multi, name[3:], None)
+            file = getattr(one, "tmpfile", None) if method == "fd" else None
+            stream = getattr(sys, name)
+            target = getattr(stream, "_other", stream) if shown and method in ("no", "tee-sys") else None
+            recorders.append(_Recorder(name, stream, file, target))
+        yield {one.name: one.parts for one in recorders}
+    finally:
+        for one in recorders:
+            one.end()
+        if suspended:
+            capture.suspend_global_capture(in_=False)
 
 
-def restore_printed(printed: list[tuple[Any, bytes]]) -> None:
-    """Makes the capture files hold again what :func:`printed_so_far` found."""
-    for file, content in printed:
-        file.flush()
-        os.ftruncate(file.fileno(), 0)
-        os.lseek(file.fileno(), 0, os.SEEK_SET)
-        os.write(file.fileno(), content)
+class _Recorder:
+    """In place of ``sys.stdout`` or ``sys.stderr``. Whoever keeps it for later has the stream that it replaces."""
+
+    def __init__(self, name: str, stream: Any, file: Any, target: Any) -> None:
+        self.name = name
+        self.parts: list[tuple[int, str]] = []
+        self._stream, self._file, self._target = stream, file, target
+        self._begin = self._size()
+        self._active = True
+        setattr(sys, name, self)
+
+    def _size(self) -> int:
+        return os.fstat(self._file.fileno()).st_size if self._file is not None else 0
+
+    def write(self, text: str) -> int:
+        if not self._active:
+            return int(self._stream.write(text))
+        self.parts.append((self._size() - self._begin, text))
+        if self._target is not None:
+            self._target.write(text)
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def end(self) -> None:
+        self._active = False
+        if getattr(sys, self.name) is self:
+            setattr(sys, self.name, self._stream)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def is_held(config: pytest.Config) -> bool:
+    """Whether ``capsys`` or its kin hold what is printed now."""
+    capture: Any = config.pluginmanager.get_plugin("capturemanager")
+    return getattr(capture, "_capture_fixture", None) is not None
+
+
+class Muted:
+    """The terminal shows nothing of what this process prints, until :meth:`end`. It is captured as ever."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        capture: Any = config.pluginmanager.get_plugin("capturemanager")
+        multi = getattr(capture, "_global_capturing", None)
+        self._flush()
+        nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        self._kept = []
+        for descriptor, one in ((1, getattr(multi, "out", None)), (2, getattr(multi, "err", None))):
+            target = getattr(one, "targetfd_save", descriptor)  # under fd capture the terminal is put aside
+            self._kept.append((os.dup(target), target))
+            os.dup2(nowhere, target, inheritable=target == descriptor)
+        os.close(nowhere)
+
+    def end(self) -> None:
+        """It shows it again."""
+        self._flush()
+        for kept, target in self._kept:
+            os.dup2(kept, target, inheritable=target <= 2)
+            os.close(kept)
+        self._kept = []
+
+    @staticmethod
+    def _flush() -> None:
+        for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+            try:
+                stream.flush()  # type: ignore[union-attr]
+            except (AttributeError, OSError, ValueError):
+                pass
 
 
 def bound_output(config: pytest.Config, limit: int) -> None:

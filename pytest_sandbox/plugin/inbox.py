@@ -13,6 +13,7 @@ import pytest
 from pytest_sandbox.errors import SandboxProtocolError
 
 from . import compat, reporting, wire
+from .asked import Wanted
 from .interrupts import Gate
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Inbox:
 
     ``now`` is the phase that the child is in (``over`` after the last), ``done`` whether it said goodbye, ``waits``
     whether it stays for the next test instead, ``ending`` what it ended with if that was not a report: an exception to
-    raise or to report in phase ``now``, or to raise after the last. ``wanted`` names a fixture that it asks to have
+    raise or to report in phase ``now``, or to raise after the last. ``wanted`` is the fixture that it asks to have
     set up outside, ``debugging`` says that someone sits at a debugger's prompt in there, ``coverage`` is what was
     measured.
     """
@@ -56,7 +57,7 @@ class Inbox:
         self.done = False
         self.waits = False
         self.debugging = False
-        self.wanted: str | None = None
+        self.wanted: Wanted | None = None
         self.coverage: Any = None
         self.ending: BaseException | None = None
         self._shared = shared
@@ -144,7 +145,8 @@ class Inbox:
         if kind == "report":
             self._report(*message[2:])
         elif kind == "fixture":
-            self.wanted = str(message[2])
+            self.wanted = Wanted(str(message[2]), _number(message[3]), _number(message[4]),
+                                 message[5] is True)
             self.done = True
         elif kind == "exit":
             _, _, name, text, returncode, place = message
@@ -179,3 +181,9 @@ class Inbox:
             phase = self.phases.get(name[7:])
             return phase.report if phase is not None else None
         return self._shared(self.item).get(name)
+
+
+def _number(value: object) -> int:
+    if not isinstance(value, int) or not 0 <= value < 1 << 31:
+        raise SandboxProtocolError(f"the sandboxed test asked for a fixture with {str(value)[:100]!r} for a number")
+    return value
