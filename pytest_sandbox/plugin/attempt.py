@@ -15,6 +15,7 @@ from . import aftermath, asked, compat, entering, extensions, higher, limits, ne
 from .guest import SECTION_LIMIT, Before, Guest
 from .household import Fork
 from .inbox import BrokenInside, Inbox, Phase
+from .interrupts import Gate
 from .options import PytestSandboxWarning
 from .timers import Timers
 
@@ -51,6 +52,7 @@ class Attempt:
         self._owes_answer = False
         self._due = "setup"  # what the runner waits for
         self._interrupted = False
+        self._gate: Gate | None = None
         self._timers: Timers | None = None
         self._limits: limits.Limits | None = None
         self._decisive: pytest.TestReport | None = None
@@ -70,26 +72,27 @@ class Attempt:
         if self._join_group():
             raise Over
         higher.set_up(self.run)
-        if not self._take_spare() and not self._enter():
-            conductor.patch.setup(item)
-            return
-        self._listen()
-        while self.inbox.wanted is not None:
-            self._set_up_wanted()
-            if not self._enter("setup"):
-                conductor.patch.setup(item)
-                return
+        entered = self._take_spare() or self._enter()
+        while entered:
             self._listen()
-        raise Over
+            if self.inbox.wanted is None:
+                raise Over
+            self._set_up_wanted()
+            entered = self._enter("setup")
+        if conductor.guest is not None:
+            conductor.guest.hears_interrupts()
+        conductor.patch.setup(item)
 
     def _join_group(self) -> bool:
         """Has the process that the item's group shares run it, if there is one."""
         group = self.run.group
         if group is None or group.fork is None:
             return False
+        self._hold_interrupts()
         if not group.fork.command("run", *self.conductor.order_of(self.run)):
             group.lost = group.lost or "while it waited for its next test"
             group.close()
+            self._let_interrupts_through()
             return False
         self._go_on_with(group.fork)
         self._listen()
@@ -100,8 +103,9 @@ class Attempt:
         conductor = self.conductor
         may_start_over = self._may_start_over()
         before = Before(conductor, self.item, may_start_over) if may_start_over else None
-        spare = conductor.spares.take(self.run, may_start_over)
+        spare = conductor.spares.take(self.run, may_start_over, self._hold_interrupts)
         if spare is None:
+            self._let_interrupts_through()
             return False
         self._before = before
         self._go_on_with(spare)
@@ -157,6 +161,7 @@ class Attempt:
         orders, commands = os.pipe2(os.O_CLOEXEC) if conductor.live or group is not None else (-1, -1)
         before = self._before = Before(conductor, item, self._may_start_over())
         timers = self._timers = Timers(item, conductor.faults)
+        self._hold_interrupts()
         try:
             child = entering.fork_into(sandbox, self.run)
         except (SandboxError, OSError) as error:
@@ -164,6 +169,7 @@ class Attempt:
                 if descriptor >= 0:
                     os.close(descriptor)
             sandbox.discard()
+            self._let_interrupts_through()
             raise entering.failure(error) from None
         if child is None:
             if commands >= 0:
@@ -175,6 +181,7 @@ class Attempt:
             if replay is not None:
                 guest.replay = asked.Replay(item.config, self._made, replay, conductor.live)
             timers.go_on_inside()
+            guest.gate, self._gate = self._gate, None
             return False
         os.close(writing)
         if orders >= 0:
@@ -185,6 +192,17 @@ class Attempt:
         if group is not None:
             group.fork = self._fork
         return True
+
+    # From the moment that there is a child, an interrupt is to end its test, and waits until that can be told it.
+
+    def _hold_interrupts(self) -> None:
+        if self._gate is None:
+            self._gate = Gate(closed=True).enter()
+
+    def _let_interrupts_through(self) -> None:
+        gate, self._gate = self._gate, None
+        if gate is not None:
+            gate.leave()
 
     # What the child says.
 
@@ -207,6 +225,7 @@ class Attempt:
         assert fork is not None
         while True:
             try:
+                self._let_interrupts_through()
                 inbox.read(fork.child, fork.reading, until, self._answer if self.conductor.live else None,
                            self._limits.clock if self._limits is not None else None, self.conductor.spares)
             except KeyboardInterrupt as error:
@@ -396,9 +415,23 @@ class Attempt:
         """
         fork, self._fork = self._fork, None
         group = self.run.group
+        if fork is not None and self.conductor.live and not (self.inbox.done or self.inbox.ending):
+            self._leave_early(fork)
         if fork is not None and not (self.inbox.waits and group is not None and group.fork is fork):
             fork.close()
             if group is not None and group.fork is fork:
                 group.fork = None
         if self.forked:
             os.environ.pop("PYTEST_CURRENT_TEST", None)
+        self._let_interrupts_through()
+
+    def _leave_early(self, fork: Fork) -> None:
+        """Something ended the run between two phases, an interrupt at a report for one: the test is torn down first."""
+        self._fork = fork
+        self._interrupted = True
+        self._pass_on_interrupt(fork)
+        try:
+            self._hear(None)
+        except BaseException:  # noqa: BLE001 - another interrupt, at the latest, ends it
+            pass
+        self._fork = None

@@ -79,6 +79,7 @@ class Guest:
         self.replay: Replay | None = None  # what the attempt before asked for
         self._may_start_over = before.printed is not None
         self._order: list[Any] = []
+        self.gate: Gate | None = None  # closed until the test begins
         self._databases = before.databases
         self.connect(*pipes)
         compat.replace_implementations(before.report_hook, before.listeners)
@@ -157,13 +158,21 @@ class Guest:
 
     def _next_order(self) -> list[Any]:
         while True:
-            with Gate(closed=True) as gate:
-                order = self._receive()
-                gate.forget()  # the parent's: no test runs here
+            gate = Gate(closed=True).enter()
+            order = self._receive()
             if order[0] == "run":
+                self.gate = gate  # an interrupt waits until the test has begun
                 return order
+            gate.forget()  # the parent's: no test runs here
+            gate.leave()
             items = self.item.session.items
             self._leave(items[order[1]], items[order[2]] if order[2] is not None else None)
+
+    def hears_interrupts(self) -> None:
+        """Raises one that waited for the test to begin."""
+        gate, self.gate = self.gate, None
+        if gate is not None:
+            gate.leave()
 
     def _leave(self, item: pytest.Item, nextitem: pytest.Item | None) -> None:
         """A test is over that did not run in here, or was not known to be the last: tears down what no other needs."""

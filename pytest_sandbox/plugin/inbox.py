@@ -15,6 +15,7 @@ from pytest_sandbox.errors import SandboxProtocolError
 from . import compat, reporting, wire
 from .asked import Wanted
 from .interrupts import Gate
+from .suspending import Suspension
 
 if TYPE_CHECKING:
     from pytest_sandbox.sandbox import ForkedChild
@@ -85,7 +86,9 @@ class Inbox:
         if pending >= 0:
             poll.register(pending, select.POLLIN)
         ended = False
-        with Gate() as gate:
+        with Gate() as gate, Suspension() as suspension:
+            if suspension.fileno() >= 0:
+                poll.register(suspension, select.POLLIN)
             while not self.done:
                 if until is not None and until in self.phases and self.phases[until].report is not None:
                     return
@@ -93,6 +96,9 @@ class Inbox:
                     events = poll.poll(clock.patience(self.debugging) if clock is not None else None)
                     if not events and clock is not None:
                         clock.tick(self.now)
+                        continue
+                    if any(ready == suspension.fileno() for ready, _ in events):
+                        suspension.stop(child)
                         continue
                     if spares is not None and any(ready == pending for ready, _ in events):
                         poll.unregister(pending)

@@ -56,6 +56,8 @@ class ItemRun:
         if when == "teardown" and conductor.guest is None and self.group is not None:
             shared = attempt.leave_group(kwds.get("nextitem"))
         try:
+            if conductor.guest is not None:
+                conductor.guest.hears_interrupts()
             report = original(self.item, when, log and shared is None, **kwds)
             if conductor.guest is not None:
                 conductor.guest.reported(when, report, kwds.get("nextitem"))

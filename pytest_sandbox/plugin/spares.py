@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
@@ -73,8 +74,11 @@ class Spares:
         """A sandboxed test's protocol is over."""
         self._left = self._now()
 
-    def take(self, run: ItemRun, may_start_over: bool) -> Fork | None:
-        """The child that waits for ``run``, told to begin, if there is one and it is as good as a fork made now."""
+    def take(self, run: ItemRun, may_start_over: bool, hold: Callable[[], None]) -> Fork | None:
+        """The child that waits for ``run``, told to begin, if there is one and it is as good as a fork made now.
+
+        :param hold: called before it is told.
+        """
         if self._wanted is run and self._spare is None:
             self._wait()
         spare, self._spare = self._spare, None
@@ -82,6 +86,7 @@ class Spares:
             return None
         fork, spec = spare
         position, following = self._position(run.item), run.nextitem
+        hold()
         if (self._conductor.sandbox_of(run) is spec and self._now() == self._state and self._may_use(run)
                 and fork.child.is_alive() and fork.command(
                     "run", position, self._position(following) if following is not None else None,

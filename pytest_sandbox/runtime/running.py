@@ -248,7 +248,6 @@ class Running:
 
     def _fork_twice(self, ids: tuple[int, int], folders: Folders) -> ForkedChild | None:
         # Others may enter a pid namespace only from within the user namespace that owns it, and only by a fork.
-        interrupt = signal.getsignal(signal.SIGINT)
         with forking:
             self._still_there(None)
             reading, writing = os.pipe2(os.O_CLOEXEC)
@@ -263,7 +262,8 @@ class Running:
                 return ForkedChild(pid, self, reading)
         try:
             os.close(reading)
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the caller and for the child inside
+            # A Ctrl-C is for the caller and for the child inside, where one that comes early waits for it.
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
             sc.setns(self.pidfd, sc.CLONE_NEWUSER | sc.CLONE_NEWPID | self._namespaces())
             inner = os.fork()
             if inner:
@@ -275,7 +275,7 @@ class Running:
         except BaseException as error:  # noqa: BLE001 - nothing of the caller's stack may run in this process
             give_up(error)
         os.close(writing)
-        signal.signal(signal.SIGINT, interrupt)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         self._join(0, ids, folders)
         return None
 
@@ -522,6 +522,10 @@ class ForkedChild:
     def send_signal(self, number: int) -> None:
         """Sends a signal to it, and to everything else inside but init."""
         with suppress(SandboxClosedError):
+            while not self._running.ask({"list": True})["processes"]:
+                if self._pidfd < 0 or wait_readable(self._pidfd, 0.01):
+                    return
+                # It is on its way in: nobody there would get it.
             self._running.request({"kill": int(number)})
 
     def kill(self) -> None:
