@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 import weakref
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING
 
 from .errors import SandboxError, TimeLimitExceeded
@@ -99,7 +99,7 @@ def end(running: Running, grace: float = GRACE) -> None:
     with suppress(SandboxError, OSError):
         running.request({"kill": int(signal.SIGTERM)})
         _wait_for_the_end(running, grace)
-    with suppress(SandboxError, OSError):
+    with suppress(SandboxError, OSError), nullcontext() if running.group is None else running.group.unthrottled():
         running.request({"kill": int(signal.SIGKILL)})
         for child in list(running.children):
             child.kill()

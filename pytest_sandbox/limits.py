@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from .errors import (
@@ -14,6 +16,7 @@ from .errors import (
     SandboxUsageError,
 )
 from .runtime.running import Running, wait_readable
+from .runtime.syscalls import pidfd_send_signal
 from .spec import LIMITS, SandboxSpec, parse_options
 from .usage import LimitEvents, Usage, size
 
@@ -93,6 +96,8 @@ def exceeded(running: Running) -> MemoryLimitExceeded | None:
     """Why the sandbox has ended, if that was its memory limit; then it has ended when this returns."""
     error = running.group.exceeded() if running.group is not None else None
     if error is not None and running.pidfd >= 0:
+        with suppress(OSError):
+            pidfd_send_signal(running.pidfd, signal.SIGKILL)  # as the helper is about to
         wait_readable(running.pidfd, 5)
     return error
 

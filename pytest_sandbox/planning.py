@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import ImageError
 from .images import Image, changed, stack_up
-from .runtime import cgroups, frozen, launch
+from .runtime import blockio, cgroups, frozen, launch
 from .runtime.plan import Host, Plan, make_plan
 from .spec import LIMITS, SandboxSpec, network_kind
 
@@ -90,7 +90,9 @@ def _layout(spec: SandboxSpec) -> cgroups.Layout | None:
 
 
 def _limits(spec: SandboxSpec) -> tuple[Any, ...]:
-    return (*(getattr(spec, option) for option in LIMITS), cgroups.asked_pids(spec), cgroups.host_control().run.name)
+    disks = blockio.disks() if spec.io is not None else ()  # they come and go
+    return (*(getattr(spec, option) for option in LIMITS), disks, cgroups.asked_pids(spec),
+            cgroups.host_control().run.name)
 
 
 def is_host(image: Any) -> bool:

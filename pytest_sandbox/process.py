@@ -27,7 +27,7 @@ from .errors import (
     SandboxProtocolError,
 )
 from .runtime import protocol
-from .runtime.running import Running, forking, when_inside
+from .runtime.running import Running, forking, wait_readable, when_inside
 from .usage import Usage
 
 #: How much of each output stream ``run()`` keeps unless it is told otherwise, in bytes.
@@ -179,7 +179,14 @@ class Process:
 
     def kill(self) -> None:
         """SIGKILL to the command and to every process that stayed in its process group."""
-        self._signal(signal.SIGKILL, True)
+        group = self._running.group
+        if group is None or not group.throttled:
+            self._signal(signal.SIGKILL, True)
+            return
+        with group.unthrottled():
+            self._signal(signal.SIGKILL, True)
+            if self._channel.fileno() >= 0:
+                wait_readable(self._channel.fileno(), 5)
 
     def _signal(self, number: int, group: bool) -> None:
         with self._lock, suppress(OSError):

@@ -9,7 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
@@ -272,10 +272,11 @@ class Sandbox:
         if running.group is not None and running.group.frozen:
             running.group.kill(running.init_pid())
             self.thaw()
-        running.request({"kill": int(signal.SIGKILL)})
-        for child in list(running.children):
-            child.kill()
-        running.ask({"ping": True})
+        with nullcontext() if running.group is None else running.group.unthrottled():
+            running.request({"kill": int(signal.SIGKILL)})
+            for child in list(running.children):
+                child.kill()
+            running.ask({"ping": True})
 
     def raise_untold(self) -> None:
         """Raises the limit that ended it, unless a call has done so already.
@@ -511,7 +512,7 @@ class Sandbox:
     def update(self, **limits: Any) -> None:
         """Changes limits while the sandbox runs; ``spec`` holds them afterwards. None takes a limit away.
 
-        :param limits: ``memory``, ``swap``, ``cpus``, ``cpu_weight``, ``io_weight``, ``pids``, ``disk``.
+        :param limits: ``memory``, ``swap``, ``cpus``, ``cpu_weight``, ``io_weight``, ``io``, ``pids``, ``disk``.
         :raises SandboxUnavailable: for a limit that this sandbox cannot get while it runs.
         :raises SandboxError: when more is in use than the new limit allows. The old one stays.
         """

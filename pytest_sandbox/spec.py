@@ -70,14 +70,15 @@ class Endpoint:
 DEFAULT_PIDS = 4096
 
 #: The options that limit what a sandbox may use, and that ``Sandbox.update`` changes while it runs.
-LIMITS = ("memory", "swap", "cpus", "cpu_weight", "io_weight", "pids", "disk")
+LIMITS = ("memory", "swap", "cpus", "cpu_weight", "io_weight", "io", "pids", "disk")
 
 
 @dataclass(frozen=True, slots=True)
 class SandboxSpec:
     """One sandbox's description. Sizes are bytes, times are seconds; ``None`` means that nothing was asked for.
 
-    ``persist`` is not an option: what the plugin lets show through in every test's sandbox.
+    ``io`` holds pairs of ``"read"`` or ``"write"`` and bytes a second. ``persist`` is not an option: what the plugin
+    lets show through in every test's sandbox.
     """
 
     image: Any = "host"
@@ -92,6 +93,7 @@ class SandboxSpec:
     cpus: float | None = None
     cpu_weight: int | None = None
     io_weight: int | None = None
+    io: tuple[tuple[str, int], ...] | None = None
     pids: int = DEFAULT_PIDS
     disk: int | None = None
     capabilities: tuple[str, ...] | None = None
@@ -159,7 +161,7 @@ def parse_size(option: str, value: object) -> int:
     if size <= 0:
         raise _refuse(option, value, allowed, "it must be more than nothing")
     if size > _MOST:
-        raise _refuse(option, value, allowed, "no file system is that large")
+        raise _refuse(option, value, allowed, "that is more than the kernel can count")
     return size
 
 
@@ -190,6 +192,31 @@ def _whole(lowest: int, highest: int, what: str) -> Callable[[str, object], int]
 
 
 _weight = _whole(1, 10_000, "a weight; 100 is the kernel's default")
+
+
+def _io(option: str, value: object) -> tuple[tuple[str, int], ...]:
+    allowed = ('bytes a second as a number or as text such as "10M", or {"read": "10M", "write": "5M"} with one or '
+               'both; in an ini file "read=10M write=5M"')
+    if isinstance(value, str) and "=" in value:
+        pairs = [word.partition("=")[::2] for word in value.replace(",", " ").split()]
+        if len({name for name, _ in pairs}) < len(pairs):
+            raise _refuse(option, value, allowed, "it says the same twice")
+        value = dict(pairs)
+    elif isinstance(value, tuple) and value and all(isinstance(one, tuple) and len(one) == 2 for one in value):
+        value = dict(value)  # as the spec holds it
+    if not isinstance(value, Mapping):
+        value = {"read": value, "write": value}
+    elif not value or not all(name in ("read", "write") for name in value):
+        odd = next((name for name in value if name not in ("read", "write")), None)
+        why = _closest(odd, ("read", "write")) if isinstance(odd, str) else None
+        raise _refuse(option, dict(value), allowed, why)
+    found = []
+    for name, text in sorted(value.items()):
+        try:
+            found.append((name, parse_size(option, text)))
+        except SandboxUsageError as error:
+            raise _refuse(option, text, allowed, error.why) from None
+    return tuple(found)
 
 
 def _image(option: str, value: object) -> Any:
@@ -348,8 +375,9 @@ def _hide(option: str, value: object) -> tuple[str, ...]:
 OPTIONS: dict[str, Callable[[str, object], Any]] = {
     "image": _image, "network": _network, "user": _user, "env": _env, "workdir": _workdir, "mounts": _mounts,
     "hostname": _hostname, "memory": parse_size, "swap": _swap, "cpus": _cpus, "cpu_weight": _weight,
-    "io_weight": _weight, "pids": _whole(1, 4_000_000, "a number of processes and threads"), "disk": parse_size,
-    "capabilities": _capabilities, "seccomp": _seccomp, "scope": _scope, "hide": _hide, "timeout": _timeout,
+    "io_weight": _weight, "io": _io, "pids": _whole(1, 4_000_000, "a number of processes and threads"),
+    "disk": parse_size, "capabilities": _capabilities, "seccomp": _seccomp, "scope": _scope, "hide": _hide,
+    "timeout": _timeout,
 }
 
 

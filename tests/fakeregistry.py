@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import socket
 import threading
 import time
 from dataclasses import dataclass, field
@@ -45,6 +46,7 @@ class Seen:
     path: str
     headers: dict[str, str]
     body: bytes = b""
+    peer: tuple[str, int] = ("", 0)
 
 
 class FakeRegistry:
@@ -60,6 +62,7 @@ class FakeRegistry:
         self.seen: list[Seen] = []
         self.auth, self.token_seconds, self.oauth = auth, token_seconds, oauth
         self.tokens: dict[str, float] = {}
+        self.hang_up = False  # after every answer, without a word
         self.mutex = threading.Lock()
         registry = self
 
@@ -126,6 +129,10 @@ class _Handler(BaseHTTPRequestHandler):
         self._token("access_token") if right else self._send(401, b"{}")
 
     def do_GET(self) -> None:
+        self._get()
+        self.close_connection = self.close_connection or self.owner.hang_up
+
+    def _get(self) -> None:
         self._note(b"")
         fault = self._fault()
         if fault is not None and fault.redirect is not None:
@@ -139,7 +146,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _note(self, body: bytes) -> None:
         with self.owner.mutex:
-            self.owner.seen.append(Seen(self.command, self.path, dict(self.headers), body))
+            self.owner.seen.append(Seen(self.command, self.path, dict(self.headers), body, self.client_address))
 
     def _fault(self) -> Fault | None:
         with self.owner.mutex:
@@ -236,3 +243,35 @@ class _Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
 
 
+
+
+class RawServer:
+    """Sends the same bytes to whoever connects, and hangs up."""
+
+    def __init__(self, answer: bytes) -> None:
+        self._answer = answer
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+
+    def __enter__(self) -> str:
+        self._thread.start()
+        return f"127.0.0.1:{self._socket.getsockname()[1]}"
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        self._thread.join()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                one, _ = self._socket.accept()
+            except OSError:
+                return
+            with one:
+                try:
+                    one.recv(1 << 16)
+                    one.sendall(self._answer)
+                    one.shutdown(socket.SHUT_WR)
+                except OSError:
+                    pass

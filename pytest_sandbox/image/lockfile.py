@@ -91,7 +91,7 @@ def look_up(reference: str, progress: Progress | None = None) -> tuple[str, Lock
 
     :raises ImageError: when there is nothing.
     """
-    from .registry import RegistrySource  # urllib3: who only reads a lock file does not pay for it
+    from .registry import RegistrySource
 
     parsed = parse_registry_reference(reference)
     with closing(RegistrySource(parsed, Platform.here(), progress=progress or Progress())) as source:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform as _platform
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -61,7 +61,7 @@ class Platform:
 
     @classmethod
     def here(cls) -> Platform:
-        machine = _platform.machine().lower()
+        machine = os.uname().machine.lower()
         architecture, variant = _MACHINES.get(machine, (machine, ""))
         return cls("linux", architecture, variant)
 

@@ -1,6 +1,6 @@
 """Images from registries: the OCI distribution API, as far as pulling needs it. Used by the store.
 
-On urllib3, and not on oras-py: see docs/design/0010.
+Own code, and not oras-py: see docs/design/0010.
 """
 
 from __future__ import annotations
@@ -8,9 +8,8 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Iterator
+from http.client import HTTPException
 from typing import BinaryIO, NoReturn, TypeVar
-
-from urllib3.exceptions import HTTPError
 
 from ..errors import ImageCorrupt, ImageError, ImageNotFound, RegistryError
 from .hosts import Endpoint, endpoints
@@ -113,9 +112,9 @@ class RegistrySource:
                                     remedy="Check the name and the tag.")
             raise RegistryError(f"image {self._text!r} cannot be pulled", reference=self._text, url=answer.url,
                                 status=answer.response.status, why=f"an answer {answer.response.status} to a manifest")
-        media_type = answer.response.headers.get("Content-Type", "").partition(";")[0].strip() or None
+        media_type = (answer.response.header("Content-Type") or "").partition(";")[0].strip() or None
         data = self._bounded(answer, "manifest")
-        promised = wanted if ":" in wanted else answer.response.headers.get("Docker-Content-Digest")
+        promised = wanted if ":" in wanted else answer.response.header("Docker-Content-Digest")
         if promised:
             algorithm = promised.partition(":")[0]
             actual = digest_of(data, algorithm) if algorithm in ("sha256", "sha512") else ""
@@ -127,13 +126,13 @@ class RegistrySource:
     def _bounded(self, answer: Answer, what: str) -> bytes:
         data = b""
         try:
-            while len(data) <= MAX_DOCUMENT and (piece := answer.response.read(_CHUNK, decode_content=False)):
+            while len(data) <= MAX_DOCUMENT and (piece := answer.response.read(_CHUNK)):
                 data += piece
-        except (HTTPError, OSError) as error:
+        except (HTTPException, OSError) as error:
             raise RegistryError(f"image {self._text!r} cannot be pulled", reference=self._text, url=answer.url,
                                 why=f"the {what} breaks off: {error}", remedy="Pull again.") from None
         finally:
-            answer.response.close() if len(data) > MAX_DOCUMENT else answer.response.release_conn()
+            answer.response.close() if len(data) > MAX_DOCUMENT else answer.response.release()
         if len(data) > MAX_DOCUMENT:
             self._corrupt(f"the {what} is larger than {MAX_DOCUMENT} bytes")
         return data
@@ -185,12 +184,11 @@ class RegistrySource:
             skip = self._begin(transport, answer, blob, at)
             before = at
             why = ""
-            pieces = answer.response.stream(_CHUNK, decode_content=False)
             try:
                 while not why:
                     try:  # only this is the network's: an error of write() is about the disk, or about the bytes
-                        data = next(pieces, b"")
-                    except (HTTPError, OSError) as error:
+                        data = answer.response.read(_CHUNK)
+                    except (HTTPException, OSError) as error:
                         why = str(error)
                         break
                     if not data:
@@ -205,7 +203,7 @@ class RegistrySource:
             except BaseException:
                 answer.response.close()
                 raise
-            answer.response.close() if at < blob.size else answer.response.release_conn()
+            answer.response.close() if at < blob.size else answer.response.release()
             if at >= blob.size:
                 return
             stalls = 0 if at > before else stalls + 1
@@ -231,13 +229,13 @@ class RegistrySource:
                                 status=status, why=f"{transport.endpoint.host} answers {status} to bytes {at} on")
         expected = blob.size
         if status == 206:
-            given = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", response.headers.get("Content-Range", ""))
+            given = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", response.header("Content-Range") or "")
             if given is None or int(given[1]) != at:
                 response.close()
                 raise RegistryError(f"image {self._text!r} cannot be pulled", reference=self._text, url=answer.url,
                                     status=status, why=f"{transport.endpoint.host} sends another part than asked for")
             expected = blob.size - at
-        length = response.headers.get("Content-Length")
+        length = response.header("Content-Length")
         if length is not None and length.isdigit() and int(length) > expected:
             response.close()
             self._corrupt(f"blob {blob.digest} should have {blob.size} bytes, "

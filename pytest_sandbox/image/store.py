@@ -293,7 +293,7 @@ class ImageStore:
             raise ImageNotFound(f"image {reference!r} is not in the store", reference=reference,
                                 why="registries are not asked (--offline)",
                                 remedy=f"Run pytest-sandbox pull {reference} while there is a network.")
-        from .registry import RegistrySource  # urllib3: only who pulls pays for its import
+        from .registry import RegistrySource
 
         return RegistrySource(parsed, self.platform, progress=self.progress)
 

@@ -10,30 +10,31 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-from urllib.parse import urlencode, urljoin, urlsplit
-
-import urllib3
-from urllib3.exceptions import HTTPError, MaxRetryError, SSLError
-from urllib3.exceptions import TimeoutError as Urllib3Timeout
+from http.client import HTTPException
+from ssl import SSLCertVerificationError, SSLEOFError, SSLError
+from typing import TYPE_CHECKING
+from urllib.parse import quote, urlencode, urljoin, urlsplit
 
 from ..errors import RegistryAuthError, RegistryError
-from .credentials import Credentials, find_credentials
 from .hosts import Endpoint, is_loopback, proxy_for, tls_context
+from .httpclient import Connections, ProxyRefused, Response, what_is_wrong_with
+
+if TYPE_CHECKING:
+    from .credentials import Credentials
 
 _TRIES = 5
 _LONGEST_PAUSE = 30.0  # seconds; a registry that wants more patience than that gets an error that says so
 _REDIRECTS = 8
-_TIMEOUT = urllib3.Timeout(connect=15, read=60)
 _AGAIN = frozenset({408, 429, 500, 502, 503, 504})
 _MAX_TOKEN = 1 << 20
+_IN_URLS = "!#$%&'()*+,/:;=?@[]~"  # what a redirect's address may hold as it is
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
     """A response whose body has not been read. The caller reads or closes it."""
 
-    response: urllib3.BaseHTTPResponse
+    response: Response
     url: str
 
 
@@ -46,7 +47,7 @@ class Transport:
     def __init__(self, endpoint: Endpoint, reference: str) -> None:
         self.endpoint = endpoint
         self._reference = reference
-        self._pools: dict[tuple[str, str], urllib3.PoolManager] = {}
+        self._connections = Connections(tls_context, self._proxy)
         self._scheme: str | None = None
         self._authorization: str | None = None
         self._credentials: Credentials | None = None
@@ -54,14 +55,8 @@ class Transport:
         self._mutex = threading.RLock()
 
     def close(self) -> None:
-        """Ends all connections. ``PoolManager.clear`` alone leaves them to the garbage collector (urllib3 2.8)."""
-        for manager in self._pools.values():
-            for key in manager.pools.keys():  # noqa: SIM118 - no mapping: iterating it raises
-                pool = manager.pools.get(key)
-                if pool is not None:
-                    pool.close()
-            manager.clear()
-        self._pools.clear()
+        """Ends all connections."""
+        self._connections.close()
 
     def get(self, path: str, headers: Mapping[str, str]) -> Answer:
         """GET below ``/v2/<repository>/``. Answers 200, 206, 404 and 416 come back, all else is an error.
@@ -75,8 +70,8 @@ class Transport:
             authorization = self._authorization
             try:
                 answer = self._follow(f"/v2/{self.endpoint.repository}/{path}", headers, authorization)
-            except (HTTPError, OSError) as error:
-                if last or isinstance(error, (RegistryError, SSLError)):
+            except (HTTPException, OSError) as error:
+                if last or isinstance(error, RegistryError) or _is_lasting(error):
                     raise self._broken(error) from None
                 self.pause(attempt)
                 continue
@@ -86,12 +81,12 @@ class Transport:
             said = self._said(answer)
             if (status == 401 and tried_token is None) or (status == 401 and authorization != self._authorization):
                 tried_token = authorization or ""
-                self._log_in(answer.response.headers.getlist("WWW-Authenticate"), authorization)
+                self._log_in(answer.response.headers("WWW-Authenticate"), authorization)
                 continue
             if status in (401, 403):
                 raise self._refused(answer, said)
             if status in _AGAIN and not last:
-                self.pause(attempt, answer.response.headers.get("Retry-After"))
+                self.pause(attempt, answer.response.header("Retry-After"))
                 continue
             remedy = "Log in (docker login, podman login) for a higher limit, or wait." if status == 429 else None
             raise self._error(f"{self.endpoint.host} answered {status}{said}", answer.url, status, remedy)
@@ -107,9 +102,8 @@ class Transport:
             response = self._send("GET", url, sent)
             if response.status not in (301, 302, 303, 307, 308):
                 return Answer(response, url)
-            location = response.headers.get("Location")
-            response.drain_conn()
-            response.release_conn()
+            location = response.header("Location")
+            response.release()
             if not location:
                 raise self._error(f"{self.endpoint.host} redirects to nowhere", url, response.status)
             target = urljoin(url, location)
@@ -130,8 +124,8 @@ class Transport:
                     self._scheme = "http"  # tried first, without credentials: reading all authorities takes 70 ms
                 elif self.endpoint.insecure:
                     try:
-                        self._send("GET", f"https://{self.endpoint.host}/v2/", {}).release_conn()
-                    except (HTTPError, OSError) as error:
+                        self._send("GET", f"https://{self.endpoint.host}/v2/", {}).release()
+                    except (HTTPException, OSError) as error:
                         if not _is_not_tls(error):
                             self._scheme = None
                             raise
@@ -141,39 +135,19 @@ class Transport:
     def _speaks_plainly(self) -> bool:
         try:
             answer = self._send("GET", f"http://{self.endpoint.host}/v2/", {})
-        except (HTTPError, OSError):
+        except (HTTPException, OSError):
             return False
-        answer.drain_conn()
-        answer.release_conn()
+        answer.release()
         return answer.status in (200, 401)
 
-    def _send(self, method: str, url: str, headers: Mapping[str, str],
-              body: bytes | None = None) -> urllib3.BaseHTTPResponse:
-        parts = urlsplit(url)
-        return self._pool(parts.scheme, parts.netloc.rpartition("@")[2]).request(
-            method, url, headers=dict(headers), body=body, preload_content=False, redirect=False, retries=False,
-            timeout=_TIMEOUT, decode_content=False)
+    def _send(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None = None) -> Response:
+        return self._connections.request(method, quote(url, safe=_IN_URLS, encoding="latin-1"), headers, body)
 
-    def _pool(self, scheme: str, host: str) -> urllib3.PoolManager:
-        with self._mutex:
-            pool = self._pools.get((scheme, host))
-            if pool is None:
-                more: dict[str, Any] = {"ssl_context": tls_context(host)} if scheme == "https" else {}
-                proxy = proxy_for(scheme, host)
-                pool = self._proxied(proxy, more) if proxy else urllib3.PoolManager(maxsize=8, **more)
-                self._pools[scheme, host] = pool
-            return pool
-
-    def _proxied(self, proxy: str, more: Mapping[str, Any]) -> urllib3.PoolManager:
-        parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise self._error(f"the proxy {parts.scheme}://{parts.hostname} cannot be used", None, None,
-                              "Only HTTP and HTTPS proxies are understood; NO_PROXY excepts hosts.")
-        headers = None
-        if parts.username:
-            headers = urllib3.make_headers(proxy_basic_auth=f"{parts.username}:{parts.password or ''}")
-        address = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
-        return urllib3.ProxyManager(address, maxsize=8, proxy_headers=headers, **more)
+    def _proxy(self, scheme: str, host: str) -> str | None:
+        proxy = proxy_for(scheme, host)
+        if proxy is not None and (wrong := what_is_wrong_with(proxy)) is not None:
+            raise self._error(wrong, None, None, "Only HTTP and HTTPS proxies are understood; NO_PROXY excepts hosts.")
+        return proxy
 
     def pause(self, attempt: int, wanted: str | None = None) -> None:
         """Waits before the next try; ``wanted`` is the registry's own wish (Retry-After)."""
@@ -193,6 +167,8 @@ class Transport:
             if self._authorization != used:
                 return
             if not self._looked:
+                from .credentials import find_credentials
+
                 self._credentials = find_credentials(self.endpoint.host, self.endpoint.repository)
                 self._looked = True
             known = self._credentials
@@ -248,14 +224,14 @@ class Transport:
             try:
                 response = self._send(method, url, headers, body)
                 data = response.read(_MAX_TOKEN + 1)
-                response.release_conn()
-            except (HTTPError, OSError) as error:
-                if isinstance(error, SSLError) or attempt == _TRIES:
+                response.release()
+            except (HTTPException, OSError) as error:
+                if _is_lasting(error) or attempt == _TRIES:
                     raise self._broken(error) from None
                 self.pause(attempt)
                 continue
             if response.status in _AGAIN and attempt < _TRIES:
-                self.pause(attempt, response.headers.get("Retry-After"))
+                self.pause(attempt, response.header("Retry-After"))
                 continue
             break
         if response.status in (400, 401, 403):
@@ -280,7 +256,7 @@ class Transport:
             answer.response.close()
             errors = json.loads(data)["errors"]
             return ": " + "; ".join(f"{one.get('code')} {one.get('message') or ''}".strip() for one in errors)[:300]
-        except (HTTPError, OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (HTTPException, OSError, ValueError, KeyError, TypeError, AttributeError):
             return ""
 
     def _refused(self, answer: Answer, said: str) -> RegistryAuthError:
@@ -304,23 +280,30 @@ class Transport:
     def _broken(self, error: BaseException) -> RegistryError:
         if isinstance(error, RegistryError):
             return error
-        if isinstance(error, SSLError):
+        if isinstance(error, ProxyRefused):
+            return self._error(f"{self.endpoint.host}: {error}", None, None, "Check HTTPS_PROXY and NO_PROXY.")
+        if _is_lasting(error):
             return self._error(
                 f"{self.endpoint.host}: {error}", None, None,
                 f"Put its authority into certs.d/{self.endpoint.host}/ca.crt (containers-certs.d(5)) or SSL_CERT_FILE; "
                 "for a registry without TLS, say insecure = true in registries.conf.")
         remedy = "Check the network, the name, and HTTPS_PROXY and NO_PROXY."
-        if isinstance(error, Urllib3Timeout):
+        if isinstance(error, TimeoutError):
             return self._error(f"{self.endpoint.host} does not answer", None, None, remedy)
-        return self._error(f"{self.endpoint.host}: {error}", None, None, remedy)
+        said = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+        return self._error(f"{self.endpoint.host}: {said}", None, None, remedy)
+
+
+def _is_lasting(error: BaseException) -> bool:
+    """Whether TLS or a proxy failed in a way that another try would not change."""
+    if isinstance(error, ProxyRefused):
+        return 400 <= error.status < 500
+    return isinstance(error, SSLError) and not isinstance(error, SSLEOFError)
 
 
 def _is_not_tls(error: BaseException) -> bool:
     """Whether the other side answered, but not with TLS."""
-    if isinstance(error, MaxRetryError) and error.reason is not None:
-        error = error.reason
-    text = str(error)
-    return isinstance(error, SSLError) and "CERTIFICATE" not in text.upper()
+    return isinstance(error, SSLError) and not isinstance(error, SSLCertVerificationError)
 
 
 def _origin(url: str) -> tuple[str, str | None, int]:

@@ -255,6 +255,9 @@ class Attempt:
                 self._limits.ended_it() if self._limits is not None else None) or aftermath.crashed(inbox, code)
         if not inbox.done:
             self._residue = compat.captured_so_far(self.item.config, SECTION_LIMIT)
+        self._lose_group()
+
+    def _lose_group(self) -> None:
         if (group := self.run.group) is not None:
             group.lost = f"in {self.item.name}"
             group.close()
@@ -340,6 +343,8 @@ class Attempt:
             report = phase.report
         if when == "setup":
             neighbours.after_setup(item)
+        elif report is not None and inbox.ending is None and self._is_out_of_memory(when):
+            report = None
         if report is None and inbox.ending is not None and when == inbox.now:
             report = aftermath.report_of_ending(self.run, inbox, when, self._residue)
         if report is not None:
@@ -363,6 +368,22 @@ class Attempt:
         if when == "teardown" and isinstance(inbox.ending, (KeyboardInterrupt, pytest.exit.Exception, BrokenInside)):
             raise inbox.ending  # what left it after its last report
         return report
+
+    def _is_out_of_memory(self, when: str) -> bool:
+        """Whether the kernel killed something inside, and the test was over before its sandbox was.
+
+        Which phase it was nobody knows; mostly it was the test itself.
+        """
+        if self._limits is None or not self._limits.out_of_memory():
+            return False
+        assert self._fork is not None
+        self._fork.child.kill()
+        self._fork.child.wait()
+        self._owes_answer = False
+        self.inbox.ending = self._limits.ended_it() or aftermath.crashed(self.inbox, -signal.SIGKILL)
+        self.inbox.now = when
+        self._lose_group()
+        return True
 
     def _end(self, report: pytest.TestReport | None,
              nextitem: pytest.Item | None) -> tuple[pytest.TestReport, pytest.CallInfo[None] | None]:

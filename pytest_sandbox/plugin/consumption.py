@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.usage import Usage
 
 #: The options that make a report tell what was used.
-LIMITS = frozenset({"memory", "swap", "cpus", "cpu_weight", "io_weight", "pids", "disk", "timeout"})
+LIMITS = frozenset({"memory", "swap", "cpus", "cpu_weight", "io_weight", "io", "pids", "disk", "timeout"})
 PREFIX = "sandbox_"
 #: The property that says what options the sandbox had, as JSON.
 OPTIONS = "sandbox_options"

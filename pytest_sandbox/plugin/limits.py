@@ -47,6 +47,15 @@ class Limits:
         """Whether the report shall have what was used."""
         return bool(self._spec.given & consumption.LIMITS) or consumption.wanted(self._item.config)
 
+    def out_of_memory(self) -> bool:
+        """Whether the kernel has killed something inside for the limit on memory: then the sandbox ends soon."""
+        if self._spec.memory is None:
+            return False
+        try:
+            return bool(self._sandbox.limit_events().oom_kills)
+        except SandboxError:
+            return False
+
     def ended_it(self) -> MemoryLimitExceeded | None:
         """The limit that has ended the sandbox, if one did."""
         try:

@@ -18,7 +18,7 @@ UNAVAILABLE = ("error", "skip", "run")
 
 MARKER = (
     "sandbox(*, image, network, user, env, workdir, mounts, hostname, memory, swap, cpus, cpu_weight, io_weight, "
-    "pids, disk, capabilities, seccomp, scope, hide, timeout): "
+    "io, pids, disk, capabilities, seccomp, scope, hide, timeout): "
     "run this test's body in a fork of the pytest process that sits in a sandbox of its own: fresh Linux namespaces "
     "and a copy-on-write view of the file system, gone when the test ends. Function-scoped fixtures run inside, "
     "fixtures of higher scope once, outside. Options are keyword-only; the nearest marker wins option by option. "
@@ -39,6 +39,7 @@ INI_OPTIONS = (
     ("cpus", "string", "CPU bandwidth; 0.5 is half of one CPU"),
     ("cpu_weight", "string", "share of the CPUs under contention, 1 to 10000"),
     ("io_weight", "string", "share of the block devices under contention, 1 to 10000"),
+    ("io", "string", "bytes a second from and to each block device, such as '10M', or 'read=10M write=5M'"),
     ("pids", "string", "the most processes and threads at once (4096)"),
     ("disk", "string", "the size of the writable layer, such as '512M'"),
     ("capabilities", "args", "the capabilities that are kept inside, by name"),

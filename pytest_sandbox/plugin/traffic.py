@@ -65,7 +65,7 @@ def add_refused(report: pytest.TestReport, sandbox: Sandbox) -> None:
     kind = network_kind(sandbox.spec.network)
     try:
         if kind == "outbound":
-            lines = [f"tried to connect to {one}" for one in sandbox.refused()]
+            lines = [_tried_by(*one.split(" ", 1)) for one in sandbox.refused()]
         elif kind == "host" or not (times := sandbox.without_route()):
             return
         else:
@@ -74,6 +74,10 @@ def add_refused(report: pytest.TestReport, sandbox: Sandbox) -> None:
         return  # it has ended
     if lines:
         report.sections.append((SECTION, "\n".join([*lines, _why(kind)])))
+
+
+def _tried_by(protocol: str, where: str) -> str:
+    return f"tried to connect to {where}" if protocol == "tcp" else f"tried to send {protocol} to {where}"
 
 
 def _why(kind: str) -> str:

@@ -8,14 +8,14 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MemoryLimitExceeded, SandboxError, SandboxUnavailable
 from ..spec import SandboxSpec
 from ..usage import LimitEvents, Usage, Victim, size
-from . import cgroup_make
+from . import blockio, cgroup_make
 from .hierarchies import Missing, pids_of
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ FEATURES = {
     "cpus": ("cpu-limit", "limit CPU time"),
     "cpu_weight": ("cpu-weight", "weigh CPU time"),
     "io_weight": ("io-weight", "weigh block I/O"),
+    "io": ("io-limit", "limit block I/O"),
     "pids": ("pids-limit", "limit processes"),
     "freeze": ("freeze", "freeze a sandbox"),
     "accounting": ("accounting", "count all that a sandbox uses"),
@@ -58,11 +59,14 @@ class Group:
     def __init__(self, control: Control, layout: Layout, name: str) -> None:
         self.control, self.layout, self.name = control, layout, name
         self.paths = {key: f"{place}/{name}" for key, place in layout["places"]}
-        self.inner = {key: f"{path}/{cgroup_make.INNER}" for key, path in self.paths.items()}
+        self.inner = {key: path if key in layout["flat"] else f"{path}/{cgroup_make.INNER}"
+                      for key, path in self.paths.items()}
         self.join_fds: list[int] = []
         self.tell: Callable[[dict[str, Any]], bool] = lambda message: False  # to the helper
         self.frozen = False
         self.memory: int | None = layout["memory"]
+        self.throttled = any(file in (*blockio.V1, *blockio.V2) for _, file, _ in layout["files"])
+        self.counts_io = self.throttled
         self._fds: dict[str, int] = {}
         self._peak = 0  # the highest memory peak that has been reset
         self._marks = 0
@@ -217,6 +221,7 @@ class Group:
                     why = f"it uses more than that ({self.usage().memory} bytes of memory)"
                 what = f"the limit {option}={getattr(spec, option)} could not be set"
                 raise SandboxError(what, why=why) from error
+            self.throttled |= option == "io"
             if option == "memory":
                 self.memory = spec.memory
                 self.tell({"watch": self.name})
@@ -253,11 +258,24 @@ class Group:
                 return
             time.sleep(0.001)
 
+    @contextlib.contextmanager
+    def unthrottled(self) -> Iterator[None]:
+        """For as long as it takes, block I/O has no limit: whoever waits for that dies only when it is lifted."""
+        lifted = cgroup_make.unthrottle(list(self.paths.values())) if self.throttled else ()
+        try:
+            yield
+        finally:
+            for path, text in lifted:
+                with contextlib.suppress(OSError):
+                    self.write(path, text)
+
     def let_go(self) -> None:
         """The sandbox ends; the helper removes the directories when it has ended."""
         if self.frozen:
             with contextlib.suppress(OSError):
                 self.thaw()
+        if self.throttled:
+            cgroup_make.unthrottle(list(self.paths.values()))
         self.tell({"drop": self.name})
 
     def close(self) -> None:

@@ -23,11 +23,12 @@ INNER = "in"
 class Made:
     """One sandbox's directories: made by :meth:`Groups.make`; they go when it was dropped and its init has ended."""
 
-    __slots__ = ("counter", "dropped", "event", "into", "joins", "paths", "pid")
+    __slots__ = ("counter", "dropped", "event", "into", "joins", "paths", "pid", "stays")
 
     def __init__(self) -> None:
         self.paths: list[str] = []
         self.joins: list[int] = []  # files that take a process which writes "0" to them
+        self.stays: list[int] = []  # the same, for when it has its cgroup namespace; mostly the same files
         self.into = -1  # a directory for clone3(CLONE_INTO_CGROUP)
         self.event = self.counter = -1
         self.pid = 0
@@ -35,9 +36,9 @@ class Made:
 
     def close(self) -> None:
         """Lets go of what only the making needs."""
-        for fd in self.joins:
+        for fd in {*self.joins, *self.stays}:
             os.close(fd)
-        self.joins = []
+        self.joins, self.stays = [], []
         if self.into >= 0:
             os.close(self.into)
             self.into = -1
@@ -76,9 +77,14 @@ class Groups:
             for key, file, text in layout["files"]:
                 write(f"{where[key]}/{file}", text)
             for key in where:
+                outer = where[key]
                 where[key] += f"/{INNER}"
                 os.mkdir(where[key])
-                made.joins.append(os.open(f"{where[key]}/{layout['join']}", os.O_WRONLY | os.O_CLOEXEC))
+                for folder, files in ((where[key], made.joins), (outer, made.stays)):
+                    if folder == outer and key not in layout["flat"]:
+                        files.append(made.joins[-1])
+                    else:
+                        files.append(os.open(f"{folder}/{layout['join']}", os.O_WRONLY | os.O_CLOEXEC))
             if layout["version"] == 2:
                 made.into = os.open(where["unified"], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             elif layout["memory"] is not None:
@@ -190,6 +196,7 @@ class Groups:
             try:
                 os.kill(pid, 9)
                 thaw(made.paths)
+                unthrottle(made.paths)
                 os.waitpid(pid, 0)
             except OSError:
                 pass  # reaped already
@@ -225,6 +232,23 @@ def thaw(paths: list[str]) -> None:
             write(f"{path}/freezer.state", "THAWED")
         except OSError:
             pass  # not that controller's
+
+
+def unthrottle(paths: list[str]) -> list[tuple[str, str]]:
+    """Lifts the limits of block I/O: whoever waits for one cannot even be killed. Returns what sets them again."""
+    lifted = []
+    for path in paths:
+        for name, nothing in (("io.max", "rbps=max wbps=max"), ("blkio.throttle.read_bps_device", "0"),
+                              ("blkio.throttle.write_bps_device", "0")):
+            try:
+                with open(f"{path}/{name}") as file:
+                    lines = file.read().splitlines()
+                for line in lines:
+                    write(f"{path}/{name}", f"{line.split()[0]} {nothing}")
+                    lifted.append((f"{path}/{name}", line))
+            except OSError:
+                pass  # not that controller's, or the disk has gone
+    return lifted
 
 
 def remove(paths: list[str]) -> None:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ..errors import SandboxUnavailable
 from ..spec import SandboxSpec
 from ..usage import Usage
+from .blockio import V1, throttles, weights
 from .cgroup import Group, unavailable
-from .cgroups import Control
+from .cgroups import Control, quota
 from .hierarchies import Missing, pids_of
-from .weights import bfq_weight, quota, weighed_by
 
 if TYPE_CHECKING:
     from .cgroups import Layout
@@ -29,6 +29,7 @@ class ControlV1(Control):
 
     version = 1
     others: ClassVar[dict[str, str]] = {"freeze": "freezer", "accounting": "cpuacct"}
+    flat = ("blkio",)
 
     def place(self, controller: str, asked: bool) -> str:
         base = self.found.v1.get(controller)
@@ -55,8 +56,10 @@ class ControlV1(Control):
             return [("cpu", "cpu.cfs_period_us", str(period)), ("cpu", "cpu.cfs_quota_us", str(limit))]
         if option == "cpu_weight":
             return [("cpu", "cpu.shares", str(max(2, round((value or 100) * 1024 / 100))))]
-        name = weighed_by(self.place("blkio", True), ("blkio.bfq.weight", "blkio.weight"))
-        return [("blkio", name, str(bfq_weight(value or 100)))]
+        place = self.place("blkio", True)
+        found = (throttles(place, V1, value) if option == "io"
+                 else weights(place, "blkio.bfq.weight", None, value or 100))
+        return [("blkio", name, text) for name, text in found]
 
     def group(self, layout: Layout, name: str) -> GroupV1:
         return GroupV1(self, layout, name)
@@ -97,7 +100,8 @@ class GroupV1(Group):
         return total / 1e9, total * share / 1e9, total * (1 - share) / 1e9
 
     def _io(self) -> tuple[int | None, int | None]:
-        if "blkio" not in self.paths:
+        # Since Linux 6.10 only what is throttled is counted.
+        if "blkio" not in self.paths or not self.counts_io:
             return None, None
         text = self.read(f"{self.paths['blkio']}/blkio.throttle.io_service_bytes_recursive")
         if text is None:

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ..errors import SandboxUnavailable
 from ..spec import SandboxSpec
 from ..usage import Usage
+from .blockio import V2, throttles, weights
 from .cgroup import Group
-from .cgroups import Control
+from .cgroups import Control, quota
 from .hierarchies import Missing, find_hierarchies
-from .weights import bfq_weight, quota, weighed_by
 
 if TYPE_CHECKING:
     from .cgroups import Layout
@@ -104,9 +104,10 @@ class ControlV2(Control):
             return [("cpu", "cpu.max", f"{'max' if limit < 0 else limit} {period}")]
         if option == "cpu_weight":
             return [("cpu", "cpu.weight", str(value or 100))]
-        name = weighed_by(self.place("blkio", True), ("io.bfq.weight", "io.weight"))
-        weight = value or 100
-        return [("blkio", name, str(bfq_weight(weight)) if name == "io.bfq.weight" else f"default {weight}")]
+        place = self.place("blkio", True)
+        found = (throttles(place, V2, value) if option == "io"
+                 else weights(place, "io.bfq.weight", "io.weight", value or 100))
+        return [("blkio", name, text) for name, text in found]
 
     def group(self, layout: Layout, name: str) -> GroupV2:
         return GroupV2(self, layout, name)
@@ -137,7 +138,8 @@ def _delegate(name: str) -> str:
     if os.geteuid() == 0:
         return f"Enable it above: `echo +{name} | sudo tee /sys/fs/cgroup/cgroup.subtree_control`."
     return ("Let systemd give it to users: a file /etc/systemd/system/user@.service.d/delegate.conf with the lines "
-            f"`[Service]` and `Delegate={name} memory pids`, then `sudo systemctl daemon-reload` and a new login.")
+            "`[Service]` and `Delegate=cpu cpuset io memory pids`, then `sudo systemctl daemon-reload` "
+            "and a new login.")
 
 
 class GroupV2(Group):

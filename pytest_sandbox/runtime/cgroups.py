@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from .cgroup import Group
     from .probe import Finding
 
-#: What the helper shall make: ``version``, ``places`` and ``files`` as lists, ``join``, ``memory``. Plain JSON values.
+#: What the helper shall make: ``version``, ``places``, ``files`` and ``flat`` as lists, ``join``, ``memory``. Plain
+#: JSON values.
 Layout = dict[str, Any]
 
 #: Why a sandbox without a cgroup cannot be frozen, and what to do.
@@ -50,6 +51,8 @@ class Control:
     version = 0
     #: The controllers by which processes are frozen, and their use of CPUs is counted.
     others: ClassVar[dict[str, str]] = {"freeze": "", "accounting": ""}
+    #: The controllers whose limits hold only in the very directory that they are set in.
+    flat: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, found: Hierarchies) -> None:
         self.found = found
@@ -98,7 +101,7 @@ class Control:
                                     value=spec.swap, remedy="Give the memory option, too.")
         places: dict[str, str] = {}
         files: list[tuple[str, str, str]] = []
-        given = {option for option in ("memory", "cpus", "cpu_weight", "io_weight", "pids")
+        given = {option for option in ("memory", "cpus", "cpu_weight", "io_weight", "io", "pids")
                  if getattr(spec, option) is not None and (option != "pids" or asked_pids(spec))}
         for option in sorted(given | {"pids"}):
             try:
@@ -117,7 +120,8 @@ class Control:
             return None
         return {"version": self.version, "places": sorted(places.items()),
                 "files": [(self.key(controller), file, text) for controller, file, text in files],
-                "join": "tasks" if self.version == 1 else "cgroup.procs", "memory": spec.memory}
+                "join": "tasks" if self.version == 1 else "cgroup.procs", "memory": spec.memory,
+                "flat": [name for name in self.flat if name in places]}
 
     def key(self, controller: str) -> str:
         """Under which name a controller's directory travels."""
@@ -126,7 +130,7 @@ class Control:
     def abilities(self) -> dict[str, Ability]:
         """Each limit, and what else there is, by name, and whether it can be had: by doing what a sandbox would do."""
         found = {}
-        spec = SandboxSpec(memory=1 << 30, swap=0, cpus=1, cpu_weight=100, io_weight=100)
+        spec = SandboxSpec(memory=1 << 30, swap=0, cpus=1, cpu_weight=100, io_weight=100, io=(("read", 1 << 30),))
         for name, controller in {**CONTROLLERS, **self.others}.items():
             try:
                 place = self.place(controller, True)
@@ -140,7 +144,15 @@ class Control:
 
 #: The controller that each limit needs, by its name in cgroup v1.
 CONTROLLERS = {"memory": "memory", "swap": "memory", "cpus": "cpu", "cpu_weight": "cpu", "io_weight": "blkio",
-               "pids": "pids"}
+               "io": "blkio", "pids": "pids"}
+
+
+def quota(cpus: float | None) -> tuple[int, int]:
+    """The quota and the period, in microseconds, of ``cpus``; -1 for no limit. The kernel takes no quota below 1 ms."""
+    if cpus is None:
+        return -1, 100_000
+    period = 100_000 if cpus >= 0.05 else 1_000_000
+    return max(1000, round(cpus * period)), period
 
 
 def asked_pids(spec: SandboxSpec) -> bool:

@@ -14,7 +14,7 @@ import select
 import socket
 import sys
 
-from . import cgroup_make, init, mounts, netns, own, protocol, relay
+from . import cgroup_make, init, mounts, netns, own, protocol, relay, spawner
 from . import syscalls as sc
 
 TYPE_CHECKING = False  # as typing's, whose import the helper's heap can do without
@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """Entry of the new process. Arguments: the socket's descriptor, a pidfd of the caller, 1 if the caller is root."""
+    """Entry of the new process.
+
+    Arguments: the socket's descriptor, a pidfd of the caller, 1 if the caller is root, and how it wants sandboxes to be
+    started (:data:`.spawner.VARIABLE`).
+    """
     gc.disable()  # a collection writes to every object, so that each sandbox would copy the whole heap
     argv = sys.argv[1:]
     sock = socket.socket(fileno=int(argv[0]))
@@ -31,8 +35,10 @@ def main() -> None:
     privileged = argv[2] == "1"
     os.set_inheritable(sock.fileno(), False)
     os.set_inheritable(lifeline, False)
+    program = -1
     try:
         _isolate(privileged)
+        program = os.open(spawner.PROGRAM, os.O_RDONLY | os.O_CLOEXEC) if spawner.is_there(argv[3]) else -1
         _new_root()
         message: protocol.Message = {"hello": True}
     except OSError as error:
@@ -46,6 +52,8 @@ def main() -> None:
     if "failed" in message:
         os._exit(1)
     helper = _Helper(sock, lifeline, privileged)
+    if program >= 0:
+        helper.spawner = spawner.Spawner(program, lifeline)
     try:
         helper.serve()
     finally:
@@ -97,6 +105,7 @@ class _Helper:
         self.plans: dict[str, dict[str, Any]] = {}
         self.ready: set[str] = set()  # our own layers that are there; plans of the same root share them
         self.groups = cgroup_make.Groups()
+        self.spawner: spawner.Spawner | None = None
         self.forsaken = True  # unless the caller says goodbye
         self.waiting: dict[int, tuple[socket.socket, int, dict[str, Any]]] = {}  # inits that wait for their id maps
         self.wake, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -241,24 +250,16 @@ class _Helper:
         body = self.plans[key]
         if body["layers"] not in self.ready:
             own.own_nothing(body["layers"])  # a first attempt may have failed halfway
-            mounts.carry_out(body["template"])
+            mounts.prepare(body["template"])
             self.ready.add(body["layers"])
         group = self.group(body["group"], name) if name is not None else None
         ours, theirs = socket.socketpair() if self.privileged else (None, None)
         try:
-            pid = sc.clone3(sc.CLONE_NEWPID | sc.CLONE_NEWNS, into=-1 if group is None else group.into)
+            pid = self.spawn(key, control, theirs, group) or self.fork(body, control, (ours, theirs), group)
         except OSError:
             if name is not None:
                 self.groups.abandon(name)
             raise
-        if pid == 0:
-            self.sock.close()
-            self.groups.leave()
-            if ours is not None:
-                ours.close()
-            for sync, _, _ in self.waiting.values():
-                sync.close()
-            init.main(control, theirs, self.lifeline, body, [] if group is None else group.joins)
         if group is not None:
             self.groups.started(group, pid)
             if group.event >= 0:
@@ -267,6 +268,35 @@ class _Helper:
             theirs.close()
             self.waiting[ours.fileno()] = (ours, pid, body)
             self.poll.register(ours, select.POLLIN)
+
+    def spawn(self, key: str, control: socket.socket, sync: socket.socket | None,
+              group: cgroup_make.Made | None) -> int:
+        """Has the spawner start the first process of a sandbox; 0 where that is for :meth:`fork` to do."""
+        if self.spawner is None:
+            return 0
+        try:
+            return self.spawner.make(key, self.plans[key], control.fileno(), None if sync is None else sync.fileno(),
+                                     group)
+        except spawner.Lost:
+            self.spawner.close()
+            self.spawner = None
+            return 0
+
+    def fork(self, body: dict[str, Any], control: socket.socket,
+             syncs: tuple[socket.socket | None, socket.socket | None], group: cgroup_make.Made | None) -> int:
+        """The same by a fork of the helper itself."""
+        pid = sc.clone3(sc.CLONE_NEWPID | sc.CLONE_NEWNS, into=-1 if group is None else group.into)
+        if pid == 0:
+            self.sock.close()
+            if self.spawner is not None:
+                self.spawner.close()
+            self.groups.leave()
+            for ours in (syncs[0], *(one for one, _, _ in self.waiting.values())):
+                if ours is not None:
+                    ours.close()
+            init.main(control, syncs[1], self.lifeline, body, [] if group is None else group.joins,
+                      [] if group is None else group.stays)
+        return pid
 
     def resize(self, options: dict[str, str], fds: list[int]) -> None:
         number = 0

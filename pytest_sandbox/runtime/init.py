@@ -25,24 +25,29 @@ _FORWARDED = (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP, _signal.SIGQUIT, 
 
 
 def main(control: socket.socket, sync: socket.socket | None, lifeline: int, body: dict[str, Any],
-         joins: list[int]) -> None:
+         joins: list[int], stays: list[int]) -> None:
     """Runs in the new process until the sandbox ends; never returns.
 
     :param control: this sandbox's socket; its other end is the caller's.
     :param sync: to the helper, where the helper must write the id maps; None where this process may.
     :param lifeline: a pidfd of the caller.
     :param body: the encoded plan.
-    :param joins: the files by which a process enters this sandbox's cgroups; the caller gets them, for its forks.
+    :param joins: the files by which a process enters this sandbox's cgroups, in which its cgroup namespace begins.
+    :param stays: the files by which it enters those that it then stays in; the caller gets them, for its forks.
     """
     try:
         if body["group"] is not None and body["group"]["version"] == 1:  # else it was born there
             for fd in joins:
                 os.write(fd, b"0")
         scratch = _set_up(sync, body)
+        for join, stay in zip(joins, stays, strict=True):
+            if stay != join:
+                os.write(stay, b"0")
+                os.close(join)
         root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         pidfd = sc.pidfd_open(os.getpid())
-        protocol.send(control, {"ready": True}, (pidfd, root, scratch, *joins))
-        for fd in (pidfd, root, scratch, *joins):
+        protocol.send(control, {"ready": True}, (pidfd, root, scratch, *stays))
+        for fd in (pidfd, root, scratch, *stays):
             os.close(fd)
         _Init(control, lifeline).serve()
     except StepFailed as failure:
@@ -87,6 +92,10 @@ def _set_up(sync: socket.socket | None, body: dict[str, Any]) -> int:
     sc.drop_from_bounding_set(body["drop"])
     sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
     sc.new_session_keyring()
+    if sync is not None:
+        # Nobody inside may look into this process, whatever their capabilities. Unprivileged, the helper could not
+        # enter its namespaces either: our memory is of a program that was started outside of the helper's.
+        sc.prctl(sc.PR_SET_DUMPABLE, 0)
     if body["seccomp"]:
         sc.seccomp(bytes.fromhex(body["seccomp"]))
     return scratch

@@ -16,13 +16,15 @@ import weakref
 from contextlib import suppress
 
 from ..errors import SandboxClosedError, SandboxError, SandboxStartError
-from . import cgroups, frozen, protocol, running
+from . import cgroups, frozen, protocol, running, spawner
 from . import syscalls as sc
 from .hierarchies import announce
 from .plan import Host, Plan
 from .running import GONE, Running, start_error, wait_readable
 
 _INITIAL = "0 0 4294967295"
+#: What the helper gets of the caller's environment, which nobody inside shall find in it: what Python needs to start.
+_KEPT = ("LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH")
 
 
 def find_host() -> Host:
@@ -55,8 +57,9 @@ class Supervisor:
             try:
                 self.launcher: subprocess.Popen[bytes] | None = subprocess.Popen(
                     [sys.executable, "-I", "-S", "-B", "-c", code, package, str(theirs.fileno()), str(lifeline),
-                     str(int(host.privileged))],
+                     str(int(host.privileged)), os.environ.get(spawner.VARIABLE, "")],
                     stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/",
+                    env={name: os.environ[name] for name in _KEPT if name in os.environ},
                     pass_fds=(theirs.fileno(), lifeline), start_new_session=True)
             except OSError as error:
                 self.sock.close()

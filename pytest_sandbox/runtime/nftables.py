@@ -1,16 +1,16 @@
 """The few nftables messages that an outbound sandbox takes, in its own network namespace. Used by ``outbound``.
 
 Encoded here, byte by byte (linux/netfilter/nf_tables.h): pyroute2 has no encoder for half of them, and would cost its
-import to whoever wants no topology. There is one table, ``pytest-sandbox``, which goes with the namespace.
+import to whoever wants no topology. There is one table a family, ``pytest-sandbox``; they go with the namespace.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import socket
 import struct
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 NETLINK_NETFILTER = (16, socket.SOCK_RAW, 12)  # AF_NETLINK, SOCK_RAW, NETLINK_NETFILTER
 _TABLE = b"pytest-sandbox\0"
@@ -21,6 +21,22 @@ _META_OUTPUT_INTERFACE, _META_PROTOCOL = 5, 16
 _NETWORK_HEADER, _TRANSPORT_HEADER = 1, 2
 _EQUAL, _NOT_EQUAL = 0, 1
 _FIRST = 8  # NFT_REG32_00; the following hold four bytes each
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """IPv4 or IPv6: where in a packet's header the destination is, and how the kernel speaks of groups."""
+
+    number: socket.AddressFamily
+    offset: int
+    size: int
+    groups: str
+    grouping: int
+
+
+IPV4 = Family(socket.AF_INET, 16, 4, "224.0.0.0/4", socket.IPPROTO_IGMP)
+IPV6 = Family(socket.AF_INET6, 24, 16, "ff00::/8", socket.IPPROTO_ICMPV6)
+
 #: How many different addresses are remembered.
 MOST_TRIED = 512
 
@@ -83,15 +99,21 @@ def _redirect(port: int) -> tuple[bytes, bytes]:
     return load, _expression(b"redir", _number(1, _FIRST))
 
 
-def _to(network: str) -> tuple[bytes, ...]:
-    """Matches what goes to an IPv4 network."""
-    inside = ipaddress.IPv4Network(network)
-    return (_load(_NETWORK_HEADER, 16, 4, _FIRST), _masked(inside.netmask.packed, _FIRST),
-            _compare(_EQUAL, inside.network_address.packed, _FIRST))
+def _to(family: Family, network: str) -> tuple[bytes, ...]:
+    """Matches what goes to a network."""
+    first, _, length = network.partition("/")
+    bits = family.size * 8
+    mask = ((1 << bits) - (1 << bits - int(length))).to_bytes(family.size, "big")
+    return (_load(_NETWORK_HEADER, family.offset, family.size, _FIRST), _masked(mask, _FIRST),
+            _compare(_EQUAL, socket.inet_pton(family.number, first), _FIRST))
 
 
-def _tcp(register: int = _FIRST) -> tuple[bytes, ...]:
-    return _meta(_META_PROTOCOL, register), _compare(_EQUAL, bytes([socket.IPPROTO_TCP]), register)
+def _out_of(index: int, how: int) -> tuple[bytes, ...]:
+    return _meta(_META_OUTPUT_INTERFACE, _FIRST), _compare(how, struct.pack("=I", index), _FIRST)
+
+
+def _is(protocol: int) -> tuple[bytes, ...]:
+    return _meta(_META_PROTOCOL, _FIRST), _compare(_EQUAL, bytes([protocol]), _FIRST)
 
 
 def _set(name: bytes, number: int, flags: int, key: int, size: int) -> tuple[int, bytes]:
@@ -110,52 +132,58 @@ def _rule(chain: bytes, *expressions: bytes) -> tuple[int, bytes]:
     return _NEWRULE, b"".join((_attribute(1, _TABLE), _name(2, chain), _nest(4, *expressions)))
 
 
-def _key(address: str, port: int) -> bytes:
-    return ipaddress.IPv4Address(address).packed + struct.pack("!H", port) + b"\0\0"
+def _key(address: bytes, protocol: int, port: int) -> bytes:
+    return address + bytes((protocol, 0, 0, 0)) + struct.pack("!H", port) + b"\0\0"
 
 
-def outbound_rules(own: Iterable[str], refused: Iterable[str], allowed: Iterable[tuple[str, int]] | None,
+def outbound_rules(family: Family, own: Iterable[str], refused: Iterable[str],
+                   allowed: Iterable[tuple[str, int, int]] | None, interface: int,
                    port: int) -> list[tuple[int, bytes]]:
-    """The whole table: TCP to what may be reached is redirected to ``port``, all else is refused and remembered.
+    """The whole table of a family: what may be reached is let out, TCP to ``port``; all else is refused and remembered.
 
     :param own: networks that stay inside; ``refused``: networks that nobody reaches.
-    :param allowed: addresses and ports; None for all.
+    :param allowed: address, protocol and port of each; None for all of TCP and UDP.
+    :param interface: the number of the one that leads out.
     """
-    items = [(_NEWTABLE, _attribute(1, _TABLE)), _set(b"tried", 1, 0x20, 12, MOST_TRIED)]  # 0x20: from rules
+    items = [(_NEWTABLE, _attribute(1, _TABLE)), _set(b"tried", 1, 0x20, family.size + 8, MOST_TRIED)]  # from rules
     if allowed is not None:
-        elements = sorted(set(allowed))
-        items.append(_set(b"allowed", 2, 0, 8, len(elements) + 1))
+        elements = sorted({_key(socket.inet_pton(family.number, address), *rest) for address, *rest in allowed})
+        items.append(_set(b"allowed", 2, 0, family.size + 8, len(elements) + 1))
         if elements:
             items.append((_NEWELEMENT, b"".join((
                 _attribute(1, _TABLE), _name(2, b"allowed"),
-                _nest(3, *(_nest(1, _nest(1, _attribute(1, _key(*one)))) for one in elements))))))
-    destination = (_load(_NETWORK_HEADER, 16, 4, _FIRST), _load(_TRANSPORT_HEADER, 2, 2, _FIRST + 1))
-    remember = (_load(_NETWORK_HEADER, 16, 4, _FIRST), _meta(_META_PROTOCOL, _FIRST + 1),
-                _load(_TRANSPORT_HEADER, 2, 2, _FIRST + 2), _remember(b"tried", _FIRST))
+                _nest(3, *(_nest(1, _nest(1, _attribute(1, one))) for one in elements))))))
+    # Address, protocol and port, in registers of four bytes each.
+    behind = _FIRST + family.size // 4
+    where = (_load(_NETWORK_HEADER, family.offset, family.size, _FIRST), _meta(_META_PROTOCOL, behind),
+             _load(_TRANSPORT_HEADER, 2, 2, behind + 1))
+    remember = (*where, _remember(b"tried", _FIRST))
+    tcp, udp = _is(socket.IPPROTO_TCP), _is(socket.IPPROTO_UDP)
     # Before the redirection (-100), behind which every packet goes to the loopback.
     items.append(_chain(b"allow", b"filter", -150))
-    items.append(_rule(b"allow", _meta(_META_OUTPUT_INTERFACE, _FIRST),
-                       _compare(_NOT_EQUAL, struct.pack("=I", 1), _FIRST), _verdict(_ACCEPT)))
+    items.append(_rule(b"allow", *_out_of(interface, _NOT_EQUAL), _verdict(_ACCEPT)))
     for network in own:
-        items.append(_rule(b"allow", *_to(network), _verdict(_ACCEPT)))
+        items.append(_rule(b"allow", *_to(family, network), _verdict(_ACCEPT)))
+    # The kernel tells its neighbours of groups by itself: nobody has tried anything.
+    items.append(_rule(b"allow", *_to(family, family.groups), *_is(family.grouping), _verdict(_DROP)))
     if allowed is not None:
-        items.append(_rule(b"allow", *_tcp(), *destination, _in_set(b"allowed", _FIRST), _verdict(_ACCEPT)))
+        items.append(_rule(b"allow", *where, _in_set(b"allowed", _FIRST), _verdict(_ACCEPT)))
     else:
         for network in refused:
-            items.append(_rule(b"allow", *_to(network), *_tcp(), *remember, _reset()))
-        items.append(_rule(b"allow", *_tcp(), _verdict(_ACCEPT)))
-    items.append(_rule(b"allow", *_tcp(), *remember, _reset()))
+            items.append(_rule(b"allow", *_to(family, network), *tcp, *remember, _reset()))
+            items.append(_rule(b"allow", *_to(family, network), *remember, _verdict(_DROP)))
+        items += [_rule(b"allow", *tcp, _verdict(_ACCEPT)), _rule(b"allow", *udp, _verdict(_ACCEPT))]
+    items.append(_rule(b"allow", *tcp, *remember, _reset()))
     items.append(_rule(b"allow", *remember, _verdict(_DROP)))
     items.append(_chain(b"redirect", b"nat", -100))
-    items.append(_rule(b"redirect", _meta(_META_OUTPUT_INTERFACE, _FIRST),
-                       _compare(_NOT_EQUAL, struct.pack("=I", 1), _FIRST), _verdict(_ACCEPT)))
+    items.append(_rule(b"redirect", *_out_of(interface, _NOT_EQUAL), _verdict(_ACCEPT)))
     for network in own:
-        items.append(_rule(b"redirect", *_to(network), _verdict(_ACCEPT)))
-    items.append(_rule(b"redirect", *_tcp(), *_redirect(port)))
+        items.append(_rule(b"redirect", *_to(family, network), _verdict(_ACCEPT)))
+    items.append(_rule(b"redirect", *tcp, *_redirect(port)))
     return items
 
 
-def commit(sock: socket.socket, items: list[tuple[int, bytes]]) -> None:
+def commit(sock: socket.socket, family: Family, items: list[tuple[int, bytes]]) -> None:
     """Carries out all of it or nothing.
 
     :raises OSError: as the kernel says.
@@ -164,7 +192,7 @@ def commit(sock: socket.socket, items: list[tuple[int, bytes]]) -> None:
     packet = struct.pack("=IHHII", 20, 16, 1, 0, 0) + begin
     for number, (kind, body) in enumerate(items, 1):
         flags = 1 | _ACK | _CREATE | (_APPEND if kind == _NEWRULE else 0)
-        packet += _message(kind, flags, number, body)
+        packet += _message(family, kind, flags, number, body)
     sock.send(packet + struct.pack("=IHHII", 20, 17, 1, 0, 0) + begin)
     left = len(items)
     while left:
@@ -176,9 +204,9 @@ def commit(sock: socket.socket, items: list[tuple[int, bytes]]) -> None:
                 left -= 1
 
 
-def tried(sock: socket.socket) -> list[tuple[str, int, int]]:
+def tried(sock: socket.socket, family: Family) -> list[tuple[str, int, int]]:
     """What was refused: address, protocol and port of each, in no order."""
-    sock.send(_message(_GETELEMENT, 1 | _DUMP, 9999, _attribute(1, _TABLE) + _name(2, b"tried")))
+    sock.send(_message(family, _GETELEMENT, 1 | _DUMP, 9999, _attribute(1, _TABLE) + _name(2, b"tried")))
     found: list[tuple[str, int, int]] = []
     while True:
         for kind, _, body in _split(sock.recv(1 << 18)):
@@ -189,12 +217,13 @@ def tried(sock: socket.socket) -> list[tuple[str, int, int]]:
                 raise OSError(code, os.strerror(code))
             for element in _inner(dict(_attributes(body[4:])).get(3, b"")):
                 key = dict(_attributes(dict(_attributes(element)).get(1, b""))).get(1, b"")
-                if len(key) == 12:
-                    found.append((str(ipaddress.IPv4Address(key[:4])), key[4], struct.unpack_from("!H", key, 8)[0]))
+                if len(key) == family.size + 8:
+                    found.append((socket.inet_ntop(family.number, key[:family.size]), key[family.size],
+                                  struct.unpack_from("!H", key, family.size + 4)[0]))
 
 
-def _message(kind: int, flags: int, number: int, body: bytes) -> bytes:
-    data = struct.pack("=BBH", socket.AF_INET, 0, 0) + body
+def _message(family: Family, kind: int, flags: int, number: int, body: bytes) -> bytes:
+    data = struct.pack("=BBH", family.number, 0, 0) + body
     return struct.pack("=IHHII", len(data) + 16, 10 << 8 | kind, flags, number, 0) + data
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..errors import SandboxError, SandboxStartError, SandboxUnavailable
+from . import spawner
 from . import syscalls as sc
 
 
@@ -192,6 +193,17 @@ def _probe_subordinate() -> None:
                 raise _Failed(f"find {name} in {path}", 2)
 
 
+def _probe_spawner() -> None:
+    if os.environ.get(spawner.VARIABLE) == "python":
+        raise _Failed(f"{spawner.VARIABLE}=python is set", 0)
+    _try(f"find {spawner.PROGRAM}", os.stat, spawner.PROGRAM)
+    null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    pid = os.posix_spawn(spawner.PROGRAM, [spawner.PROGRAM, "--actions"], {},
+                         file_actions=[(os.POSIX_SPAWN_DUP2, null, 1)])
+    if os.waitpid(pid, 0)[1]:
+        raise _Failed(f"run {spawner.PROGRAM}", 8)
+
+
 @dataclass(frozen=True, slots=True)
 class _Probe:
     name: str
@@ -221,6 +233,8 @@ _PROBES = (
            "no sandbox can start"),
     _Probe("openat2", "resolve names inside a root (Linux 5.6)", _probe_openat2, True, "no sandbox can start"),
     _Probe("mqueue", "mount /dev/mqueue", _probe_mqueue, False, "POSIX message queues are missing inside"),
+    _Probe("spawner", "start sandboxes by the compiled spawner", _probe_spawner, False,
+           "sandboxes start some milliseconds later, and are otherwise the same"),
     _Probe("subordinate-ids", "have subordinate ids", _probe_subordinate, False,
            "nothing yet: this version gives an unprivileged sandbox a single user id in any case"),
 )
@@ -274,6 +288,11 @@ def remedy(name: str, step: str, errno: int) -> str:
     if name == "subordinate-ids":
         return ("Install them: `sudo apt-get install uidmap` and `sudo usermod --add-subuids 100000-165535 "
                 "--add-subgids 100000-165535 $USER`.")
+    if name == "spawner":
+        if step.endswith("is set"):
+            return "Unset it."
+        return ("Install a C compiler (`sudo apt-get install gcc libc6-dev`) and build the package anew: `pip install "
+                "--force-reinstall --no-deps --no-binary pytest-sandbox pytest-sandbox`.")
     if name == "mqueue":
         return "Use a kernel built with CONFIG_POSIX_MQUEUE."
     return f"See the kernel's log (`dmesg`) for why {name} is refused."

@@ -9,7 +9,7 @@ import os
 import socket
 from collections.abc import Callable
 
-from . import netdev, nftables
+from . import netdev, nftables, uplink
 from . import syscalls as sc
 from .probe import Finding, _Failed, _in_child, _try, _user_namespace
 
@@ -56,8 +56,11 @@ def _netem() -> None:
 def _outbound() -> None:
     _user_namespace(sc.CLONE_NEWNET)
     with socket.socket(*nftables.NETLINK_NETFILTER) as sock:
-        _try("redirect connections (nftables)", nftables.commit, sock,
-             nftables.outbound_rules(("127.0.0.0/8",), (), [("192.0.2.1", 80)], 4000))
+        _try("redirect connections (nftables)", nftables.commit, sock, nftables.IPV4,
+             nftables.outbound_rules(nftables.IPV4, ("127.0.0.0/8",), (), [("192.0.2.1", 6, 80)], uplink.INDEX, 4000))
+    with socket.socket(*uplink.NETLINK_ROUTE) as routes, socket.socket(*uplink.PACKET) as packets:
+        _try("make a line for datagrams (veth)", uplink.open_line, routes)
+        _try("read packets", uplink.listen, packets)
 
 
 _PROBES: tuple[tuple[str, str, Callable[[], None], str, str], ...] = (
@@ -68,8 +71,8 @@ _PROBES: tuple[tuple[str, str, Callable[[], None], str, str], ...] = (
     ("rate", "limit a line's rate", _rate, "shape(rate=...) is refused", "sch_tbf"),
     ("netem", "delay, double and reorder packets", _netem,
      "shape() with delay, jitter, duplicate or reorder is refused", "sch_netem"),
-    ("nftables", "redirect connections", _outbound, 'network="outbound" is refused',
-     "nf_tables nft_redir nft_reject_inet"),
+    ("nftables", "redirect connections, pass on datagrams", _outbound, 'network="outbound" is refused',
+     "nf_tables nft_redir nft_reject_inet veth"),
 )
 
 

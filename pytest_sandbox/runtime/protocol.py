@@ -11,7 +11,7 @@ caller -> helper        ``{"plan": KEY, "body": {...}}``    a plan, told once
                         ``{"net": {...}}`` + [channel, namespace?]  see :func:`.netns.serve`; answered on the channel
                             by ``{"net": COUNT}`` + descriptors, or ``{"errno": N, "path": P}``
                         ``{"relay": [HOST, PORT]}`` + [lifeline, listener, pidfd]  see :func:`.relay.relay`
-                        ``{"outbound": [ADDRESS, PORT] or null}`` + [lifeline, listener, dns_tcp, dns_udp, pidfd]
+                        ``{"outbound": {...}}`` + [lifeline, pidfd, dns_tcp, dns_udp, packets, *listeners]
 init -> caller          ``{"ready": true}`` + [pidfd, root, scratch]
                         ``{"failed": {"step", "errno", "path"}}``
 caller -> init          ``{"spawn": {...}}`` + [stdin, stdout, stderr, channel]

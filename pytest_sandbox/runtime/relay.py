@@ -12,6 +12,8 @@ import socket
 import struct
 
 from . import syscalls as sc
+from .datagrams import Datagrams
+from .reach import Reach
 
 TYPE_CHECKING = False  # as typing's, whose import the helper's heap can do without
 if TYPE_CHECKING:
@@ -37,18 +39,24 @@ def relay(where: list[Any], fds: list[int]) -> None:
         os._exit(0)
 
 
-def outbound(upstream: list[Any] | None, fds: list[int]) -> None:
-    """Accepts what a sandbox's packet filter redirects, and connects each to where it was meant to go, from the host.
+def outbound(what: dict[str, Any], fds: list[int]) -> None:
+    """Passes on what a sandbox's packet filter lets out: connects where it was meant to go, from the host's network.
 
-    :param upstream: the name server that answers for the sandbox's own, as address and port; None: no name is known.
-    :param fds: the lifeline, the socket that connections are redirected to, the name server's two sockets (TCP, UDP),
-        and a pidfd of the sandbox's init.
+    :param what: ``{"names": [ADDRESS, PORT] or null, "allowed": [[ADDRESS, PROTOCOL, PORT], ...] or null}``: the name
+        server that answers for the sandbox's own, and what may be reached; null: no name is known, all may be reached.
+    :param fds: the lifeline, a pidfd of the sandbox's init, the name server's two sockets (TCP, UDP), the packet socket
+        at the end of its line, and the sockets that connections are redirected to.
     """
     try:
         _close_others(fds)
-        lifeline, listener, dns_stream, dns_datagram, sandbox = fds
-        listeners = {socket.socket(fileno=listener): None, socket.socket(fileno=dns_stream): upstream or ["", 0]}
-        _Relay((lifeline, sandbox), listeners, socket.socket(fileno=dns_datagram), upstream).serve()
+        lifeline, sandbox, dns_stream, dns_datagram, packets, *redirected = fds
+        names = what["names"]
+        listeners = {socket.socket(fileno=dns_stream): names or ["", 0],
+                     **{socket.socket(fileno=fd): None for fd in redirected}}
+        relay = _Relay((lifeline, sandbox), listeners, socket.socket(fileno=dns_datagram), names)
+        relay.reach = Reach(what["allowed"])
+        relay.datagrams = Datagrams(socket.socket(fileno=packets), relay.reach, relay.poll)
+        relay.serve()
     except OSError:
         pass  # the sandbox has gone
     finally:
@@ -74,6 +82,8 @@ class _Relay:
         self.ends = ends
         self.listeners = {listener.fileno(): (listener, where) for listener, where in listeners.items()}
         self.names, self.upstream = names, upstream
+        self.reach: Reach | None = None
+        self.datagrams: Datagrams | None = None
         self.questions: dict[int, tuple[socket.socket, Any]] = {}  # to the name server, with who has asked
         self.sockets: dict[int, socket.socket] = {}
         self.other: dict[int, int] = {}
@@ -100,6 +110,8 @@ class _Relay:
                     self.ask(self.names)
                 elif fd in self.questions:
                     self.answer(fd)
+                elif self.datagrams is not None and self.datagrams.handle(fd):
+                    pass
                 elif fd in self.sockets:
                     try:
                         self.move(fd, event)
@@ -114,9 +126,12 @@ class _Relay:
         except OSError:
             return  # it has gone already
         try:
-            where = where or _original(near)
+            if where is None:
+                where = _original(near)
+                if self.reach is not None and not self.reach.allows(where[0], socket.IPPROTO_TCP, where[1]):
+                    raise OSError(1, "nobody has redirected it")
         except OSError:
-            near.close()  # nobody has redirected it
+            near.close()
             return
         try:
             far = socket.socket(socket.AF_INET6 if ":" in where[0] else socket.AF_INET)
@@ -242,6 +257,9 @@ class _Relay:
 
 
 def _original(sock: socket.socket) -> list[Any]:
-    """Where a redirected connection was meant to go (SO_ORIGINAL_DST, linux/netfilter_ipv4.h)."""
+    """Where a redirected connection was meant to go (SO_ORIGINAL_DST, linux/netfilter_ipv4.h; the same for IPv6)."""
+    if sock.family == socket.AF_INET6:
+        raw = sock.getsockopt(socket.IPPROTO_IPV6, 80, 28)
+        return [socket.inet_ntop(socket.AF_INET6, raw[8:24]), struct.unpack_from("!H", raw, 2)[0]]
     raw = sock.getsockopt(socket.SOL_IP, 80, 16)
     return [socket.inet_ntoa(raw[4:8]), struct.unpack_from("!H", raw, 2)[0]]

@@ -18,7 +18,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any, NoReturn
 
 from ..errors import SandboxClosedError, SandboxError, SandboxProtocolError, SandboxStartError
@@ -122,7 +122,10 @@ class Running:
         if "failed" in message or len(fds) != 3 + joins:
             protocol.close(fds)
             self._failed()
-            raise start_error(message.get("failed", {}))
+            failed = message.get("failed", {})
+            if "part" in failed:  # a compiled init does not know its steps' words
+                failed["step"] = self.plan.body[failed["part"]][failed["number"]]
+            raise start_error(failed)
         self.pidfd, self.root, self.scratch = fds[:3]
         if self.group is not None:
             self.group.join_fds = fds[3:]
@@ -530,7 +533,8 @@ class ForkedChild:
 
     def kill(self) -> None:
         """Kills it, and everything else inside but init; it has ended when this returns."""
-        with suppress(SandboxClosedError):
+        group = self._running.group
+        with suppress(SandboxClosedError), nullcontext() if group is None else group.unthrottled():
             while self._pidfd >= 0:
                 self._running.request({"kill": int(signal.SIGKILL)})
                 if wait_readable(self._pidfd, 0.01):  # else it may have been on its way in, and was not seen

@@ -14,6 +14,8 @@ from pytest_sandbox.spec import DEFAULT_CAPABILITIES
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "kernel"))
 from echo import hears, serve, silent
+from support import PACKAGE
+from test_outbound import own_address
 
 
 def test_what_is_written_to_the_names_stays_inside() -> None:
@@ -86,6 +88,70 @@ print(-struct.unpack_from("=i", s.recv(999), 16)[0])
         connect = "import socket; socket.create_connection(('198.51.100.7', 443), 1)"
         assert "refused" in sandbox.run([sys.executable, "-c", connect]).stderr
         assert sandbox.refused() == ["tcp 198.51.100.7:443"]
+
+
+def test_root_inside_cannot_send_around_the_filter() -> None:
+    """A packet socket sends what no filter sees; the relay looks for itself."""
+    code = """
+import socket, struct, sys
+sys.path.insert(0, sys.argv[3])
+from pytest_sandbox.runtime import datagrams
+there = socket.inet_aton(sys.argv[1])
+key = there + socket.inet_aton("10.0.2.100") + struct.pack("!HH", int(sys.argv[2]), 4000)
+frame = datagrams._answer(key, b"hello")  # as an answer of ours would be, to there
+with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
+    for name in ("out0", "out0-far"):
+        sock.bind((name, 0))
+        sock.send(frame)
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    sock.bind(("", 4000))
+    sock.sendto(b"allowed", (sys.argv[1], int(sys.argv[4])))
+"""
+    address = own_address()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as secret, socket.socket(
+            socket.AF_INET, socket.SOCK_DGRAM) as server:
+        for one in (secret, server):
+            one.bind((address, 0))
+            one.settimeout(20)
+        closed, opened = secret.getsockname()[1], server.getsockname()[1]
+        with Sandbox(network=Outbound(allow=[f"{address}:{opened}"]), user="root") as sandbox:
+            done = sandbox.run([sys.executable, "-c", code, address, str(closed), PACKAGE, str(opened)])
+            assert (done.returncode, done.stderr) == (0, "")
+            assert server.recv(99) == b"allowed"  # which was sent later, by the same line
+            secret.settimeout(0)
+            with pytest.raises(BlockingIOError):
+                secret.recv(99)
+
+
+def test_what_is_not_redirected_does_not_lead_to_the_hosts_loopback() -> None:
+    """Who connects to the redirection's own port asks for the same port of 127.0.0.1: not for the host's."""
+    code = """
+import socket, sys
+heard = []
+for line in open("/proc/net/tcp").readlines()[1:]:
+    local, state = line.split()[1], line.split()[3]
+    if state == "0A" and local.startswith("0100007F"):
+        with socket.create_connection(("127.0.0.1", int(local.partition(":")[2], 16)), 20) as sock:
+            try:
+                heard.append(sock.recv(99))
+            except OSError as error:
+                heard.append(type(error).__name__)
+print(heard)
+"""
+    with Sandbox(network="outbound", user="root") as sandbox:
+        ports = [int(line.split()[1].partition(":")[2], 16)
+                 for line in sandbox.path("/proc/1/net/tcp").read_text().splitlines()[1:]
+                 if line.split()[1].startswith("0100007F")]
+        assert len(ports) == 1
+        try:
+            server = socket.create_server(("127.0.0.1", ports[0]))
+        except OSError as error:
+            pytest.skip(f"somebody has that port: {error}")
+        with server:
+            server.settimeout(0)
+            assert sandbox.run([sys.executable, "-c", code]).stdout in ("[b'']\n", "['ConnectionResetError']\n")
+            with pytest.raises(BlockingIOError):
+                server.accept()
 
 
 def test_what_is_made_in_a_sandboxs_network_does_not_reach_its_processes() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
+import threading
 import time
 
 from measure import Table, in_turns, timed
@@ -36,6 +38,46 @@ for _ in sys.stdin:
 """
 _APART = ["unshare", "--mount", "--net", *([] if os.geteuid() == 0 else ["--user", "--map-root-user"]),
           "sh", "-c", 'mount -t tmpfs tmpfs /run && exec "$@"', "sh"]
+
+
+_PINGS = """
+import socket, sys, time
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.connect((sys.argv[1], int(sys.argv[2])))
+begun = time.perf_counter()
+for _ in range(1000):
+    sock.send(b"x" * 100)
+    sock.recv(200)
+print((time.perf_counter() - begun) * 1000)
+"""
+
+
+def datagrams() -> str:
+    """How long a datagram and its answer take by the relay of an outbound sandbox, and on the host itself."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, socket.socket(
+            socket.AF_INET, socket.SOCK_DGRAM) as server:
+        try:
+            probe.connect(("198.51.100.7", 9))  # which sends nothing
+        except OSError:
+            return "Datagrams: this host has no way out."
+        address = probe.getsockname()[0]
+        server.bind((address, 0))
+
+        def echo() -> None:
+            while (got := server.recvfrom(200))[0] != b"end":
+                server.sendto(*got)
+
+        thread = threading.Thread(target=echo)
+        thread.start()
+        args = [sys.executable, "-c", _PINGS, address, str(server.getsockname()[1])]
+        with Sandbox(network="outbound") as sandbox:
+            inside, outside = (min(float(run().stdout) for _ in range(3)) for run in (
+                lambda: sandbox.run(args, check=True),
+                lambda: subprocess.run(args, check=True, capture_output=True, text=True)))
+        server.sendto(b"end", server.getsockname())
+        thread.join()
+    return (f"A datagram of 100 bytes and its answer: {inside:.0f} us from an outbound sandbox, {outside:.0f} us on "
+            "the host, best of three thousands.")
 
 
 def run(rounds: int) -> list[Table]:
@@ -75,6 +117,7 @@ def run(rounds: int) -> list[Table]:
         joining = Table("Start, run /bin/true, close: alone, and as a member of a network that is there", in_turns({
             "alone": start, "a member": lambda: start(network=ready), "outbound": lambda: start(network="outbound"),
         }, rounds), "alone")
+    joining.notes.append(datagrams())
     by_hand.stdin.close()
     by_hand.wait()
     by_hand.stdout.close()

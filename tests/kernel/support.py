@@ -49,13 +49,18 @@ def init_pid(sandbox: Sandbox) -> int:
         return int(next(line.split()[1] for line in file if line.startswith("Pid:")))
 
 
+def python_path() -> str:
+    """What makes this package, this module, and what they need known to a program run apart."""
+    return os.pathsep.join([PACKAGE, str(Path(__file__).parent), *sys.path])
+
+
 def script(text: str, *arguments: str, under: Sequence[str] = (), timeout: float = 60,
            env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Runs a Python program on the host, in a process of its own, that can import this package and this module."""
     return subprocess.run(
         [*under, sys.executable, "-B", "-c", textwrap.dedent(text), *arguments], capture_output=True, text=True,
         timeout=timeout, check=False,
-        env={**os.environ, **(env or {}), "PYTHONPATH": f"{PACKAGE}:{Path(__file__).parent}"})
+        env={**os.environ, **(env or {}), "PYTHONPATH": python_path()})
 
 
 def prints(text: str, *arguments: str, under: Sequence[str] = (), env: dict[str, str] | None = None) -> list[str]:

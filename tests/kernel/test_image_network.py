@@ -142,8 +142,12 @@ def through() -> Iterator[Callable[..., Proxy]]:
     """Starts proxies."""
     running = []
 
-    def start(registry: FakeRegistry, password: str = "") -> Proxy:
+    def start(registry: FakeRegistry, password: str = "", tls: Path | None = None) -> Proxy:
         proxy = Proxy(registry.host, password)
+        if tls is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(tls / "server.crt", tls / "server.key")
+            proxy.socket = context.wrap_socket(proxy.socket, server_side=True)
         thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         thread.start()
         running.append((proxy, thread))
@@ -194,14 +198,37 @@ def test_tls_through_a_proxy_which_sees_only_the_host(
 
 def test_a_proxy_that_wants_a_password(secure: FakeRegistry, certificates: Path, tmp_path: Path,
                                        through: Callable[..., Proxy], monkeypatch: pytest.MonkeyPatch) -> None:
-    from pytest_sandbox.image import transport
-
-    monkeypatch.setattr(transport, "_TRIES", 0)
     proxy = through(secure, "me:pass")
     monkeypatch.setenv("HTTPS_PROXY", f"http://me:wrong@127.0.0.1:{proxy.server_address[1]}")
-    with pytest.raises(RegistryError, match="407"):
+    with pytest.raises(RegistryError, match=r"proxy 127\.0\.0\.1 refuses: 407") as caught:
         pull(f"{HOST}/app:1", tmp_path)
+    assert "wrong" not in str(caught.value)
     assert secure.seen == []
+    assert len(proxy.asked) == 1, "a refusal lasts: it is not asked again"
+
+
+@pytest.mark.parametrize("scheme", ["https", "http"])
+def test_a_proxy_that_speaks_tls_itself(
+        secure: FakeRegistry, plain: FakeRegistry, certificates: Path, tmp_path: Path, scheme: str,
+        through: Callable[..., Proxy], monkeypatch: pytest.MonkeyPatch) -> None:
+    proxy = through(secure if scheme == "https" else plain, "me:pass", tls=certificates)
+    settings = tmp_path / "registries.conf"
+    settings.write_text(f'[[registry]]\nlocation = "{HOST}"\ninsecure = {"true" if scheme == "http" else "false"}\n')
+    monkeypatch.setenv("CONTAINERS_REGISTRIES_CONF", str(settings))
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificates / "ca.crt"))
+    monkeypatch.setenv(f"{scheme.upper()}_PROXY", f"https://me:pass@127.0.0.1:{proxy.server_address[1]}")
+    if scheme == "http":  # TLS is tried first, and has to fail as it does where nobody speaks it
+        monkeypatch.setenv("HTTPS_PROXY", f"https://me:pass@127.0.0.1:{proxy.server_address[1]}")
+    assert pull(f"{HOST}/app:1", tmp_path).digest == APP.digest
+    assert {one for one, _ in proxy.asked} == ({"CONNECT"} if scheme == "https" else {"CONNECT", "GET"})
+
+
+@pytest.mark.parametrize("address", ["socks5://127.0.0.1:1", "http://:80", "http://me:secret@host:port"])
+def test_a_proxy_that_cannot_be_used(tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", address)
+    with pytest.raises(RegistryError, match=r"proxy.*\n?.*NO_PROXY") as caught:
+        pull(f"{HOST}/app:1", tmp_path)
+    assert "secret" not in str(caught.value)
 
 
 def test_plain_http_through_a_proxy(plain: FakeRegistry, tmp_path: Path, through: Callable[..., Proxy],

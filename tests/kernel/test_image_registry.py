@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fakeregistry import FakeRegistry
+from fakeregistry import FakeRegistry, RawServer
 from imagemaker import directory, file, image, index, layer, member
 from treelook import merge
 
@@ -360,6 +360,41 @@ def test_redirects_that_lead_nowhere(registry: FakeRegistry, cache: Path, target
     with pytest.raises(RegistryError, match="redirects"):
         pull(reference, cache)
     assert len(registry.paths("manifests")) < 20
+
+
+@pytest.mark.parametrize("location", ["http://SELF/v2/a/blobs/DIGEST?sig=a b\u00e9%2F", "/v2/a/blobs/DIGEST?sig=x",
+                                      "//SELF/v2/a/blobs/DIGEST"])
+def test_redirects_may_be_relative_and_badly_quoted(registry: FakeRegistry, cache: Path, location: str) -> None:
+    made = image([SMALL])
+    reference = registry.put("a", "1", made)
+    digest = json.loads(made.manifest)["layers"][0]["digest"]
+    registry.fault(digest, redirect=location.replace("SELF", registry.host).replace("DIGEST", digest))
+    assert pull(reference, cache).digest == made.digest
+    if "sig=a" in location:
+        assert registry.paths("sig=")[0].endswith("?sig=a%20b%E9%2F")
+
+
+def test_connections_are_kept(registry: FakeRegistry, cache: Path) -> None:
+    pull(registry.put("a", "1", image([SMALL])), cache)
+    assert len({one.peer for one in registry.seen}) == 1
+
+
+def test_a_registry_that_hangs_up_between_two_requests(registry: FakeRegistry, cache: Path) -> None:
+    """Without an answer that says so: the connection looks alive when the next request is sent, or nearly."""
+    reference = registry.put("a", "1", image([BIG, SMALL]))
+    registry.hang_up = True
+    assert pull(reference, cache)
+    assert len({one.peer for one in registry.seen}) == len(registry.seen)
+
+
+@pytest.mark.parametrize("answer", [b"", b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 abc\r\n\r\n", b"HTTP/1.1 200 OK\r\n" +
+                                    b"X: y\r\n" * 1000 + b"\r\n", b"HTTP/1.1 200 OK\r\nX: " + b"y" * 100_000,
+                                    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzzz\r\n",
+                                    b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"])
+def test_what_is_no_http(cache: Path, answer: bytes) -> None:
+    with RawServer(answer) as host, pytest.raises(RegistryError, match=r"(?s)a:1.*127\.0\.0\.1|breaks off"):
+        pull(f"{host}/a:1", cache)
+    assert leftovers(cache) == []
 
 
 def test_nobody_there(cache: Path) -> None:

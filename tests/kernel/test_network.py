@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from echo import hears, serve, silent
-from support import PACKAGE, prints, until
+from support import prints, python_path, until
 
 from pytest_sandbox import Network, NetworkError, Outbound, Sandbox, SandboxClosedError, SandboxUsageError
 
@@ -361,7 +361,7 @@ def test_nothing_is_left_after_a_sigkill() -> None:
     """
     before = host_state()
     process = subprocess.Popen([sys.executable, "-B", "-c", textwrap.dedent(code)], stdout=subprocess.PIPE,
-                               env={**os.environ, "PYTHONPATH": PACKAGE})
+                               env={**os.environ, "PYTHONPATH": python_path()})
     with process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"

@@ -207,7 +207,8 @@ def test_pyroute2_is_not_imported() -> None:
     """) == ["False"]
 
 
-@pytest.mark.parametrize("entry", ["example.org", "example.org:0", "example.org:99999", ":80", "a b:1", 5, "[::1]:80"])
+@pytest.mark.parametrize("entry", ["example.org", "example.org:0", "example.org:99999", ":80", "a b:1", 5, "[::1]",
+                                   "[192.0.2.1]:80", "[::g]:80", "2001:db8::1:80", "a:1/icmp", "a:1/", "a:1/udp/tcp"])
 def test_an_entry_that_is_none(entry: object) -> None:
     with pytest.raises(SandboxUsageError, match="host:port"):
         Outbound(allow=[entry])  # type: ignore[list-item]

@@ -72,6 +72,49 @@ def test_a_hog_fails_alone(pytester: pytest.Pytester, leak_check: None) -> None:
 
 
 @needs_memory
+@pytest.mark.parametrize("teardown", [False, True])
+def test_a_test_that_is_over_before_its_sandbox_ends_fails_too(pytester: pytest.Pytester, teardown: bool) -> None:
+    """On cgroup v1 it is the helper that ends the sandbox. Here that is stopped, and so comes too late."""
+    pytester.makeconftest("""
+        import signal
+        from pytest_sandbox.runtime import launch, syscalls
+
+        def pytest_sandbox_started(sandbox):
+            syscalls.pidfd_send_signal(launch.supervisor().pidfd, signal.SIGSTOP)
+
+        def pytest_runtest_logreport(report):
+            syscalls.pidfd_send_signal(launch.supervisor().pidfd, signal.SIGCONT)
+    """)
+    pytester.makepyfile(f"""
+        import subprocess, sys, pytest
+
+        def hog():
+            subprocess.run([sys.executable, "-c", "x = []\\nwhile True: x.append(bytearray(1 << 20))"])
+
+        @pytest.fixture
+        def late():
+            yield
+            if {teardown}:
+                hog()
+
+        @pytest.mark.sandbox(memory="64M")
+        def test_it(late):
+            if not {teardown}:
+                hog()
+
+        def test_next():
+            pass
+    """)
+    result = run(pytester)
+    outcomes = result.parseoutcomes()
+    # In the teardown it is one more outcome, unless it is found out so late that nobody knows in which phase it was.
+    late = teardown and "errors" in outcomes
+    told = tuple(outcomes.get(one, 0) for one in ("failed", "errors", "passed"))
+    assert told == ((0, 1, 2) if late else (1, 0, 1))
+    result.stdout.fnmatch_lines(["E   MemoryLimitExceeded: the sandbox reached its memory limit of 64 MiB: *"])
+
+
+@needs_memory
 def test_out_of_memory_in_every_phase(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("""
         import pytest

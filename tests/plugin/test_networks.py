@@ -63,6 +63,57 @@ def test_a_suite_with_networks(pytester: pytest.Pytester, options: tuple[str, ..
     result.assert_outcomes(passed=5)
 
 
+MANY = """
+import sys, time
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from pytest_sandbox import Network, Sandbox
+
+SERVER = '''import socket, sys
+sock = socket.create_server(("::", 7000), family=socket.AF_INET6, dualstack_ipv6=True)
+while True:
+    sock.accept()[0].sendall(sys.argv[1].encode())
+'''
+
+
+@pytest.fixture(scope="session")
+def pairs(worker_id):
+    with ExitStack() as stack:
+        made = []
+        for number in range(10):
+            net = stack.enter_context(Network("10.7.0.0/24", "fd07::/64"))
+            a, b = (stack.enter_context(Sandbox(hostname=name, network=net)) for name in "ab")
+            server = stack.enter_context(b.popen([sys.executable, "-c", SERVER, f"{worker_id} {number}"]))
+            stack.callback(server.kill)
+            b.wait_for_port(7000, 60)
+            made.append((net, a, b))
+        Path(__file__).with_name(worker_id).touch()
+        deadline = time.monotonic() + 100
+        while not all(Path(__file__).with_name(name).exists() for name in ("gw0", "gw1")):
+            assert time.monotonic() < deadline, "the other worker has no networks"
+            time.sleep(0.01)
+        yield made
+
+
+@pytest.mark.parametrize("number", range(20))
+def test_each_reaches_its_own(pairs, worker_id, number):
+    net, a, b = pairs[number % 10]
+    assert (net.address("a"), net.address("b")) == ("10.7.0.1", "10.7.0.2")
+    for host in ("10.7.0.2", "fd07::2"):
+        with a.connect(7000, host) as sock:
+            assert sock.recv(99).decode() == f"{worker_id} {number % 10}"
+"""
+
+
+def test_twenty_segments_at_once_in_two_workers(pytester: pytest.Pytester) -> None:
+    pytest.importorskip("xdist")
+    pytester.makepyfile(MANY)
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-n", "2")
+    result.assert_outcomes(passed=20)
+
+
 def test_a_network_that_is_closed_fails_its_test_with_the_reason(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("""
         import pytest
@@ -123,6 +174,8 @@ TRIES = """
 
     @pytest.mark.sandbox(network=Outbound(allow=["192.0.2.1:80"]))
     def test_outbound():
+        with pytest.raises(PermissionError):
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x", ("198.51.100.12", 123))
         subprocess.run([sys.executable, "-c", "import socket; socket.create_connection(('198.51.100.10', 443))"])
         assert False
 
@@ -154,7 +207,8 @@ def test_the_report_of_a_failure_names_what_it_tried_to_reach(pytester: pytest.P
     result.stdout.fnmatch_lines(["tried to reach addresses outside once", none])
     result.stdout.fnmatch_lines(["tried to reach addresses outside 2 times", none])
     result.stdout.fnmatch_lines(["tried to connect to 198.51.100.9:80", none])
-    result.stdout.fnmatch_lines(["tried to connect to tcp 198.51.100.10:443", "*the allow list of its Outbound*"])
+    result.stdout.fnmatch_lines(["tried to connect to 198.51.100.10:443", "tried to send udp to 198.51.100.12:123",
+                                 "*the allow list of its Outbound*"])
     result.stdout.no_fnmatch_line("*198.51.100.11*")
     result.stdout.no_fnmatch_line("*localhost*80*tried*")
     assert result.stdout.str().count("Sandbox network") == 5

@@ -18,7 +18,7 @@ CHOSEN = ("tests/kernel/test_limits_*.py", "tests/kernel/test_timeouts.py", "tes
           "tests/plugin/test_timeouts.py", "tests/kernel/test_faults.py", "tests/kernel/test_outbound.py")
 PYTHONS = {"trixie": "3.13", "bookworm": "3.11"}
 #: What the tests import, beside what Debian's Python has.
-NEEDS = ("pytest>=9", "pluggy", "filelock", "pyroute2", "urllib3", "hypothesis", "jeepney", "pexpect", "pytest-xdist",
+NEEDS = ("pytest>=9", "pluggy", "pyroute2", "hypothesis", "jeepney", "pexpect", "pytest-xdist",
          "pytest-rerunfailures", "pytest-timeout")
 
 

@@ -9,6 +9,10 @@ sysctl -qw kernel.yama.ptrace_scope=1 2>/dev/null
 
 # An outside for those that reach out: the machine has no network.
 ip link add outside type dummy && ip address add 192.0.2.1/24 dev outside && ip link set outside up
+ip address add 2001:db8:89::1/64 dev outside nodad
+
+# A disk that is scheduled by weight (blk-iocost), where the kernel has that.
+[ ! -e /sys/fs/cgroup/io.cost.qos ] || echo "$(cat /sys/block/vda/dev) enable=1" >/sys/fs/cgroup/io.cost.qos
 
 tests() { "$@" python3 -m pytest -p no:cacheprovider -q -rfEs $(cat /payload/chosen); }
 user() {

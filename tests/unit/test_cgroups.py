@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from pytest_sandbox.errors import SandboxUnavailable, SandboxUsageError
+from pytest_sandbox.runtime.blockio import bfq_weight
 from pytest_sandbox.runtime.cgroup_make import Groups, Made
-from pytest_sandbox.runtime.cgroups import Control
+from pytest_sandbox.runtime.cgroups import Control, quota
 from pytest_sandbox.runtime.hierarchies import Hierarchies, find_hierarchies
-from pytest_sandbox.runtime.weights import bfq_weight, quota
 from pytest_sandbox.spec import make_spec
 from pytest_sandbox.usage import size
 
@@ -63,7 +63,7 @@ def test_a_host_without_cgroups(tmp_path: Path) -> None:
     assert nothing == Hierarchies({}, None)
     control = Control(nothing)
     assert control.layout(make_spec({})) is None  # the default limit of processes is nobody's wish
-    for option, value in (("memory", "64M"), ("cpus", 1), ("cpu_weight", 1), ("io_weight", 1)):
+    for option, value in (("memory", "64M"), ("cpus", 1), ("cpu_weight", 1), ("io_weight", 1), ("io", "1M")):
         with pytest.raises(SandboxUnavailable, match=f"option {option}") as caught:
             control.layout(make_spec({option: value}))
         assert caught.value.remedy
