@@ -255,6 +255,8 @@ class Attempt:
                 self._limits.ended_it() if self._limits is not None else None) or aftermath.crashed(inbox, code)
         if not inbox.done:
             self._residue = compat.captured_so_far(self.item.config, SECTION_LIMIT)
+            if self.conductor.held is not None:
+                self._residue = self.conductor.held.added_to(self._residue)
         self._lose_group()
 
     def _lose_group(self) -> None:

@@ -1,7 +1,7 @@
 """Every private name of pytest and pluggy that this plugin touches, and nowhere else. Checked before the first use.
 
-The parts that are about output and about single plugins, other people's too, are in ``compat_output`` and
-``compat_plugins``; everybody uses them by way of this module.
+The parts that are about output and about single plugins, other people's too, are in ``compat_output``,
+``compat_capture`` and ``compat_plugins``; everybody uses them by way of this module.
 
 =====================================================  ======  =====================================================
 name                                                   needed  for
@@ -20,7 +20,8 @@ name                                                   needed  for
 ``Item._report_sections``                              yes     the output that the inside reported, attached outside
 ``CaptureManager.item_capture``,                       yes     capturing the teardown of higher scopes; what a crashed
 ``read_global_capture``, ``_global_capturing``,                test had printed; muting an attempt that is repeated
-``resume_global_capture``, ``_capture_fixture``
+``resume_global_capture``, ``_capture_fixture``,
+``CaptureFixture._start``, ``_capture``
 ``LoggingPlugin._runtest_for``, ``log_cli_handler``,   no      logging in the teardown of higher scopes; what an
 ``log_file_handler``, ``caplog_records_key``                   attempt that is repeated had logged
 ``HookCaller._hookimpls`` (pluggy)                     yes     inside, reports go to us alone
@@ -45,16 +46,17 @@ from typing import Any
 
 import pytest
 
-from .compat_output import Muted as Muted
-from .compat_output import Printed as Printed
-from .compat_output import bound_output as bound_output
+from .compat_capture import Held as Held
+from .compat_capture import Muted as Muted
+from .compat_capture import Printed as Printed
+from .compat_capture import bound_output as bound_output
+from .compat_capture import captured_so_far as captured_so_far
+from .compat_capture import is_held as is_held
+from .compat_capture import recording as recording
 from .compat_output import cache_directory as cache_directory
-from .compat_output import captured_so_far as captured_so_far
 from .compat_output import capturing as capturing
 from .compat_output import current_line as current_line
-from .compat_output import is_held as is_held
 from .compat_output import leave_temporary_base as leave_temporary_base
-from .compat_output import recording as recording
 from .compat_output import set_current_line as set_current_line
 from .compat_output import shows_as_it_happens as shows_as_it_happens
 from .compat_output import temporary_base as temporary_base

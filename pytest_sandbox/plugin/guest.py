@@ -108,6 +108,8 @@ class Guest:
         self.item = item
         if os.getuid() != self.conductor.uid:
             compat.leave_temporary_base(item.config)
+        if self.conductor.held is not None:
+            self.conductor.held.begin(item.config)
         traffic.begin()
         databases.move_inside(self._databases)
         self._databases = {}

@@ -36,7 +36,8 @@ AROUND = ("pytest_runtest_protocol", "pytest_runtest_logstart", "pytest_runtest_
           "pytest_runtest_logfinish", "pytest_warning_recorded", "pytest_sandbox_started", "pytest_sandbox_finished")
 #: Modules whose implementations of these keep nothing that a test could see, unless :func:`neighbours.watch` says so.
 KNOWN = ("_pytest.", "pytest_sandbox.", "xdist.", "pytest_forked.", "pytest_reportlog.", "pytest_html.",
-         "pytest_randomly.", "_hypothesis_pytestplugin.", "pytest_rerunfailures.", "pytest_timeout.", "pytest_benchmark.")
+         "pytest_randomly.", "_hypothesis_pytestplugin.", "pytest_rerunfailures.", "pytest_timeout.",
+         "pytest_benchmark.")
 #: How many tests must be to come that can use a zygote, so that it is worth its own fork.
 WORTH = 3
 #: How many sandboxes wait beyond that of the next test, where tests of the same spec follow.
