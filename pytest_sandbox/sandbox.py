@@ -64,6 +64,18 @@ def _says_all(excinfo: Any) -> bool:
     return isinstance(excinfo.value, SandboxError)
 
 
+def _take(spec: SandboxSpec, attempts: int = 3) -> Running:
+    """A ready sandbox by the plan of ``spec``; by another plan where the host's mounts have changed meanwhile."""
+    plan = plan_for(spec)
+    try:
+        return launch.take(plan)
+    except SandboxStartError as error:
+        if attempts > 1 and plan_for(spec).key != plan.key:
+            return _take(spec, attempts - 1)
+        from .runtime.probe import explain
+        raise explain(error) from error
+
+
 class Sandbox:
     """A sandbox: made from options or a spec, it runs from :meth:`start` (or entering, or first use) to :meth:`close`.
 
@@ -135,11 +147,7 @@ class Sandbox:
                 raise SandboxClosedError("this sandbox is closed", remedy="Make a new Sandbox; to start afresh, use "
                                                                           "reset() instead of close().")
             if self._running is None:
-                try:
-                    running = launch.take(plan_for(self._spec_now()))
-                except SandboxStartError as error:
-                    from .runtime.probe import explain
-                    raise explain(error) from error
+                running = _take(self._spec_now())
                 if self.spec.network not in ("none", "host"):
                     self._connect(running)
                 self._running = running

@@ -32,6 +32,8 @@ from .plan import Host, Plan, describe, tmpfs_limits
 forking = threading.RLock()
 #: Called in a fork of the caller when it has entered a sandbox.
 when_inside: list[Callable[[], None]] = []
+#: Called in a fork of the caller when it is in the sandbox's cgroup, and nowhere else yet.
+when_joined: list[Callable[[], None]] = []
 #: Descriptors of directories, and their paths.
 Folders = list[tuple[int, str]]
 
@@ -300,6 +302,8 @@ class Running:
                 self.group.join()
             for fd in self.joins:
                 os.write(fd, b"0")
+            for function in when_joined:
+                function()
             if namespaces:
                 sc.setns(self.pidfd, namespaces)
             _inside = True

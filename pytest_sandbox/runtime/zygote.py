@@ -25,6 +25,7 @@ from ..errors import SandboxClosedError
 from . import protocol, running
 from . import syscalls as sc
 from .plan import Host, Plan
+from .prefault import Pages
 from .running import ForkedChild, Running, wait_readable
 
 #: How a child's end is told: its return code, user and system seconds, blocks read and written.
@@ -150,6 +151,7 @@ class _Zygote:
         self.children: dict[int, tuple[ForkedChild, int, Running]] = {}  # by pidfd: and where to tell its end
         self.handlers: dict[int, Any] = {}
         self.folders: running.Folders = []
+        self.pages = Pages(host.privileged)
         self.poll = select.poll()
         for fd in (sock.fileno(), lifeline):
             self.poll.register(fd, select.POLLIN)
@@ -165,12 +167,17 @@ class _Zygote:
             running.leave_all()
             self.folders = running.open_folders()
             self.inside = ready()
+            running.when_joined.append(self.pages.copy)
             while True:
-                for fd, _ in self.poll.poll():
+                pause = self.pages.pause if self.children else None
+                ready_now = self.poll.poll(pause)
+                for fd, _ in ready_now:
                     if fd in self.children:
                         self.reap(fd)
                     elif fd == self.lifeline or not self.obey():
                         os._exit(0)
+                if pause is not None and not ready_now:
+                    self.pages.look(next(iter(self.children.values()))[0].pid)
         except BaseException:  # noqa: BLE001 - nothing of the caller's stack may run in this process
             os._exit(1)
 
@@ -178,6 +185,7 @@ class _Zygote:
         self.poll.unregister(fd)
         child, status, into = self.children.pop(fd)
         code = child.wait()
+        self.pages.ended(child.pid)
         with suppress(OSError):
             os.write(status, _END.pack(code, *into.spent))
         os.close(status)

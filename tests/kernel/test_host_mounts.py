@@ -198,3 +198,29 @@ def test_this_file_runs_as_both(tmp_path: Path) -> None:
     assert _in_private("""
 print(find_host().privileged)
 """, tmp_path) == [str(IS_ROOT)]
+
+
+def test_a_mount_that_goes_while_a_sandbox_is_made(tmp_path: Path) -> None:
+    """The plan has seen it, and the helper that carries the plan out has not: another plan is made."""
+    assert _in_private("""
+from pytest_sandbox.runtime import launch
+from types import SimpleNamespace
+with Sandbox() as sandbox:
+    print(sandbox.run(["ls", made("mnt")]).stdout.split())
+    mount("-t", "tmpfs", "brief", f"{folder}/mnt")
+    # The new helper that this asks for does not begin before the mount is gone.
+    def start(arguments, **options):
+        wait = f'until [ -e "{folder}/go" ]; do sleep 0.01; done; exec "$@"'
+        return subprocess.Popen(["sh", "-c", wait, "sh", *arguments], **options)
+    plans = []
+    def take(plan, take=launch.take):
+        if not plans:
+            subprocess.run(["umount", f"{folder}/mnt"], check=True)
+            os.rmdir(f"{folder}/mnt")
+            put("", "go")
+        plans.append(plan.key)
+        return take(plan)
+    launch.subprocess, launch.take = SimpleNamespace(Popen=start, DEVNULL=subprocess.DEVNULL), take
+    with Sandbox() as other:
+        print(other.run(["true"]).returncode, len(plans), len(set(plans)))
+""", tmp_path) == ["[]", "0 2 2"]
