@@ -12,6 +12,7 @@ returns from the end of the teardown.
 from __future__ import annotations
 
 import faulthandler
+import gc
 import json
 import logging
 import os
@@ -115,6 +116,7 @@ class Guest:
         self._databases = {}
         self.waits = False
         self._before = before
+        self._collections = gc.get_count()[1:]
         self._line = compat.current_line(item.config)
         self._phase = self._due = "setup"  # where the test is, and what has yet to be reported
         self._left = False
@@ -371,10 +373,19 @@ class Guest:
                     finalizers.pop()()
                 except compat.TEST_OUTCOME as error:
                     exceptions.append(error)
+        self._collect_garbage()
         if len(exceptions) == 1:
             raise exceptions[0]
         if exceptions:
             raise compat.exception_group("errors during test teardown", exceptions[::-1])
+
+    def _collect_garbage(self) -> None:
+        """What the test left in cycles: nothing collects it later, and ``__del__`` may have something to say.
+
+        Only what is young: a full collection would touch, and so copy, all of pytest's memory.
+        """
+        if self.item.config.pluginmanager.has_plugin("unraisableexception"):
+            gc.collect(0 if gc.get_count()[1:] == self._collections else 1)
 
     def _is_shared(self, node: pytest.Item | pytest.Collector) -> bool:
         """Whether what is set up for ``node`` in here belongs to all tests of the group."""
