@@ -155,6 +155,7 @@ class Spares:
 
     def retire(self) -> None:
         """Ends the zygote, and the child that waits."""
+        self._wanted = None
         spare, self._spare = self._spare, None
         if spare is not None:
             spare[0].close()
