@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from .errors import SandboxCallError, SandboxProtocolError
 from .runtime import protocol
-from .runtime.running import forking
+from .runtime.entering import forking
 
 if TYPE_CHECKING:
-    from .runtime.running import ForkedChild
+    from .runtime.children import ForkedChild
     from .sandbox import Sandbox
 
 

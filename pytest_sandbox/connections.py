@@ -26,8 +26,8 @@ from .errors import (
 )
 from .runtime import protocol
 from .runtime import syscalls as sc
+from .runtime.entering import forking
 from .runtime.netns import in_namespace
-from .runtime.running import forking
 
 if TYPE_CHECKING:
     import asyncio

@@ -24,6 +24,7 @@
     │   ├── PidsLimitExceeded    (BlockingIOError)     no more processes or threads
     │   ├── DiskLimitExceeded    (OSError)             its writable layer is full
     │   └── TimeLimitExceeded    (TimeoutError)        its time was up
+    ├── KeptTestError            (ValueError)          a kept test is not there, or cannot be used
     ├── StoreError               (OSError)             the layer store cannot be used, or is full
     └── ImageError               (ValueError)          an image reference, or an image, is unusable
         ├── ImageBuildError      (ValueError)          a Containerfile cannot be built
@@ -72,7 +73,7 @@ class SandboxError(Exception):
         self.what, self.why, self.remedy = what, why, remedy
         text = what if why is None else f"{what}: {why}"
         if remedy is not None:
-            text = f"{text.rstrip('.')}. {remedy}"
+            text = f"{text} {remedy}" if text.endswith("?") else f"{text.rstrip('.')}. {remedy}"
         self._text = text
         Exception.__init__(self, text)
 
@@ -294,6 +295,15 @@ class SandboxCommandError(SandboxError, subprocess.CalledProcessError):
 
     def __str__(self) -> str:
         return self._text
+
+
+class KeptTestError(SandboxError, ValueError):
+    """A kept test is not there, is damaged, or cannot be kept, opened or sent. ``id`` is what it was asked for by."""
+
+    def __init__(self, what: str, *, id: str = "", why: str | None = None,  # noqa: A002 - what users call it
+                 remedy: str | None = None) -> None:
+        self.id = id
+        self._tell(what, why, remedy)
 
 
 class ImageError(SandboxError, ValueError):

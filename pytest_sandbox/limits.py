@@ -15,9 +15,10 @@ from .errors import (
     SandboxClosedError,
     SandboxUsageError,
 )
-from .runtime.running import Running, wait_readable
+from .runtime.protocol import wait_readable
+from .runtime.running import Running
 from .runtime.syscalls import pidfd_send_signal
-from .spec import LIMITS, SandboxSpec, parse_options
+from .spec import LIMITS, SandboxSpec, closest, parse_options
 from .usage import LimitEvents, Usage, size
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def update(running: Running, spec: SandboxSpec, options: dict[str, Any]) -> Sand
     for option in options:
         if option not in LIMITS:
             raise SandboxUsageError(f"{option!r} cannot be changed while a sandbox runs", option=option,
-                                    value=options[option], allowed=", ".join(LIMITS))
+                                    value=options[option], allowed=", ".join(LIMITS), why=closest(option, LIMITS))
     removed = {option: None for option, value in options.items() if value is None and option not in ("pids", "disk")}
     changed = spec.merged({**parse_options({option: value for option, value in options.items()
                                             if option not in removed}), **removed})

@@ -49,7 +49,7 @@ class Outbound(AnyNetwork):
     def __init__(self, allow: Iterable[str] | None = None) -> None:
         self.allow: tuple[str, ...] | None = None
         if allow is not None:
-            self.allow = (allow,) if isinstance(allow, str) else tuple(allow)
+            self.allow = tuple(allow) if isinstance(allow, Iterable) and not isinstance(allow, str) else (allow,)
             for one in self.allow:
                 _entry(one)
 

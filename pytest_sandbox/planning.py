@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import threading
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from .errors import ImageError
@@ -19,6 +20,7 @@ from .spec import LIMITS, SandboxSpec, network_kind
 if TYPE_CHECKING:
     from .image.host import HostImage
     from .image.manifest import LayerStack
+    from .image.source import Progress
     from .image.store import ImageStore
     from .rootfs import Root
 
@@ -30,10 +32,12 @@ class ImageSettings:
 
     :param offline: never ask a registry.
     :param lock_file: a ``sandbox.lock`` whose digests hold; one that does not exist locks nothing.
+    :param progress: makes what is told how images come in; called when the store is first used.
     """
 
     offline: bool = False
     lock_file: str | None = None
+    progress: Callable[[], Progress | None] | None = field(default=None, compare=False)
 
 
 settings = ImageSettings()
@@ -161,7 +165,8 @@ def store() -> ImageStore:
         if settings.lock_file is not None and os.path.exists(settings.lock_file):
             from .image.lockfile import LockFile
             pins = LockFile.read(settings.lock_file).pin
-        _store = cache, settings, ImageStore(cache, offline=settings.offline, pins=pins)
+        _store = cache, settings, ImageStore(cache, offline=settings.offline, pins=pins,
+                                              progress=settings.progress() if settings.progress else None)
         _roots.clear()
         _built.clear()
     return _store[2]
@@ -178,7 +183,15 @@ def resolve(reference: str) -> LayerStack:
         known = _built.get(reference)
         if known is None:
             path, context = locate(reference.partition(":")[2])
-            known = _built[reference] = build(store(), path, context, Options())[0].image_id
+            progress = store().progress
+            progress.begin(reference, "building")
+            failed = True
+            try:
+                known = build(store(), path, context, Options(say=progress.step))[0].image_id
+                failed = False
+            finally:
+                progress.finish(failed=failed)
+            _built[reference] = known
         reference = f"image:{known}"
     return store().resolve(reference)
 

@@ -27,7 +27,9 @@ from .errors import (
     SandboxProtocolError,
 )
 from .runtime import protocol
-from .runtime.running import Running, forking, wait_readable, when_inside
+from .runtime.entering import forking, when_inside
+from .runtime.protocol import wait_readable
+from .runtime.running import Running
 from .usage import Usage
 
 #: How much of each output stream ``run()`` keeps unless it is told otherwise, in bytes.

@@ -24,9 +24,11 @@ from .errors import (
 from .planning import is_host, plan_for
 from .runtime import launch
 from .runtime import syscalls as sc
+from .runtime.children import ForkedChild
+from .runtime.entering import go_to, inside
 from .runtime.launch import shutdown
 from .runtime.plan import user_ids
-from .runtime.running import ForkedChild, Running, go_to, inside
+from .runtime.running import Running
 from .spec import Endpoint, SandboxSpec, network_kind, parse_options
 
 if TYPE_CHECKING:
@@ -285,6 +287,11 @@ class Sandbox:
             for child in list(running.children):
                 child.kill()
             running.ask({"ping": True})
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether its ``timeout`` had passed, and no call has told so yet."""
+        return self._deadline is not None and not self._deadline.told and self._deadline.error is not None
 
     def raise_untold(self) -> None:
         """Raises the limit that ended it, unless a call has done so already.

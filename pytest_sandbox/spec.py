@@ -208,7 +208,7 @@ def _io(option: str, value: object) -> tuple[tuple[str, int], ...]:
         value = {"read": value, "write": value}
     elif not value or not all(name in ("read", "write") for name in value):
         odd = next((name for name in value if name not in ("read", "write")), None)
-        why = _closest(odd, ("read", "write")) if isinstance(odd, str) else None
+        why = closest(odd, ("read", "write")) if isinstance(odd, str) else None
         raise _refuse(option, dict(value), allowed, why)
     found = []
     for name, text in sorted(value.items()):
@@ -236,7 +236,8 @@ def _network(option: str, value: object) -> str | tuple[Endpoint, ...]:
     made = [Endpoint(one) if isinstance(one, AnyNetwork) else one for one in several]
     endpoints = tuple(one for one in made if isinstance(one, Endpoint))
     if not endpoints or len(endpoints) < len(made):
-        raise _refuse(option, value, allowed)
+        raise _refuse(option, value, allowed,
+                      closest(value, ("none", "host", "outbound")) if isinstance(value, str) else None)
     if len({id(one.network) for one in endpoints}) < len(endpoints):
         raise _refuse(option, value, allowed, "a sandbox joins a network once")
     if sum(one.network.outbound for one in endpoints) > 1:
@@ -325,7 +326,7 @@ def _capabilities(option: str, value: object) -> tuple[str, ...]:
     for one in value:
         name = one.upper().removeprefix("CAP_") if isinstance(one, str) else ""
         if name not in CAPABILITIES:
-            raise _refuse(option, one, ", ".join(CAPABILITIES), _closest(name, CAPABILITIES))
+            raise _refuse(option, one, ", ".join(CAPABILITIES), closest(name, CAPABILITIES))
         names.append(name)
     return tuple(sorted(set(names)))
 
@@ -339,14 +340,14 @@ def _seccomp(option: str, value: object) -> str:
         if "/" in text or text.endswith(".json"):
             return abspath(text)
     raise _refuse(option, value, '"default", "unconfined", or the path of a profile in Docker\'s JSON format',
-                  _closest(text, words) if isinstance(text, str) else None)
+                  closest(text, words) if isinstance(text, str) else None)
 
 
 def _scope(option: str, value: object) -> str:
     if value in ("function", "class", "module"):
         return str(value)
     raise _refuse(option, value, '"function", "class" or "module"',
-                  _closest(value, ("function", "class", "module")) if isinstance(value, str) else None)
+                  closest(value, ("function", "class", "module")) if isinstance(value, str) else None)
 
 
 def _timeout(option: str, value: object) -> float:
@@ -381,7 +382,8 @@ OPTIONS: dict[str, Callable[[str, object], Any]] = {
 }
 
 
-def _closest(name: str, known: Iterable[str]) -> str | None:
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The question whether a known name was meant; None when none is close."""
     found = difflib.get_close_matches(name, list(known), n=1)
     return f"did you mean {found[0]!r}?" if found else None
 
@@ -396,7 +398,7 @@ def parse_options(options: Mapping[str, Any]) -> dict[str, Any]:
         read = OPTIONS.get(name)
         if read is None:
             raise SandboxUsageError(f"unknown sandbox option {name!r}", option=name, value=value,
-                                    allowed=", ".join(sorted(OPTIONS)), why=_closest(name, OPTIONS))
+                                    allowed=", ".join(sorted(OPTIONS)), why=closest(name, OPTIONS))
         parsed[name] = read(name, value)
     return parsed
 

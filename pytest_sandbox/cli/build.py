@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pytest_sandbox.image.source import Progress
 
 
 def register(commands: Any) -> None:
@@ -48,6 +51,8 @@ def _build(given: argparse.Namespace) -> int:
             return 2
         secrets[fields["id"]] = fields.get("src") or fields["source"]
     say = None if given.quiet else _say
+    if say is not None:
+        planning.settings = planning.ImageSettings(progress=_progress)
     image, builder = build(planning.store(), path, str(given.context), Options(
         arguments=arguments, target=given.target, cache=not given.no_cache, network=given.network, memory=given.memory,
         timeout=given.timeout, secrets=secrets, say=say))
@@ -57,6 +62,12 @@ def _build(given: argparse.Namespace) -> int:
         say(f"{builder.steps} steps, {builder.hits} layers from the cache")
     print(image.image_id if given.quiet else f"image:{image.image_id}")
     return 0
+
+
+def _progress() -> Progress:
+    from pytest_sandbox.image.progress import StreamAnnouncer
+
+    return StreamAnnouncer(sys.stderr)
 
 
 def _say(text: str) -> None:

@@ -49,7 +49,7 @@ def register(commands: Any) -> None:
     save.add_argument("image", metavar="IMAGE")
     save.add_argument("--output", "-o", type=Path, required=True, metavar="FILE")
 
-    load = _add(commands, "load", _load, "bring the images of such a file into the store")
+    load = _add(commands, "load", _load, "bring the images of such a file into the store, or a test from export")
     load.add_argument("file", type=Path, metavar="FILE")
     load.add_argument("--name", help="what to call the image")
 
@@ -149,10 +149,12 @@ def _ago(then: int) -> str:
 
 def _prune(given: argparse.Namespace) -> int:
     from pytest_sandbox.image.collect import prune
+    from pytest_sandbox.keeping.shelf import Shelf
 
     with _store() as store:
+        needed = Shelf(store.layout).needed_images()
         _tell(prune(store, everything=given.all, unused_for=given.unused_for, most=given.max_size, blobs=given.blobs,
-                    dry_run=given.dry_run), "would be removed" if given.dry_run else "removed")
+                    dry_run=given.dry_run, needed=needed), "would be removed" if given.dry_run else "removed")
     return 0
 
 
@@ -162,7 +164,7 @@ def _tell(removed: Removed, verb: str) -> None:
     for one in removed.images:
         print(f"{', '.join(one.names)}: {verb}")
     for one in removed.busy:
-        print(f"{', '.join(one.names)}: in use, stays")
+        print(f"{', '.join(one.names)}: in use, or a kept test needs it; stays")
     print(f"{len(removed.images)} images, {len(removed.layers)} layers, {len(removed.blobs)} compressed layers, "
           f"{show_bytes(removed.bytes)} {verb}")
 
@@ -191,7 +193,13 @@ def _save(given: argparse.Namespace) -> int:
 
 def _load(given: argparse.Namespace) -> int:
     from pytest_sandbox.image.export import load_images
+    from pytest_sandbox.keeping.bundle import is_bundle, load_bundle
 
+    if is_bundle(given.file):
+        kept = load_bundle(given.file)
+        assert kept.record is not None
+        print(f"kept test {kept.id}: {kept.record.nodeid}")
+        return 0
     with _store() as store:
         for stored in load_images(store, given.file, given.name):
             print(f"image:{stored.image_id}")

@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pytest_sandbox.image.source import Progress
 
 
 def register(commands: Any) -> None:
     """Adds the subcommands."""
     for name, text in (("run", "run a command in a sandbox"), ("shell", "open a shell in a sandbox")):
         one = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}, which ends with it.",
-                                  usage=f"pytest-sandbox {name} [options] [IMAGE]" + (
+                                  usage=f"pytest-sandbox {name} [options] [IMAGE{' | ID' * (name == 'shell')}]" + (
                                       " [-- COMMAND ...]" if name == "run" else ""))
         one.set_defaults(run=_run if name == "run" else _shell)
         one.add_argument("--network", choices=("none", "host"), default=None)
@@ -27,7 +30,8 @@ def register(commands: Any) -> None:
         one.add_argument("--timeout", type=float, metavar="SECONDS")
         one.add_argument("--commit", metavar="NAME", help="keep what was changed, as an image of that name")
         one.add_argument("--changes", action="store_true", help="say afterwards what was changed")
-        one.add_argument("image", nargs="?", default="host", metavar="IMAGE", help="default: host")
+        one.add_argument("image", nargs="?", default="host", metavar="IMAGE", help="default: host" + (
+            "; or the id of a kept test, or a file from export" if name == "shell" else ""))
         if name == "run":
             one.add_argument("command", nargs="*", metavar="COMMAND", help="default: what the image runs by itself")
 
@@ -50,18 +54,72 @@ def _run(given: argparse.Namespace) -> int:
 
 
 def _shell(given: argparse.Namespace) -> int:
+    from .kept import WORD
+
+    if WORD.fullmatch(given.image) or (os.path.isfile(given.image) and ":" not in given.image):
+        return _shell_in_kept(given)
     shell = os.environ.get("SHELL") or "/bin/sh"
     return _go(given, [shell, "-i"] if given.image == "host" else ["sh", "-i"])
 
 
-def _go(given: argparse.Namespace, command: list[str]) -> int:
+def _progress() -> Progress:
+    from pytest_sandbox.image.progress import StreamAnnouncer
+
+    return StreamAnnouncer(sys.stderr)
+
+
+def _settle() -> None:
+    from pytest_sandbox import planning
+
+    planning.settings = planning.ImageSettings(lock_file=os.path.abspath("sandbox.lock"), progress=_progress)
+
+
+def _shell_in_kept(given: argparse.Namespace) -> int:
+    """The state of a kept test: its files and options, without what limits it, and without its other networks."""
+    from pytest_sandbox import planning
+    from pytest_sandbox.keeping.opening import kept_image
+    from pytest_sandbox.keeping.shelf import Shelf
+    from pytest_sandbox.spec import LIMITS
+
+    from .kept import find
+
+    _settle()
+    kept = find(given.image)
+    record = kept.record
+    assert record is not None
+    with Shelf().hold(kept):
+        spec = record.spec()
+        options = {name: getattr(spec, name) for name in spec.given if name not in (*LIMITS, "timeout", "scope")}
+        asked = _options(given)
+        options["env"] = {**dict(spec.env), **asked.pop("env", {})}
+        gone = [one for one in options.get("mounts", ()) if not os.path.exists(one.source)]
+        options["mounts"] = [one for one in options.get("mounts", ()) if one not in gone]
+        notes = [f"{one.source} is not there any more" for one in gone]
+        if record.withheld:
+            notes.append("it came from elsewhere, so these options are not taken from it: "
+                         + ", ".join(record.withheld))
+        if record.networks:
+            notes.append(f"its network was {record.networks}; here it has none")
+        image = kept_image(kept, spec)
+        options.update(asked, image=image)
+        for note in notes:
+            print(f"pytest-sandbox: note: {note}", file=sys.stderr)
+        if planning.is_host(image) and "workdir" not in options and os.path.isdir(record.directory):
+            options["workdir"] = record.directory
+        shell = os.environ.get("SHELL") or "/bin/sh"
+        print(f"the state of {record.nodeid} when its {record.phase} had {record.outcome}; changes here are not kept",
+              file=sys.stderr)
+        return _go(given, [shell, "-i"] if planning.is_host(image) else ["sh", "-i"], options)
+
+
+def _go(given: argparse.Namespace, command: list[str], options: dict[str, Any] | None = None) -> int:
     import signal
     import subprocess
 
     from pytest_sandbox import Sandbox, planning
 
-    planning.settings = planning.ImageSettings(lock_file=os.path.abspath("sandbox.lock"))
-    with Sandbox(**_options(given)) as sandbox:
+    _settle()
+    with Sandbox(**(options if options is not None else _options(given))) as sandbox:
         if not command and planning.is_host(sandbox.spec.image):
             print("pytest-sandbox: give a command after --", file=sys.stderr)
             return 2

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO, NoReturn, Protocol, cast
 
-from ..errors import ImageCorrupt, ImageError, ImageNotFound
+from ..errors import ImageCorrupt, ImageError, ImageNotFound, LayerRejected
 from .compression import Limits, decompressed, is_compressed
 from .manifest import (
     MAX_DOCUMENT,
@@ -57,7 +57,12 @@ class DirectoryFiles:
         self._path = path
 
     def open(self, name: str) -> BinaryIO:
-        return open(os.path.join(self._path, name), "rb")
+        # not waiting for whoever might write to a named pipe, nor reading what has no end
+        fd = os.open(os.path.join(self._path, name), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise FileNotFoundError(name)
+        return open(fd, "rb")
 
     def has(self, name: str) -> bool:
         return os.path.isfile(os.path.join(self._path, name))
@@ -73,7 +78,7 @@ class TarFiles:
         self._file = _plain(open(path, "rb"), reference)  # noqa: SIM115 - closed by close()
         self._where: dict[str, tuple[int, int]] = {}
         try:
-            stream = _FileStream(self._file)
+            stream = FileStream(self._file)
             for entry in TarReader(stream, limits=Limits(), reference=reference):
                 name = os.path.normpath(entry.name.decode("utf-8", "surrogateescape"))
                 if entry.kind == "0" and entry.pieces is None:
@@ -81,8 +86,11 @@ class TarFiles:
                 elif entry.kind in "12" and (found := self._target(name, entry.link, entry.kind)):
                     self._where[name] = found  # docker save links equal layers
                 stream.skip(entry.stored)
-        except BaseException:
+        except BaseException as error:
             self._file.close()
+            if isinstance(error, (LayerRejected, ImageCorrupt)):
+                raise ImageCorrupt(f"image {reference!r} cannot be used", reference=reference,
+                                   why=f"the archive cannot be read: {error.why}") from None
             raise
 
     def _target(self, name: str, link: bytes, kind: str) -> tuple[int, int] | None:
@@ -112,7 +120,13 @@ def _plain(file: BinaryIO, reference: str) -> BinaryIO:
     with file:
         plain = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the source
         try:
+            limits, size = Limits(), 0
             for piece in decompressed(file, reference):
+                size += len(piece)
+                if size > limits.bytes or (size > limits.ratio_from and size > limits.ratio * file.tell()):
+                    raise ImageCorrupt(f"image {reference!r} cannot be used", reference=reference,
+                                       why=f"it expands to more than {size} bytes, from {file.tell()}",
+                                       remedy="If you trust it, decompress it yourself.")
                 plain.write(piece)
             plain.seek(0)
         except BaseException:
@@ -121,7 +135,7 @@ def _plain(file: BinaryIO, reference: str) -> BinaryIO:
         return cast(BinaryIO, plain)
 
 
-class _FileStream:
+class FileStream:
     """A seekable file for :class:`TarReader`: what is skipped is not read."""
 
     def __init__(self, file: BinaryIO) -> None:
@@ -187,8 +201,10 @@ class _ArchiveSource:
         try:
             with self._files.open(name) as file:
                 data = file.read(most + 1)
-        except FileNotFoundError:
-            self._refuse(f"there is no {name} in it")
+        except (FileNotFoundError, NotADirectoryError):
+            self._refuse(f"there is no file {name} in it")
+        except OSError as error:
+            self._refuse(f"{name} in it cannot be read: {error.strerror}")
         if len(data) > most:
             self._refuse(f"{name} is larger than {most} bytes")
         return data
@@ -200,8 +216,10 @@ class _ArchiveSource:
     def open_layer(self, layer: Descriptor) -> Iterator[BinaryIO]:
         try:
             file = self._files.open(self._where(layer))
-        except FileNotFoundError:
-            self._refuse(f"there is no {self._where(layer)} in it")
+        except (FileNotFoundError, NotADirectoryError):
+            self._refuse(f"there is no file {self._where(layer)} in it")
+        except OSError as error:
+            self._refuse(f"{self._where(layer)} in it cannot be read: {error.strerror}")
         with file:
             yield file
 
@@ -309,6 +327,10 @@ class DockerSource(_ArchiveSource):
         images = read_json(data, reference=self._reference, what="manifest.json")["images"]
         if not isinstance(images, list) or not images or not all(isinstance(one, dict) for one in images):
             self._refuse("its manifest.json lists no images")
+        for one in images:
+            tags = one.get("RepoTags") or []
+            if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+                self._refuse("the RepoTags in its manifest.json are not a list of names")
         return images
 
     def _where(self, layer: Descriptor) -> str:
@@ -387,6 +409,9 @@ def open_archive(reference: ArchiveReference | RootfsReference,
         raise ImageNotFound(f"image {text!r} is not there", reference=text, why=error.strerror,
                             remedy="Check the path; relative ones start at the current directory.") from None
     if isinstance(reference, RootfsReference):
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError(f"image {text!r} cannot be used", reference=text,
+                             why="it is neither a directory nor a file")
         return TarballSource(reference)
     if reference.kind == "oci":
         if not stat.S_ISDIR(status.st_mode):

@@ -104,16 +104,17 @@ def list_images(store: ImageStore) -> list[ListedImage]:
 
 
 def prune(store: ImageStore, *, everything: bool = False, unused_for: float | None = None, most: int | None = None,
-          blobs: bool = False, dry_run: bool = False) -> Removed:
+          blobs: bool = False, dry_run: bool = False, needed: frozenset[str] = frozenset()) -> Removed:
     """Removes what no image needs; and images, if asked to. Never what any process uses.
 
     :param everything: all images that are not in use.
     :param unused_for: images that were not used for so many seconds.
     :param most: images, the least recently used first, until the store has at most so many bytes.
     :param blobs: also the compressed layers, which only ``save`` needs; a registry has them still.
+    :param needed: ids of images that stay in any case.
     """
     images = list_images(store)
-    busy = tuple(one for one in images if _in_use(store.layout, one))
+    busy = tuple(one for one in images if one.image_id in needed or _in_use(store.layout, one))
     idle = [one for one in reversed(images) if one not in busy]
     doomed = [one for one in idle if everything or (unused_for is not None and time.time() - one.used > unused_for)]
     if most is not None:

@@ -17,6 +17,8 @@ from typing import Any, BinaryIO
 from ..errors import ImageCorrupt, ImageError, LayerRejected
 
 _CHUNK = 1 << 18  # large enough to be cheap for each call, small enough to stay in the processor's cache
+_ZSTD, _XZ = b"\x28\xb5\x2f\xfd", b"\xfd7zXZ\x00"
+_XZ_MEMORY = 256 << 20  # bytes; "xz -9" needs 65 MiB. zstd's own limit, for windows, is 128 MiB
 _AHEAD = 8  # chunks that may wait for the reader
 
 
@@ -193,7 +195,7 @@ class LayerStream:
 
 def is_compressed(head: bytes) -> bool:
     """Whether bytes that start like this (six of them are enough) are compressed in a way that we read."""
-    return head.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ\x00")) or _is_skippable(head)
+    return head.startswith((b"\x1f\x8b", _ZSTD, _XZ, b"BZh")) or _is_skippable(head)
 
 
 def decompressed(raw: BinaryIO, reference: str) -> Iterator[bytes]:
@@ -210,12 +212,18 @@ def _decompress(source: Callable[[], bytes], reference: str) -> Iterator[bytes]:
         head += more
     if head.startswith(b"\x1f\x8b"):
         yield from _frames(source, head, _Gzip, lambda rest: rest.startswith(b"\x1f"), "gzip", reference)
-    elif head.startswith(b"\x28\xb5\x2f\xfd") or _is_skippable(head):
-        yield from _frames(source, head, _zstd(reference), lambda rest: True, "zstd", reference)
-    elif head.startswith(b"\xfd7zXZ\x00"):
+    elif head.startswith(_ZSTD) or _is_skippable(head):
+        yield from _frames(source, head, _zstd(reference),
+                           lambda rest: rest.startswith(_ZSTD) or _is_skippable(rest), "zstd", reference)
+    elif head.startswith(_XZ):
         import lzma  # not in every build of Python
 
-        yield from _frames(source, head, lzma.LZMADecompressor, lambda rest: True, "xz", reference)
+        yield from _frames(source, head, lambda: lzma.LZMADecompressor(memlimit=_XZ_MEMORY),
+                           lambda rest: rest.startswith(_XZ[:4]), "xz", reference)
+    elif head.startswith(b"BZh"):
+        import bz2
+
+        yield from _frames(source, head, bz2.BZ2Decompressor, lambda rest: rest.startswith(b"BZh"), "bzip2", reference)
     else:
         while head:
             yield head

@@ -26,36 +26,46 @@ class DiffWriter:
     :param layers: the layers below and the upper directory itself, lowest first, for what renamed directories hold.
     :param skip: paths, without a leading slash, that are not part of the layer.
     :param owner: what the caller's own uid and gid are inside; None where ids are the same on both sides.
-    :param root: mode, owner and group of the root directory below; what differs from them is written down.
+    :param root: mode, owner and group of the root directory below; what differs from them is written down. None for
+        a tree of the host, whose root is written down wherever anything is.
     :param latest: the latest modification time that is kept, in seconds since 1970 (``SOURCE_DATE_EPOCH``).
+    :param below: the directory that all names are below, such as ``"srv/data/"``.
     """
 
-    def __init__(self, out: BinaryIO, layers: Sequence[str], *, skip: frozenset[str] = frozenset(),
+    def __init__(self, out: BinaryIO | tarfile.TarFile, layers: Sequence[str], *, skip: frozenset[str] = frozenset(),
                  owner: tuple[int, int] | None = None, latest: int | None = None,
-                 root: tuple[int, int, int] | None = None) -> None:
+                 root: tuple[int, int, int] | None = None, below: str = "") -> None:
         self._root = root
-        self._tar = tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT,  # noqa: SIM115 - closed by write()
-                                 encoding="utf-8", errors="surrogateescape")
+        self._tar = out if isinstance(out, tarfile.TarFile) else open_archive(out)
+        self._ours = self._tar is not out
+        self._prefix = below
         self._layers, self._skip, self._owner, self._latest = layers, skip, owner, latest
         self._names: dict[tuple[int, int], str] = {}
         self.entries = 0
 
     def write(self) -> None:
-        """Writes everything, and the archive's end."""
+        """Writes everything, and the archive's end unless the archive is the caller's."""
         upper = os.open(self._layers[-1], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            look = os.fstat(upper)
-            if self._root is not None and self._look(look) != self._root:
-                info = tarfile.TarInfo("./")
-                info.type = tarfile.DIRTYPE
-                info.mode, info.uid, info.gid = self._look(look)
-                self._tar.addfile(info)
-                self.entries += 1
+            status = os.fstat(upper)
+            look = self._look(status)
+            if self._root is not None and look != self._root:
+                self._add_root(look)
             with LowerView(self._layers) as self._view:
                 self._folder(upper, "")
+            if self._root is None and self.entries:  # of a host's tree: a layer without it would say 0755
+                self._add_root(look, int(status.st_mtime))
         finally:
             os.close(upper)
-        self._tar.close()
+        if self._ours:
+            self._tar.close()
+
+    def _add_root(self, look: tuple[int, int, int], mtime: int = 0) -> None:
+        info = tarfile.TarInfo(self._prefix or "./")
+        info.type, info.mtime = tarfile.DIRTYPE, mtime
+        info.mode, info.uid, info.gid = look
+        self._tar.addfile(info)
+        self.entries += 1
 
     def _look(self, look: os.stat_result) -> tuple[int, int, int]:
         """Mode, owner and group as they are inside."""
@@ -68,7 +78,10 @@ class DiffWriter:
     def _folder(self, fd: int, below: str) -> None:
         for name in sorted(os.listdir(fd)):
             path = f"{below}/{name}" if below else name
-            entry = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+            try:
+                entry = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+            except FileNotFoundError:
+                continue  # what runs inside has removed it meanwhile
             try:
                 self._entry(fd, name, entry, path)
             finally:
@@ -113,7 +126,7 @@ class DiffWriter:
 
     def _mark(self, path: str, name: str, look: os.stat_result) -> None:
         folder = path.rpartition("/")[0]
-        info = tarfile.TarInfo(f"{folder}/{name}" if folder else name)
+        info = tarfile.TarInfo(self._prefix + (f"{folder}/{name}" if folder else name))
         info.mode, info.mtime = 0o600, 0
         self._tar.addfile(info)
         self.entries += 1
@@ -121,6 +134,7 @@ class DiffWriter:
     def _add(self, fd: int, path: str, look: os.stat_result) -> None:
         if stat.S_ISSOCK(look.st_mode):
             return  # a socket is nothing without the process that listens
+        path = self._prefix + path
         info = tarfile.TarInfo(path)
         info.mode, info.uid, info.gid = self._look(look)
         seconds, rest = divmod(look.st_mtime_ns, 1_000_000_000)
@@ -149,9 +163,24 @@ class DiffWriter:
                 self._names[look.st_dev, look.st_ino] = path
             info.size = look.st_size
             with opened(fd, look, os.O_RDONLY, 0o400) as plain, open(plain, "rb", closefd=False) as file:
-                self._tar.addfile(info, file)
+                self._tar.addfile(info, _Exactly(file))  # type: ignore[arg-type]
             return
         self._tar.addfile(info)
+
+
+class _Exactly:
+    """A file that goes on with zeros where it has become shorter: its size is written down already."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def read(self, count: int) -> bytes:
+        return self._file.read(count).ljust(count, b"\0")
+
+
+def open_archive(out: BinaryIO) -> tarfile.TarFile:
+    """A layer archive to be written."""
+    return tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT, encoding="utf-8", errors="surrogateescape")
 
 
 def _has(where: bytes, name: str) -> bool:

@@ -57,9 +57,9 @@ def _write(store: ImageStore, stored: StoredImage, reference: str, tar: tarfile.
         info.type, info.mode = tarfile.DIRTYPE, 0o755
         tar.addfile(info)
     layers: list[Descriptor] = []
-    with _source(store, stored) as source:
+    with layers_source(store, stored) as source:
         for at in range(len(stored.layers)):
-            with _layer(store, stored, source, at, scratch) as (known, file):
+            with layer_file(store, stored, source, at, scratch) as (known, file):
                 if known.digest not in {one.digest for one in layers}:
                     _add(tar, f"blobs/{known.digest.replace(':', '/')}", known.size, file)
                 layers.append(known)
@@ -67,31 +67,51 @@ def _write(store: ImageStore, stored: StoredImage, reference: str, tar: tarfile.
     manifest = stored.manifest
     if manifest is None or tuple(layers) != stored.layers:
         manifest = _manifest(config, layers)
-    digest = digest_of(manifest)
-    for name, data in ((stored.image_id, stored.config), (digest, manifest)):
-        _add(tar, f"blobs/{name.replace(':', '/')}", len(data), io.BytesIO(data))
+    parsed = parse_reference(reference)
+    tagged = f"{parsed.name}:{parsed.tag}" if isinstance(parsed, RegistryReference) and parsed.tag else None
+    return _write_documents(tar, stored.config, manifest, layers, tagged)
+
+
+def write_layout(tar: tarfile.TarFile, config: bytes, layers: list[Descriptor], name: str | None) -> str:
+    """Ends an archive that has an image's layers as blobs already: configuration, manifest, and what lists them.
+
+    :param name: what to call the image, with its tag.
+    :return: the manifest's digest.
+    """
+    manifest = _manifest(Descriptor(digest_of(config), len(config), OCI_CONFIG), layers)
+    return _write_documents(tar, config, manifest, layers, name)
+
+
+def _write_documents(tar: tarfile.TarFile, config: bytes, manifest: bytes, layers: list[Descriptor],
+                     name: str | None) -> str:
+    digest, image_id = digest_of(manifest), digest_of(config)
+    for one, data in ((image_id, config), (digest, manifest)):
+        add_member(tar, f"blobs/{one.replace(':', '/')}", data)
     entry: dict[str, Any] = {"mediaType": json.loads(manifest).get("mediaType", OCI_MANIFEST), "digest": digest,
                              "size": len(manifest)}
     tags: list[str] = []
-    parsed = parse_reference(reference)
-    if isinstance(parsed, RegistryReference) and parsed.tag:
-        entry["annotations"] = {"io.containerd.image.name": f"{parsed.name}:{parsed.tag}",
-                                "org.opencontainers.image.ref.name": parsed.tag}
-        tags = [f"{parsed.name.removeprefix('docker.io/library/').removeprefix('docker.io/')}:{parsed.tag}"]
-    for name, document in (
+    if name is not None:
+        entry["annotations"] = {"io.containerd.image.name": name,
+                                "org.opencontainers.image.ref.name": name.rpartition(":")[2]}
+        tags = [name.removeprefix("docker.io/library/").removeprefix("docker.io/")]
+    for file, document in (
             ("index.json", {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json",
                             "manifests": [entry]}),
-            ("manifest.json", [{"Config": f"blobs/{stored.image_id.replace(':', '/')}", "RepoTags": tags,
+            ("manifest.json", [{"Config": f"blobs/{image_id.replace(':', '/')}", "RepoTags": tags,
                                 "Layers": [f"blobs/{one.digest.replace(':', '/')}" for one in layers]}]),
             ("oci-layout", {"imageLayoutVersion": "1.0.0"})):
-        data = json.dumps(document, sort_keys=True).encode()
-        _add(tar, name, len(data), io.BytesIO(data))
+        add_member(tar, file, json.dumps(document, sort_keys=True).encode())
     return digest
 
 
 def _manifest(config: Descriptor, layers: list[Descriptor]) -> bytes:
     return json.dumps({"config": config.as_json(), "layers": [one.as_json() for one in layers],
                        "mediaType": OCI_MANIFEST, "schemaVersion": 2}, sort_keys=True).encode()
+
+
+def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    """Adds a file with the given content."""
+    _add(tar, name, len(data), io.BytesIO(data))
 
 
 def _add(tar: tarfile.TarFile, name: str, size: int, file: BinaryIO) -> None:
@@ -101,7 +121,7 @@ def _add(tar: tarfile.TarFile, name: str, size: int, file: BinaryIO) -> None:
 
 
 @contextlib.contextmanager
-def _source(store: ImageStore, stored: StoredImage) -> Iterator[Source | None]:
+def layers_source(store: ImageStore, stored: StoredImage) -> Iterator[Source | None]:
     """Where the image came from, for layers whose bytes the store has not kept; opened only if one is missing."""
     if all(os.path.exists(store.layout.blob(one.digest)) or one.size == 0 for one in stored.layers):
         yield None
@@ -142,8 +162,9 @@ def _known_by(store: ImageStore, stored: StoredImage) -> StoredImage:
 
 
 @contextlib.contextmanager
-def _layer(store: ImageStore, stored: StoredImage, source: Source | None, at: int,
-           scratch: str) -> Iterator[tuple[Descriptor, BinaryIO]]:
+def layer_file(store: ImageStore, stored: StoredImage, source: Source | None, at: int,
+               scratch: str) -> Iterator[tuple[Descriptor, BinaryIO]]:
+    """The bytes of an image's layer, and what to call them."""
     layer, what = stored.layers[at], f"layer {at + 1}/{len(stored.layers)}"
     if layer.size == 0:
         yield layer, io.BytesIO()

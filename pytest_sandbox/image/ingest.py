@@ -127,8 +127,6 @@ class Ingest:
             if isinstance(error, OSError):
                 raise self._readable(error) from error
             raise
-        finally:
-            self._progress.finish()
 
     def _readable(self, error: OSError) -> BaseException:
         return error if hasattr(error, "what") else store_error(error, self._layout.root)

@@ -9,6 +9,7 @@
       images/<hex>.json            manifest, configuration and layer keys of one image, by image id
       names/<hex>.json             what a reference meant when it was resolved
       builds/<key>.json            what a step of a build has made; build-caches/ are its cache mounts
+      kept/<id>/                   a kept test (see ``keeping.shelf``)
       staging/<name>[.lock]        being made; without a holder of its lock it is rubbish
       trash/<random>               being deleted
 
@@ -30,8 +31,8 @@ from ..errors import StoreError
 from .locks import lock
 from .resolve import remove_tree
 
-_ROOMS = ("layers", "blobs", "blobs/sha256", "blobs/sha512", "images", "names", "builds", "build-caches", "staging",
-          "trash")
+_ROOMS = ("layers", "blobs", "blobs/sha256", "blobs/sha512", "images", "names", "builds", "build-caches", "kept",
+          "staging", "trash")
 
 
 def default_root() -> Path:

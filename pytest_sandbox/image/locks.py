@@ -54,14 +54,14 @@ def lock(path: str, *, exclusive: bool, create: bool = False, wait: bool = True,
 
     :param create: make the file when it is absent; otherwise absence is an error.
     :param wait: False returns None when somebody holds a lock that excludes this one.
-    :param on_wait: called once before the first wait.
+    :param on_wait: called before each wait, which is a fifth of a second at most.
     :param cancelled: looked at while waiting; None is returned when it says so.
     :raises FileNotFoundError: when there is no such file, and ``create`` was not given.
     :raises StoreError: when the file system has no locks.
     """
     flags = (os.O_RDWR | os.O_CREAT if create else os.O_RDWR) | os.O_CLOEXEC | os.O_NOFOLLOW
     how = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
-    pause, told = 0.005, False
+    pause = 0.005
     while True:
         fd = os.open(path, flags, 0o600)
         try:
@@ -73,9 +73,8 @@ def lock(path: str, *, exclusive: bool, create: bool = False, wait: bool = True,
                                  remedy="Set PYTEST_SANDBOX_CACHE to a directory on a local disk.") from None
             if not wait or (cancelled is not None and cancelled()):
                 return None
-            if not told and on_wait is not None:
+            if on_wait is not None:
                 on_wait()
-            told = True
             time.sleep(pause)
             pause = min(pause * 1.5, 0.2)
             continue

@@ -212,6 +212,11 @@ def read_json(data: bytes, *, reference: str, what: str) -> dict[str, Any]:
         raise _corrupt(reference, f"the {what} is not JSON that can be read: {error}") from None
     if not isinstance(document, dict):
         raise _corrupt(reference, f"the {what} is not a JSON object")
+    if b"\\ud" in data.lower():  # half of a character outside of the basic plane is no text, and no program takes it
+        try:
+            json.dumps(document, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise _corrupt(reference, f"the {what} holds half a character") from None
     return document
 
 

@@ -56,7 +56,14 @@ class Source(Protocol):
 
 
 class Progress:
-    """What a pull has to tell. This one tells nothing; see :mod:`.progress`. Called from several threads."""
+    """What a pull has to tell. This one tells nothing; see :mod:`.progress`. Called from several threads, but for
+    ``begin``, ``step`` and ``finish``."""
+
+    def begin(self, reference: str, doing: str = "pulling") -> None:
+        """An image is on its way: ``pulling``, ``unpacking`` or ``building``. May nest: a build pulls its base."""
+
+    def step(self, text: str) -> None:
+        """What a build does now."""
 
     def start(self, what: str, total: int | None) -> None: ...
 
@@ -64,8 +71,10 @@ class Progress:
 
     def done(self, what: str) -> None: ...
 
-    def waiting(self, what: str, why: str) -> None: ...
+    def waiting(self, what: str, why: str) -> None:
+        """Said again and again, while it lasts."""
 
     def note(self, text: str) -> None: ...
 
-    def finish(self) -> None: ...
+    def finish(self, *, failed: bool = False) -> None:
+        """What began last is there, or will not come."""

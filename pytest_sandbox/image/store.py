@@ -274,12 +274,22 @@ class ImageStore:
                                 remedy="Commit one: Sandbox().commit(name), or see pytest-sandbox images.")
         stamp = _stamp(parsed)
         target = self.pinned(parsed)
-        with closing(self.source(target, reference)) as source:
-            stored = self.add(source, source.image())
+        stored = self._bring(target, reference)
         self.layout.write_record(self.layout.name(self.name_key(target)), {
             "version": 1, "name": str(target), "platform": str(self.platform), "image_id": stored.image_id,
             "digest": stored.digest, "stamp": stamp, "resolved": int(time.time())})
         return self._stack(stored, reference)
+
+    def _bring(self, target: Reference, reference: str) -> StoredImage:
+        self.progress.begin(reference, "pulling" if isinstance(target, RegistryReference) else "unpacking")
+        try:
+            with closing(self.source(target, reference)) as source:
+                stored = self.add(source, source.image())
+        except BaseException:
+            self.progress.finish(failed=True)
+            raise
+        self.progress.finish()
+        return stored
 
     def source(self, parsed: Reference, reference: str) -> Source:
         """Where a reference leads. The caller closes it.

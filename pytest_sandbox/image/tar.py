@@ -25,6 +25,16 @@ _XATTR = b"SCHILY.xattr."
 _LARGEST = (1 << 63) - 1
 
 
+def _is_sum(block: bytes) -> bool:
+    """Whether a header's checksum is right; some old programs summed up signed bytes."""
+    text = block[148:156].strip(b" \0").partition(b"\0")[0]
+    if not text or text.strip(b"01234567"):
+        return False
+    total = sum(block) - sum(block[148:156]) + 256
+    signed = total - 256 * sum(byte > 127 for byte in block[:148] + block[156:])
+    return int(text, 8) in (total, signed)
+
+
 class ByteStream(Protocol):
     """What an archive is read from."""
 
@@ -75,6 +85,7 @@ class TarReader:
         self._limits = limits
         self._reference = reference
         self._padding = 0
+        self._begun = False
         self.name = b""  # of the member being read, for messages
 
     def __iter__(self) -> Iterator[Entry]:
@@ -136,17 +147,19 @@ class TarReader:
             if second and second != _ZEROS:
                 raise self.reject("header", "a single block of zeros stands between two headers")
             return None
-        stated = self._number(block[148:156], "checksum")
-        total = sum(block) - sum(block[148:156]) + 256
-        if stated != total:
-            signed = total - 256 * sum(byte > 127 for byte in block[:148] + block[156:])
-            if stated != signed:
-                raise self.reject("header", "the header's checksum is wrong")
+        if not _is_sum(block):
+            if not self._begun:
+                raise LayerRejected(
+                    f"a layer of {self._reference!r} cannot be unpacked", reference=self._reference, rule="header",
+                    why=f"it is no tar archive, nor one compressed with gzip, zstd, xz or bzip2: it begins with "
+                        f"{show(block[:16])!r}")
+            raise self.reject("header", "the header's checksum is wrong")
+        self._begun = True
         return block
 
     def _early(self) -> ImageCorrupt:
-        return ImageCorrupt(f"a layer of {self._reference!r} cannot be unpacked", reference=self._reference,
-                            why=f"the archive ends early, after entry {show(self.name)!r}")
+        why = f"the archive ends early, after entry {show(self.name)!r}" if self.name else "it is no tar archive"
+        return ImageCorrupt(f"a layer of {self._reference!r} cannot be unpacked", reference=self._reference, why=why)
 
     def _number(self, field: bytes, what: str, *, negative: bool = False) -> int:
         if field[0] & 0x80:  # GNU's base-256, two's complement over the rest

@@ -7,6 +7,7 @@ of ``bsdtar --format=mtree``, one full path a line, so that other tools can read
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import os
 import stat
@@ -19,7 +20,8 @@ _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789/._-+,:@~%^!()[]{}<>|;$&'`")
 # Set by the host for its own purposes, not by a layer.
 _NOT_OURS = ("security.selinux", "security.ima", "security.evm", "system.posix_acl_default", "system.posix_acl_access")
-_HASH_SPARSE_UP_TO = 1 << 30
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_BLOCK = 1 << 16
 
 _KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "dir", stat.S_IFLNK: "link", stat.S_IFCHR: "char", stat.S_IFBLK: "block",
           stat.S_IFIFO: "fifo", stat.S_IFSOCK: "socket"}
@@ -62,8 +64,9 @@ def finish_tree(root: str, applied: Applied, *, owners: bool) -> tuple[bytes, Me
             os.fchmod(fd, mode)
             os.utime(fd, ns=(mtime, mtime))
         elif kind == stat.S_IFREG:
-            digest = applied.hashes.get(status.st_ino) or _digest(fd, name, status)
-            extra = f" size={status.st_size}" + (f" sha256digest={digest.hex()}" if digest else "")
+            digest = applied.hashes.get(status.st_ino)
+            extra = f" size={status.st_size} " + (f"sha256digest={digest.hex()}" if digest else
+                                                  f"sha256extents={_digest_of_data(fd, name).hex()}")
         elif kind == stat.S_IFLNK:
             extra = f" link={_vis(os.readlink(name, dir_fd=fd))}"
         elif kind in (stat.S_IFCHR, stat.S_IFBLK):
@@ -117,11 +120,12 @@ def _present(fd: int, name: bytes, status: os.stat_result, recorded: str) -> dic
              "gid": str(status.st_gid), "time": f"{mtime // 1_000_000_000}.{mtime % 1_000_000_000:09d}"}
     if kind == stat.S_IFREG:
         facts["size"] = str(status.st_size)
-        if "sha256digest=" in recorded:
-            try:
-                facts["sha256digest"] = _digest(fd, name, None).hex()
-            except PermissionError:
-                facts["sha256digest"] = _facts(recorded)["sha256digest"]
+        for key, measure in (("sha256digest", _digest), ("sha256extents", _digest_of_data)):
+            if f"{key}=" in recorded:
+                try:
+                    facts[key] = measure(fd, name).hex()
+                except PermissionError:
+                    facts[key] = _facts(recorded)[key]
     elif kind == stat.S_IFLNK:
         facts["link"] = _vis(os.readlink(name, dir_fd=fd))
     elif kind in (stat.S_IFCHR, stat.S_IFBLK):
@@ -130,18 +134,38 @@ def _present(fd: int, name: bytes, status: os.stat_result, recorded: str) -> dic
     return facts
 
 
-def _digest(fd: int, name: bytes, status: os.stat_result | None) -> bytes:
-    """Of a regular file's content; empty where holes would make it endless."""
-    if status is not None and status.st_size > _HASH_SPARSE_UP_TO:
-        return b""
+def _digest(fd: int, name: bytes) -> bytes:
+    """Of a regular file's content."""
     digest = hashlib.sha256()
-    file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=fd)
+    file = os.open(name, _READ, dir_fd=fd)
     try:
         while data := os.read(file, 1 << 20):
             digest.update(data)
     finally:
         os.close(file)
     return digest.digest()
+
+
+def _digest_of_data(fd: int, name: bytes) -> bytes:
+    """Of a sparse file's blocks that are not zero, with their numbers: a hole of a terabyte costs nothing, and where
+    the file system keeps holes does not matter."""
+    digest = hashlib.sha256()
+    file = os.open(name, _READ, dir_fd=fd)
+    try:
+        at = 0
+        while True:
+            try:
+                at = max(at, os.lseek(file, at, os.SEEK_DATA) // _BLOCK * _BLOCK)
+            except OSError as error:
+                if error.errno != errno.ENXIO:  # no data behind this
+                    raise
+                return digest.digest()
+            block = os.pread(file, _BLOCK, at)
+            if block.strip(b"\0"):
+                digest.update(at.to_bytes(8, "big") + block)
+            at += _BLOCK
+    finally:
+        os.close(file)
 
 
 def _xattrs(fd: int, name: bytes) -> str:

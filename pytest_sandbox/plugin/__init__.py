@@ -39,7 +39,11 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", MARKER)
-    config.stash[_settings] = Settings(config)
+    settings = config.stash[_settings] = Settings(config)
+    if config.getoption("sandbox_keep") or config.getini("sandbox_keep") != "none":
+        from . import keeping
+
+        keeping.register(config, settings)
     most = config.getoption("sandbox_usage")
     if most is not None and not hasattr(config, "workerinput"):
         from .consumption import UsageSummary

@@ -13,7 +13,7 @@ import pytest
 from pytest_sandbox.errors import SandboxCrashed, SandboxError, SandboxProtocolError
 
 from . import benchmarks, compat, cover, reporting
-from .inbox import BrokenInside, Inbox
+from .inbox import ENDS_THE_RUN, BrokenInside, Inbox
 from .options import PytestSandboxWarning
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def report_of_ending(run: ItemRun, inbox: Inbox, when: Any, residue: dict[str, s
     """
     __tracebackhide__ = True
     error, item = inbox.ending, run.item
-    if error is None or isinstance(error, (KeyboardInterrupt, pytest.exit.Exception, BrokenInside)):
+    if error is None or isinstance(error, ENDS_THE_RUN):
         raise error or BrokenInside("no ending")
     if isinstance(error, SandboxCrashed):
         error.output = "".join(residue.values())[-4000:]

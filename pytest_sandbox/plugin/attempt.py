@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,7 +15,7 @@ from pytest_sandbox.errors import SandboxError
 from . import aftermath, asked, compat, entering, extensions, higher, limits, neighbours, reporting, traffic
 from .guest import SECTION_LIMIT, Before, Guest
 from .household import Fork
-from .inbox import BrokenInside, Inbox, Phase
+from .inbox import ENDS_THE_RUN, Inbox, Phase
 from .interrupts import Gate
 from .options import PytestSandboxWarning
 from .timers import Timers
@@ -226,7 +227,7 @@ class Attempt:
         while True:
             try:
                 self._let_interrupts_through()
-                inbox.read(fork.child, fork.reading, until, self._answer if self.conductor.live else None,
+                inbox.read(fork.child, fork.reading, until, self._answering(),
                            self._limits.clock if self._limits is not None else None, self.conductor.spares)
             except KeyboardInterrupt as error:
                 if inbox.debugging:
@@ -257,6 +258,8 @@ class Attempt:
             self._residue = compat.captured_so_far(self.item.config, SECTION_LIMIT)
             if self.conductor.held is not None:
                 self._residue = self.conductor.held.added_to(self._residue)
+        if self.conductor.keeper is not None and not isinstance(inbox.ending, ENDS_THE_RUN):
+            self.conductor.keeper.take(self.item, fork.sandbox, inbox.now)
         self._lose_group()
 
     def _lose_group(self) -> None:
@@ -273,6 +276,22 @@ class Attempt:
     def _pass_on_interrupt(fork: Fork) -> None:
         """The child has a session of its own: a terminal, too, interrupts pytest alone."""
         fork.child.send_signal(signal.SIGINT)
+
+    def _answering(self) -> Callable[[str, bool], None] | None:
+        """What to do with each report as it comes, if anything."""
+        if self.conductor.live:
+            return self._answer
+        return self._keep if self.conductor.keeper is not None else None
+
+    def _keep(self, when: str, main: bool) -> None:
+        """Keeps the sandbox of a test whose phase has failed; its process waits for that."""
+        report = self.inbox.phases[when].report if main else None
+        if report is None or self._fork is None or self.conductor.keeper is None:
+            return
+        clock = self._limits.clock if self._limits is not None else None
+        if clock is not None:
+            clock.patience(True)
+        self.conductor.keeper.heard(self.item, self._fork.sandbox, report)
 
     def _answer(self, when: str, main: bool) -> None:
         """Deals with a report as it comes; the child goes on when it is told so."""
@@ -355,6 +374,8 @@ class Attempt:
             if report.failed and self._fork is not None:
                 traffic.add_refused(report, self._fork.sandbox)
             self._failed |= report.failed
+            if self.conductor.keeper is not None and self.conductor.live and report.failed and self._fork is not None:
+                self.conductor.keeper.take(item, self._fork.sandbox, when)
             if self._decisive is None or (self._decisive.passed and extensions.decides(report)):
                 self._decisive = report
             if self._limits is not None:
@@ -367,7 +388,7 @@ class Attempt:
             item.ihook.pytest_runtest_logreport(report=report)
         if failure is not None and compat.check_interactive_exception(failure, report):
             item.ihook.pytest_exception_interact(node=item, call=failure, report=report)
-        if when == "teardown" and isinstance(inbox.ending, (KeyboardInterrupt, pytest.exit.Exception, BrokenInside)):
+        if when == "teardown" and isinstance(inbox.ending, ENDS_THE_RUN):
             raise inbox.ending  # what left it after its last report
         return report
 
@@ -398,6 +419,8 @@ class Attempt:
             self._limits.finish(report, self._failed, fork.child if fork is not None else None)
         if self._fork is not None:
             extensions.finished(self.item, self._fork.sandbox, self._decisive)
+            if self.conductor.keeper is not None:
+                self.conductor.keeper.over(self.item, self._fork.sandbox, self._failed)
         hooks_ran = self.inbox.now == "over"
         if hooks_ran and self.inbox.waits and report is not None and (shared := self.leave_group(nextitem)) is not None:
             report = reporting.both(report, shared)
@@ -440,12 +463,15 @@ class Attempt:
         group = self.run.group
         if fork is not None and self.conductor.live and not (self.inbox.done or self.inbox.ending):
             self._leave_early(fork)
+        self._hold_interrupts()  # half closed it would be closed again
         if fork is not None and not (self.inbox.waits and group is not None and group.fork is fork):
             fork.close()
             if group is not None and group.fork is fork:
                 group.fork = None
         if self.forked:
             os.environ.pop("PYTEST_CURRENT_TEST", None)
+        if self.conductor.keeper is not None:
+            self.conductor.keeper.clear_gate()
         self._let_interrupts_through()
 
     def _leave_early(self, fork: Fork) -> None:

@@ -25,6 +25,8 @@ from .traces import leave_out_own_frames
 if TYPE_CHECKING:
     from pytest_sandbox.spec import Mount, SandboxSpec
 
+    from .keeping import Keeper
+
 
 #: Fixtures that hold what a test prints.
 HOLDING = frozenset({"capsys", "capsysbinary", "capteesys", "capfd", "capfdbinary"})
@@ -44,6 +46,9 @@ class Conductor:
         self.live = compat.shows_as_it_happens(session.config)
         self.faults = faulthandler_timer(session.config)
         self.spares = Spares(self)
+        self.keeper: Keeper | None = session.config.pluginmanager.get_plugin("sandbox-keeper")
+        if self.keeper is not None:
+            self.keeper.open_gate()
         self._persists: tuple[Mount, ...] | None = None
         self._specs: dict[SandboxSpec, SandboxSpec] = {}
         self._warm = False

@@ -17,9 +17,13 @@ _DECISIVE: pytest.StashKey[pytest.TestReport] = pytest.StashKey()
 
 
 def changed(item: pytest.Item, spec: SandboxSpec) -> SandboxSpec:
-    """The spec of ``item``'s sandbox after ``pytest_sandbox_spec``."""
+    """The spec of ``item``'s sandbox after ``pytest_sandbox_spec``, or that of a kept test that is run again."""
     from pytest_sandbox.spec import SandboxSpec
 
+    if path := item.config.getoption("sandbox_replay", None):
+        from .replaying import replayed
+
+        return replayed(item, spec, path)
     hook = item.ihook.pytest_sandbox_spec
     if hook.get_hookimpls():
         try:

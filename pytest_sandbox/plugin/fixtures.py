@@ -71,6 +71,8 @@ def sandbox(request: pytest.FixtureRequest, sandbox_image: Any) -> Iterator[Sand
     from . import limits
 
     limits.after_driving(request.node, sandbox)
+    if (keeper := request.config.pluginmanager.get_plugin("sandbox-keeper")) is not None:
+        keeper.before_close(request.node, sandbox)
     extensions.finished(request.node, sandbox, None)
     sandbox.close()
     sandbox.raise_untold()

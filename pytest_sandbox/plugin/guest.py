@@ -218,6 +218,8 @@ class Guest:
             self._ship(report)
         if self.conductor.live:
             self._receive()
+        elif self.conductor.keeper is not None and report is self.made:
+            self.conductor.keeper.wait(report)
 
     def _ship(self, report: pytest.TestReport) -> None:
         main = report is self.made

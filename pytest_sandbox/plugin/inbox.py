@@ -28,6 +28,10 @@ class BrokenInside(RuntimeError):
     """pytest or a plugin failed inside a sandbox. Ends the run, as the same failure outside would."""
 
 
+#: What ends the whole run, and not one test.
+ENDS_THE_RUN = (KeyboardInterrupt, pytest.exit.Exception, BrokenInside)
+
+
 class Phase:
     """What the child sent about one phase of the item."""
 

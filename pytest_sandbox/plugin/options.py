@@ -11,10 +11,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from pytest_sandbox.errors import SandboxUsageError
+    from pytest_sandbox.image.source import Progress
     from pytest_sandbox.spec import SandboxSpec
 
 MODES = ("marked", "all", "off")
 UNAVAILABLE = ("error", "skip", "run")
+KEEP = ("none", "failed", "all")
 
 MARKER = (
     "sandbox(*, image, network, user, env, workdir, mounts, hostname, memory, swap, cpus, cpu_weight, io_weight, "
@@ -55,7 +57,7 @@ class PytestSandboxWarning(pytest.PytestWarning):
 
 
 def add_options(parser: pytest.Parser) -> None:
-    """Registers what this version understands, and what is still to come, so that it can be refused by name."""
+    """Registers the options of the command line and of ini files."""
     group = parser.getgroup("sandbox", "sandboxed tests")
     group.addoption("--sandbox", choices=MODES, default=None, dest="sandbox_mode",
                     help="Sandbox the tests that are marked so (default), all tests, or none.")
@@ -71,6 +73,16 @@ def add_options(parser: pytest.Parser) -> None:
                                                "for all), and put what each test used in its report.")
     group.addoption("--sandbox-report", metavar="PATH", default=None, dest="sandbox_report",
                     help="Write what the sandboxes of this run used and how their tests ended to PATH: .html or .json.")
+    group.addoption("--sandbox-keep", choices=KEEP, default=None, dest="sandbox_keep",
+                    help="Keep the sandboxes of failed tests, or of all, to be opened afterwards with 'pytest-sandbox "
+                         "shell', run again with 'replay', or taken elsewhere with 'export' (default: none).")
+    group.addoption("--sandbox-replay", metavar="FILE", default=None, dest="sandbox_replay", help=argparse.SUPPRESS)
+    parser.addini("sandbox_keep", "Which tests' sandboxes are kept: none, failed or all.", type="string",
+                  default="none")
+    parser.addini("sandbox_keep_count", "How many tests are kept at most, the latest ones (50).", type="string",
+                  default="")
+    parser.addini("sandbox_keep_size", "How much disk the kept tests take at most, such as '4G' (1G).", type="string",
+                  default="")
     parser.addini("sandbox_report", "Where to write the report of a run's sandboxes: a path that ends in .html or "
                   ".json, relative to rootdir.", type="string", default="")
     parser.addini("sandbox", "Which tests are sandboxed: marked, all or off.", type="string", default="marked")
@@ -83,24 +95,6 @@ def add_options(parser: pytest.Parser) -> None:
     for name, kind, text in INI_OPTIONS:
         parser.addini(f"sandbox_{name}", f"Default of the sandbox marker's option {name}: {text}.",
                       type=kind, default="" if kind == "string" else [])  # type: ignore[arg-type]
-    for name in COMING_INI:
-        parser.addini(f"sandbox_{name}", "Not available yet.", type="string", default="")
-    for name in COMING_OPTIONS:
-        group.addoption(f"--sandbox-{name}", nargs="?", const="", default=None, dest=f"sandbox_coming_{name}",
-                        help=argparse.SUPPRESS)
-
-
-#: Parts of the interface that a later version brings. Using one is an error: nothing is left out in silence.
-COMING_INI = ("keep",)
-COMING_OPTIONS = ("keep",)
-
-
-def _refuse_coming(config: pytest.Config) -> None:
-    asked = [f"ini option sandbox_{name}" for name in COMING_INI if config.getini(f"sandbox_{name}")]
-    asked += [f"--sandbox-{name}" for name in COMING_OPTIONS if config.getoption(f"sandbox_coming_{name}") is not None]
-    if asked:
-        raise pytest.UsageError(f"{', '.join(asked)}: not available yet. Remove it: this version of pytest-sandbox "
-                                "would not act on it.")
 
 
 def _count(text: str) -> int:
@@ -109,7 +103,11 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _chosen(config: pytest.Config, dest: str, ini: str, allowed: tuple[str, ...]) -> str:
+def chosen(config: pytest.Config, dest: str, ini: str, allowed: tuple[str, ...]) -> str:
+    """What the command line says, else the ini file.
+
+    :raises pytest.UsageError: for a word in the ini file that is none of ``allowed``.
+    """
     given = config.getoption(dest)
     if given is None:
         given = config.getini(ini)
@@ -127,9 +125,8 @@ class Settings:
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
-        _refuse_coming(config)
-        self.mode = _chosen(config, "sandbox_mode", "sandbox", MODES)
-        self.unavailable = _chosen(config, "sandbox_unavailable", "sandbox_unavailable", UNAVAILABLE)
+        self.mode = chosen(config, "sandbox_mode", "sandbox", MODES)
+        self.unavailable = chosen(config, "sandbox_unavailable", "sandbox_unavailable", UNAVAILABLE)
         self._base: SandboxSpec | None = None
         self._specs: dict[tuple[int, ...], tuple[list[pytest.Mark], SandboxSpec]] = {}
         self._marks: dict[pytest.Collector, tuple[pytest.Mark, ...]] = {}
@@ -161,7 +158,12 @@ class Settings:
 
             planning.settings = planning.ImageSettings(
                 offline=bool(self.config.getoption("sandbox_offline")),
-                lock_file=str(self.config.rootpath / "sandbox.lock"))
+                lock_file=str(self.config.rootpath / "sandbox.lock"), progress=self._progress)
+
+    def _progress(self) -> Progress | None:
+        from .pulling import announcer
+
+        return announcer(self.config)
 
     def _configured(self) -> Iterable[tuple[str, str, object]]:
         for name, _, _ in INI_OPTIONS:

@@ -95,10 +95,12 @@ def _remove_old(store: Any) -> None:
     from pytest_sandbox.errors import ImageError
     from pytest_sandbox.image.collect import list_images, remove
     from pytest_sandbox.image.store import HOST_STATES
+    from pytest_sandbox.keeping.shelf import Shelf
 
+    needed = Shelf(store.layout).needed_images()
     for image in list_images(store):
         names = [one for one in image.names if one.startswith((f"{HOST_STATES}:run-", f"{RUN}/"))]
-        if names and time.time() - max(image.used, image.created) > _OLD:
+        if names and image.image_id not in needed and time.time() - max(image.used, image.created) > _OLD:
             for name in names:
                 try:
                     remove(store, name)

@@ -91,8 +91,8 @@ def _scheduled(system: str) -> bool:
     folder = f"{system}/block"
     for name in os.listdir(folder) if os.path.isdir(folder) else ():
         try:
-            with open(f"{folder}/{name}/queue/scheduler") as file:
-                if "[bfq]" in file.read():
+            with open(f"{folder}/{name}/queue/scheduler") as file, open(f"{folder}/{name}/size") as size:
+                if "[bfq]" in file.read() and int(size.read()):
                     return True
         except OSError:
             continue

@@ -205,13 +205,16 @@ class Group:
             try:
                 files = self.control.files(option, getattr(spec, option), spec)
             except Missing as missing:
+                if getattr(spec, option) is None:
+                    continue  # nor has it that limit now
                 raise unavailable(option, *missing.args) from None
-            for controller, _, _ in files:
-                if self.control.key(controller) not in self.paths:
-                    raise SandboxUnavailable(
-                        f"a running sandbox cannot get the limit {option}", feature=FEATURES[option][0],
-                        why="it was started without it, and is not in that controller's cgroup",
-                        remedy=f"Start it with {option} set, to a high value if need be.")
+            if any(self.control.key(controller) not in self.paths for controller, _, _ in files):
+                if getattr(spec, option) is None:
+                    continue
+                raise SandboxUnavailable(
+                    f"a running sandbox cannot get the limit {option}", feature=FEATURES[option][0],
+                    why="it was started without it, and is not in that controller's cgroup",
+                    remedy=f"Start it with {option} set, to a high value if need be.")
             try:
                 for controller, file, text in self.ordered(files):
                     self.write(f"{self.paths[self.control.key(controller)]}/{file}", text)

@@ -30,6 +30,8 @@ class ControlV1(Control):
     version = 1
     others: ClassVar[dict[str, str]] = {"freeze": "freezer", "accounting": "cpuacct"}
     flat = ("blkio",)
+    only: ClassVar[dict[str, str]] = {"io": "; of writes, those that a program waits for",
+                                      "io_weight": "; of writes, those that a program waits for"}
 
     def place(self, controller: str, asked: bool) -> str:
         base = self.found.v1.get(controller)

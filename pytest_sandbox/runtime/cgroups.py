@@ -51,6 +51,8 @@ class Control:
     version = 0
     #: The controllers by which processes are frozen, and their use of CPUs is counted.
     others: ClassVar[dict[str, str]] = {"freeze": "", "accounting": ""}
+    #: What an ability leaves out, in words, by the name of the option.
+    only: ClassVar[dict[str, str]] = {}
     #: The controllers whose limits hold only in the very directory that they are set in.
     flat: ClassVar[tuple[str, ...]] = ()
 
@@ -136,7 +138,8 @@ class Control:
                 place = self.place(controller, True)
                 if name in CONTROLLERS:
                     self.files(name, getattr(spec, name), spec)
-                found[name] = Ability(True, f"cgroup v{self.version}: {os.path.dirname(place)}")
+                how = f"cgroup v{self.version}: {os.path.dirname(place)}{self.only.get(name, '')}"
+                found[name] = Ability(True, how)
             except Missing as missing:
                 found[name] = Ability(False, *missing.args)
         return found

@@ -16,11 +16,12 @@ import weakref
 from contextlib import suppress
 
 from ..errors import SandboxClosedError, SandboxError, SandboxStartError
-from . import cgroups, frozen, protocol, running, spawner
+from . import cgroups, entering, frozen, protocol, spawner
 from . import syscalls as sc
 from .hierarchies import announce
 from .plan import Host, Plan
-from .running import GONE, Running, start_error, wait_readable
+from .protocol import wait_readable
+from .running import GONE, Running, start_error
 
 _INITIAL = "0 0 4294967295"
 #: What the helper gets of the caller's environment, which nobody inside shall find in it: what Python needs to start.
@@ -363,4 +364,4 @@ def _announce(place: str) -> None:
 
 os.register_at_fork(after_in_child=_in_fork)
 announce.append(_announce)
-running.when_inside.append(_entered)
+entering.when_inside.append(_entered)

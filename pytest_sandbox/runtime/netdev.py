@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from .running import when_inside
+from .entering import when_inside
 
 NETLINK_ROUTE = (16, socket.SOCK_RAW, 0)  # AF_NETLINK, SOCK_RAW, NETLINK_ROUTE: what a helper's request calls it
 _SOL_NETLINK, _NETLINK_CAP_ACK, _NETLINK_EXT_ACK = 270, 10, 11

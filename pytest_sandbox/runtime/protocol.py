@@ -32,6 +32,7 @@ import array
 import errno
 import json
 import os
+import select
 import socket
 
 TYPE_CHECKING = False  # as typing's, whose import the helper's heap can do without
@@ -123,3 +124,10 @@ def close(fds: list[int]) -> None:
     """Closes the descriptors of a message."""
     for fd in fds:
         os.close(fd)
+
+
+def wait_readable(fd: int, timeout: float | None = None) -> bool:
+    """Waits until ``fd`` can be read or its other end is gone; False after ``timeout`` seconds."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(None if timeout is None else max(0, timeout) * 1000))

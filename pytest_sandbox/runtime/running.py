@@ -1,4 +1,4 @@
-"""One sandbox as its caller holds it: :class:`Running`, and :class:`ForkedChild`, a fork of the caller inside it.
+"""One sandbox as its caller holds it: :class:`Running`.
 
 Made by :mod:`.launch`. Everything here works with a sandbox that may end at any moment, whoever ends it.
 """
@@ -7,45 +7,26 @@ from __future__ import annotations
 
 import errno
 import os
-import select
-import signal
 import socket
-import stat
-import struct
 import sys
 import threading
 import time
 import warnings
-import weakref
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from ..errors import SandboxClosedError, SandboxError, SandboxProtocolError, SandboxStartError
 from . import protocol
 from . import syscalls as sc
 from .cgroup import Group
-from .init import become, limit_tasks
+from .children import ForkedChild
+from .entering import Folders, everyone, fork_as_root, fork_twice, open_folders
 from .plan import Host, Plan, describe, tmpfs_limits
-
-#: Held while descriptors are open that a fork of the caller must not inherit, and while the caller forks.
-forking = threading.RLock()
-#: Called in a fork of the caller when it has entered a sandbox.
-when_inside: list[Callable[[], None]] = []
-#: Called in a fork of the caller when it is in the sandbox's cgroup, and nowhere else yet.
-when_joined: list[Callable[[], None]] = []
-#: Descriptors of directories, and their paths.
-Folders = list[tuple[int, str]]
+from .protocol import wait_readable
 
 #: What the kernel says when the other end of a socket has gone.
 GONE = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)
-
-
-def wait_readable(fd: int, timeout: float | None = None) -> bool:
-    """Waits until ``fd`` can be read or its other end is gone; False after ``timeout`` seconds."""
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    return bool(poll.poll(None if timeout is None else max(0, timeout) * 1000))
 
 
 def start_error(failed: dict[str, Any]) -> SandboxStartError:
@@ -220,110 +201,32 @@ class Running:
         :param folders: what :func:`open_folders` finds, where that is known.
         :raises SandboxClosedError: when the sandbox is gone.
         """
-        fork = self._fork_as_root if self.host.privileged else self._fork_twice
         if folders is None:
             folders = open_folders()
         if sys.version_info < (3, 12):
-            return fork(ids, folders)
+            return self._fork(ids, folders)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads: the child uses but one
-            return fork(ids, folders)
+            return self._fork(ids, folders)
 
-    def _fork_as_root(self, ids: tuple[int, int], folders: Folders) -> ForkedChild | None:
-        # Root may point its children to come at the sandbox's pid namespace, which saves a second fork.
-        pid = -1
-        with forking:
-            own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                sc.setns(self.pidfd, sc.CLONE_NEWPID)
-                try:
-                    pid = os.fork()
-                finally:
-                    if pid:  # not in the child, whose own children belong inside
-                        sc.setns(own, sc.CLONE_NEWPID)
-            except OSError as error:
-                self._still_there(error)
-                raise
-            finally:
-                os.close(own)
-        if pid:
-            return ForkedChild(pid, self)
-        self._join(sc.CLONE_NEWUSER | self._namespaces(), ids, folders)
-        return None
+    def _fork(self, ids: tuple[int, int], folders: Folders) -> ForkedChild | None:
+        pid, status = (fork_as_root(self, ids, folders), -1) if self.host.privileged else fork_twice(self, ids, folders)
+        return ForkedChild(pid, self, status) if pid else None
 
-    def _fork_twice(self, ids: tuple[int, int], folders: Folders) -> ForkedChild | None:
-        # Others may enter a pid namespace only from within the user namespace that owns it, and only by a fork.
-        with forking:
-            self._still_there(None)
-            reading, writing = os.pipe2(os.O_CLOEXEC)
-            try:
-                pid = os.fork()
-            except OSError:
-                os.close(reading)
-                os.close(writing)
-                raise
-            if pid:
-                os.close(writing)
-                return ForkedChild(pid, self, reading)
-        try:
-            os.close(reading)
-            # A Ctrl-C is for the caller and for the child inside, where one that comes early waits for it.
-            mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
-            sc.setns(self.pidfd, sc.CLONE_NEWUSER | sc.CLONE_NEWPID | self._namespaces())
-            inner = os.fork()
-            if inner:
-                os.closerange(0, writing)  # copies that would keep open what the caller and the child have closed
-                os.closerange(writing + 1, os.sysconf("SC_OPEN_MAX"))
-                _, status = os.waitpid(inner, 0)
-                os.write(writing, struct.pack("i", status))
-                os._exit(0)
-        except BaseException as error:  # noqa: BLE001 - nothing of the caller's stack may run in this process
-            give_up(error)
-        os.close(writing)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        self._join(0, ids, folders)
-        return None
+    def check_there(self, error: OSError | None) -> None:
+        """Raises what tells that it has ended, if so; ``error`` is what entering it gave, if that failed.
 
-    def _still_there(self, error: OSError | None) -> None:
+        :raises SandboxClosedError: when the sandbox is gone.
+        """
         # What cannot be entered any more, or not be forked into, takes a moment to be gone.
         ending = error is not None and error.errno in (errno.ESRCH, errno.ENOMEM)
         if wait_readable(self.pidfd, 1 if ending else 0) if self.pidfd >= 0 else True:
             self.raise_ended(error)
 
-    def _namespaces(self) -> int:
+    def namespaces(self) -> int:
+        """Those that a fork inside joins, beside the user and pid namespaces."""
         made: int = self.plan.body["namespaces"]
         return made & (sc.CLONE_NEWNS | sc.CLONE_NEWUTS | sc.CLONE_NEWIPC | sc.CLONE_NEWCGROUP | sc.CLONE_NEWNET)
-
-    def _join(self, namespaces: int, ids: tuple[int, int], folders: Folders) -> None:
-        """In the child: enters what it is not in yet, takes on its identity and gives up everything else."""
-        global _inside
-        try:
-            if self.group is not None:
-                self.group.join()
-            for fd in self.joins:
-                os.write(fd, b"0")
-            for function in when_joined:
-                function()
-            if namespaces:
-                sc.setns(self.pidfd, namespaces)
-            _inside = True
-            # A session of its own: no terminal of the caller's to type into, no process group to send signals to.
-            os.setsid()
-            sc.new_session_keyring()
-            leave_all()
-            sc.drop_from_bounding_set(self.plan.body["drop"])
-            if (most := self.plan.body["nproc"]) is not None:
-                limit_tasks(most + 1)  # there is a process of ours more, which waits outside for this one
-            if ids != (os.getuid(), os.getgid()):
-                become(*ids)
-            keep = self.plan.kept if ids[0] == 0 else 0
-            sc.capset(keep, keep, 0)
-            sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
-            if self.plan.body["seccomp"]:
-                sc.seccomp(bytes.fromhex(self.plan.body["seccomp"]))
-            _reopen(folders)
-        except BaseException as error:  # noqa: BLE001 - half inside, nothing of the caller's may go on
-            give_up(error)
 
     def forget(self) -> None:
         """Closes our descriptors. In a fork of the caller: its copies of them, which changes nothing for the caller."""
@@ -331,11 +234,12 @@ class Running:
         for relay in self.relays:
             relay.close()
         self.relays.clear()
-        for fd in (self.pidfd, self.root, self.scratch, *self.joins):
+        descriptors = (self.pidfd, self.root, self.scratch, *self.joins)
+        self.pidfd = self.root = self.scratch = -1  # first: an interrupt must not have one closed twice
+        self.joins = []
+        for fd in descriptors:
             if fd >= 0:
                 os.close(fd)
-        self.pidfd = self.root = self.scratch = -1
-        self.joins = []
         if self.group is not None:
             self.group.close()
 
@@ -353,10 +257,11 @@ class Running:
         if self.group is not None:
             self.group.let_go()
         # First our hold on its file systems, so that unmounting them is init's work and not the caller's.
-        for fd in (self.root, self.scratch):
+        descriptors = self.root, self.scratch
+        self.root = self.scratch = -1  # first: an interrupt must not have one closed twice
+        for fd in descriptors:
             if fd >= 0:
                 os.close(fd)
-        self.root = self.scratch = -1
         with suppress(OSError):
             self.control.shutdown(socket.SHUT_RDWR)  # to close it is not enough while a fork of ours has a copy
         self.control.close()
@@ -392,154 +297,3 @@ class Running:
         """Waits for those forks inside that nobody has waited for: the kernel keeps the sandbox until they are."""
         for child in list(self.children):
             child.wait()
-
-
-def open_folders() -> Folders:
-    """The descriptors of directories that this process has, with their paths: through them lies the host's tree."""
-    found = []
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            if stat.S_ISDIR(os.fstat(int(name)).st_mode):
-                found.append((int(name), os.readlink(f"/proc/self/fd/{name}")))
-        except OSError:
-            continue  # the listing's own descriptor
-    return found
-
-
-def _reopen(folders: Folders) -> None:
-    """In the child: lets these descriptors mean the same paths of the sandbox. What is not there is closed."""
-    for fd, path in folders:
-        try:
-            inheritable = os.get_inheritable(fd)
-        except OSError:
-            continue  # one of ours, closed meanwhile
-        try:
-            inside = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError:
-            os.close(fd)
-            continue
-        os.dup2(inside, fd, inheritable)
-        os.close(inside)
-
-
-everyone: weakref.WeakSet[Running] = weakref.WeakSet()
-_inside = False
-
-
-def leave_all() -> None:
-    """In a fork of the caller: closes its copies of all that the caller's sandboxes are worked by."""
-    for running in everyone:
-        running.forget()
-    everyone.clear()
-    for function in when_inside:
-        function()
-
-
-def go_to(where: str, env: Iterable[tuple[str, str | None]]) -> None:
-    """In a fork of the caller, inside: its working directory, and the changes to its environment."""
-    try:
-        os.chdir(where)
-    except OSError as error:
-        give_up(error)
-    for name, value in env:
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
-
-
-def inside() -> bool:
-    """Whether this process was forked into a sandbox, or runs where one has left its mark."""
-    return _inside or os.path.exists("/run/pytest-sandbox")
-
-
-def give_up(error: BaseException) -> NoReturn:
-    """Ends a fork that could not get to where it belongs."""
-    with suppress(OSError):
-        os.write(2, f"pytest-sandbox: a process could not enter its sandbox: {error!r}\n".encode())
-    os._exit(126)
-
-
-class ForkedChild:
-    """A fork of the caller inside a sandbox; from :meth:`Running.fork` until it is waited for."""
-
-    def __init__(self, pid: int, running: Running, status: int = -1) -> None:
-        self._attach(running, status)
-        self.pid = pid
-        try:
-            self._pidfd = sc.pidfd_open(pid)
-        except OSError:
-            os.kill(pid, signal.SIGKILL)
-            self.wait()
-            raise
-
-    def _attach(self, running: Running, status: int) -> None:
-        self.pid = 0
-        self._running = running
-        self._status = status
-        self._lock = threading.Lock()
-        self._returncode: int | None = None
-        self._pidfd = -1
-        running.children.append(self)
-
-    def fileno(self) -> int:
-        """A descriptor that can be read once the child has ended."""
-        return self._pidfd
-
-    def is_alive(self) -> bool:
-        """Whether it runs."""
-        return self._pidfd >= 0 and not wait_readable(self._pidfd, 0)
-
-    def ended(self) -> bool:
-        """Whether it has ended; if so it is reaped."""
-        if self._returncode is None and self._pidfd >= 0 and wait_readable(self._pidfd, 0):
-            self.wait()
-        return self._returncode is not None
-
-    def wait(self) -> int:
-        """Waits for the end; returns the exit status, or the negative number of the signal."""
-        with self._lock:
-            if self._returncode is None:
-                self._returncode = self._end()
-                self.forget()
-                with suppress(ValueError):
-                    self._running.children.remove(self)
-            return self._returncode
-
-    def _end(self) -> int:
-        _, status, used = os.wait4(self.pid, 0)
-        self._spent(used.ru_utime, used.ru_stime, used.ru_inblock, used.ru_oublock)
-        if self._status >= 0:
-            inner = os.read(self._status, 4)
-            os.close(self._status)
-            if len(inner) == 4:
-                status = struct.unpack("i", inner)[0]
-        return os.waitstatus_to_exitcode(status)
-
-    def _spent(self, *used: float) -> None:
-        for number, one in enumerate(used):
-            self._running.spent[number] += one
-
-    def forget(self) -> None:
-        """Closes our descriptor of it."""
-        if self._pidfd >= 0:
-            os.close(self._pidfd)
-            self._pidfd = -1
-
-    def send_signal(self, number: int) -> None:
-        """Sends a signal to it, and to everything else inside but init."""
-        with suppress(SandboxClosedError):
-            while not self._running.ask({"list": True})["processes"]:
-                if self._pidfd < 0 or wait_readable(self._pidfd, 0.01):
-                    return
-                # It is on its way in: nobody there would get it.
-            self._running.request({"kill": int(number)})
-
-    def kill(self) -> None:
-        """Kills it, and everything else inside but init; it has ended when this returns."""
-        group = self._running.group
-        with suppress(SandboxClosedError), nullcontext() if group is None else group.unthrottled():
-            while self._pidfd >= 0:
-                self._running.request({"kill": int(signal.SIGKILL)})
-                if wait_readable(self._pidfd, 0.01):  # else it may have been on its way in, and was not seen
-                    break

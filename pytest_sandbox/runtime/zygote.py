@@ -22,11 +22,13 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 from ..errors import SandboxClosedError
-from . import protocol, running
+from . import entering, protocol
 from . import syscalls as sc
+from .children import ForkedChild
 from .plan import Host, Plan
 from .prefault import Pages
-from .running import ForkedChild, Running, wait_readable
+from .protocol import wait_readable
+from .running import Running
 
 #: How a child's end is told: its return code, user and system seconds, blocks read and written.
 _END = struct.Struct("=iddqq")
@@ -46,7 +48,7 @@ class Zygote:
         self.sock, theirs = protocol.pair()
         lifeline = sc.pidfd_open(os.getpid())
         self.owner = os.getpid()
-        with running.forking, warnings.catch_warnings():
+        with entering.forking, warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             pid = os.fork()
         if not pid:
@@ -150,7 +152,7 @@ class _Zygote:
         self.inside: Inside | None = None
         self.children: dict[int, tuple[ForkedChild, int, Running]] = {}  # by pidfd: and where to tell its end
         self.handlers: dict[int, Any] = {}
-        self.folders: running.Folders = []
+        self.folders: entering.Folders = []
         self.pages = Pages(host.privileged)
         self.poll = select.poll()
         for fd in (sock.fileno(), lifeline):
@@ -164,10 +166,10 @@ class _Zygote:
                 if callable(handler) and not isinstance(handler, signal.Handlers):
                     self.handlers[number] = handler
                     signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
-            running.leave_all()
-            self.folders = running.open_folders()
+            entering.leave_all()
+            self.folders = entering.open_folders()
             self.inside = ready()
-            running.when_joined.append(self.pages.copy)
+            entering.when_joined.append(self.pages.copy)
             while True:
                 pause = self.pages.pause if self.children else None
                 ready_now = self.poll.poll(pause)
@@ -223,11 +225,11 @@ class _Zygote:
                 os.close(status)
             for number, handler in self.handlers.items():
                 signal.signal(number, handler)
-            running.go_to(order["where"], order["env"])
+            entering.go_to(order["where"], order["env"])
             assert self.inside is not None
             self.inside(descriptors[0], descriptors[1])
         except BaseException as error:  # noqa: BLE001 - nothing of the caller's stack may run in this process
-            running.give_up(error)
+            entering.give_up(error)
 
 
 _everyone: weakref.WeakSet[Zygote] = weakref.WeakSet()
@@ -238,4 +240,4 @@ def _entered() -> None:
         one.forget()
 
 
-running.when_inside.append(_entered)
+entering.when_inside.append(_entered)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -216,19 +218,45 @@ def test_a_signal_that_nobody_knows(tmp_path: Path) -> None:
         assert sandbox._ready().plan.root.stop_signal == signal.SIGUSR1
 
 
-@pytest.fixture(scope="session")
-def debian(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A Debian that was made beforehand (images/build.py), for it takes a minute and an archive to make."""
-    where = os.environ.get("SANDBOX_TEST_IMAGES")
-    if not where:
-        pytest.skip("no Debian image: run images/build.py and set SANDBOX_TEST_IMAGES to its output directory")
-    return f"oci:{where}/debian"
+@pytest.fixture
+def ready_made() -> Callable[[str], str]:
+    """The images that were made beforehand (images/build.py), for that takes minutes and a package archive."""
+    def find(name: str) -> str:
+        path = Path(os.environ.get("SANDBOX_TEST_IMAGES") or "/nonexistent") / f"{name}.tar"
+        if not path.exists():
+            pytest.skip(f"no image {name}: run images/build.py and set SANDBOX_TEST_IMAGES to its output directory")
+        return f"oci-archive:{path}"
+    return find
 
 
-def test_debian(debian: str) -> None:
-    with Sandbox(image=debian) as sandbox:
+def test_debian(ready_made: Callable[[str], str]) -> None:
+    with Sandbox(image=ready_made("debian")) as sandbox:
         assert "Debian" in sandbox.run(["cat", "/etc/os-release"], check=True).stdout
         assert sandbox.run(["dpkg-query", "-W", "-f", "${db:Status-Abbrev}", "dpkg"], check=True).stdout == "ii "
         sandbox.run(["rm", "-rf", "/usr/share"], check=True)
         assert ("deleted", "/usr/share") in {(one.kind, one.path) for one in sandbox.changes()}
     assert subprocess.run(["ls", "/usr/share"], capture_output=True, check=False).returncode == 0
+
+
+def test_python(ready_made: Callable[[str], str]) -> None:
+    with Sandbox(image=ready_made("python")) as sandbox:
+        sandbox.run(["python", "-m", "venv", "/opt/venv"], check=True)
+        assert sandbox.run(["/opt/venv/bin/python", "-c", "import pip; print(__import__('sys').prefix)"],
+                           check=True).stdout == "/opt/venv\n"
+
+
+def test_the_same_image_is_made_every_time(tmp_path: Path) -> None:
+    """``images/build.py``, from its own Containerfile, twice, with nothing kept in between."""
+    if importlib.util.find_spec("dockerfile") is None:  # not imported here: it brings Go's runtime and its signals
+        pytest.skip("not installed: pip install 'pytest-sandbox[build]'")
+    script = Path(__file__).parents[2] / "images/build.py"
+    for run in ("one", "two"):
+        done = subprocess.run([sys.executable, script, "--output", tmp_path / run, "busybox"], check=False, text=True,
+                              capture_output=True, env={**os.environ, "PYTEST_SANDBOX_CACHE": f"{tmp_path}/c{run}"})
+        assert done.returncode == 0, done.stderr
+    one, two = ((tmp_path / run / "busybox.tar").read_bytes() for run in ("one", "two"))
+    assert one == two
+    with Sandbox(image=f"oci-archive:{tmp_path / 'one/busybox.tar'}") as sandbox:
+        assert sandbox.run(["echo", "hello"], check=True).stdout == "hello\n"
+        assert sandbox.run(["ls", "/"], check=True).stdout.split() == sorted(
+            ["bin", "dev", "etc", "proc", "root", "run", "sys", "tmp"])

@@ -234,7 +234,7 @@ def test_offline_names_the_command(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("damage", "says"), [
     ("layer", "digest is"), ("short layer", "bytes"), ("long layer", "more than"), ("config", "bytes are"),
-    ("manifest", "bytes are"), ("diff id", "diff id"), ("missing layer", "no blobs"),
+    ("manifest", "bytes are"), ("diff id", "diff id"), ("missing layer", "no file blobs"),
     ("not gzip", "header|archive|gzip"),
     ("two meanings", "both"), ("huge manifest", "larger"), ("schema 1", "schema 1"), ("layers", "layers"),
     ("traversal", "digest that can be checked"), ("not json", "JSON"), ("twin", "twice")])

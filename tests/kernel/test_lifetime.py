@@ -30,7 +30,7 @@ BUSY = """
 import json, os, signal, subprocess, sys
 from pytest_sandbox import Sandbox, SandboxClosedError
 from pytest_sandbox.runtime import launch
-from pytest_sandbox.runtime.running import wait_readable
+from pytest_sandbox.runtime.protocol import wait_readable
 from support import init_pid
 sandbox = Sandbox().start()
 daemon = "import os, signal\\nfor _ in range(2):\\n    if os.fork(): os._exit(0)\\n    os.setsid()\\nsignal.pause()"

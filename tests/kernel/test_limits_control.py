@@ -120,6 +120,8 @@ def test_what_is_no_limit_cannot_be_updated() -> None:
     with Sandbox() as sandbox:
         with pytest.raises(SandboxUsageError, match="'hostname' cannot be changed while a sandbox runs"):
             sandbox.update(hostname="other")
+        with pytest.raises(SandboxUsageError, match=r"did you mean 'memory'\? Allowed: "):
+            sandbox.update(memroy="1G")
         with pytest.raises(SandboxUsageError, match="memory='much' cannot be used"):
             sandbox.update(memory="much")
 
@@ -132,6 +134,7 @@ def test_a_controller_that_the_sandbox_is_not_in_is_named() -> None:
         with pytest.raises(SandboxUnavailable, match="cannot get the limit cpus") as caught:
             sandbox.update(cpus=0.5)
         assert caught.value.feature == "cpu-limit"
+        sandbox.update(cpus=None, io=None)  # which it has not
 
 
 @needs("freeze")
@@ -222,7 +225,7 @@ def test_no_freezing_without_a_cgroup() -> None:
         sandbox.thaw()
 
 
-@pytest.mark.parametrize("option", ["memory", "cpus", "cpu_weight", "io_weight"])
+@pytest.mark.parametrize("option", ["memory", "cpus", "cpu_weight", "io_weight", "io"])
 def test_a_limit_that_cannot_be_enforced_is_refused(option: str) -> None:
     ability = host_control().abilities()[option]
     if ability.ok:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support import cgroups_of, needs, until
 
-from pytest_sandbox import Sandbox, SandboxClosedError, SandboxUsageError
+from pytest_sandbox import Sandbox, SandboxClosedError, SandboxUsageError, TimeLimitExceeded
 from pytest_sandbox.runtime import blockio
 from pytest_sandbox.runtime.cgroup_make import unthrottle
 from pytest_sandbox.runtime.cgroups import host_control
@@ -117,6 +117,10 @@ def test_the_end_does_not_wait_for_the_disk(data: str, end: str) -> None:
                        for name in (*blockio.V1, *blockio.V2) if Path(path, name).exists())
         elif end == "timeout":
             until(lambda: process.poll() is not None, "it is killed", 30)
+            with pytest.raises(TimeLimitExceeded) as caught:
+                sandbox.run(["true"])
+            assert caught.value.verdict == "blocked"
+            assert "waits for an uninterruptible wait in the kernel" in caught.value.stacks
     if end == "close":
         with pytest.raises(SandboxClosedError):
             process.wait(30)

@@ -214,6 +214,13 @@ def test_an_entry_that_is_none(entry: object) -> None:
         Outbound(allow=[entry])  # type: ignore[list-item]
 
 
+def test_a_list_that_is_none() -> None:
+    with pytest.raises(SandboxUsageError, match=r"allow=443 cannot be used.*host:port"):
+        Outbound(allow=443)  # type: ignore[arg-type]
+    with pytest.raises(SandboxUsageError, match="did you mean 'outbound'"):
+        Sandbox(network="outbund")
+
+
 def test_a_name_that_nobody_knows() -> None:
     with pytest.raises(NetworkError, match=r"nowhere\.invalid:80 cannot be allowed.*does not know the name"):
         Sandbox(network=Outbound(allow=["nowhere.invalid:80"])).start()

@@ -122,7 +122,7 @@ def test_a_process_that_nobody_waits_for_runs_on(started: Sandbox) -> None:
 def test_init_survives_a_caller_that_hangs_up_early(started: Sandbox) -> None:
     """An answer that was never read makes the kernel report a broken connection rather than an end."""
     from pytest_sandbox.runtime import protocol
-    from pytest_sandbox.runtime.running import wait_readable
+    from pytest_sandbox.runtime.protocol import wait_readable
     null = os.open(os.devnull, os.O_RDWR)
     for _ in range(20):
         ours, theirs = protocol.pair()

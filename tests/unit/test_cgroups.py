@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from pytest_sandbox.errors import SandboxUnavailable, SandboxUsageError
-from pytest_sandbox.runtime.blockio import bfq_weight
+from pytest_sandbox.runtime.blockio import bfq_weight, disks, weights
 from pytest_sandbox.runtime.cgroup_make import Groups, Made
 from pytest_sandbox.runtime.cgroups import Control, quota
-from pytest_sandbox.runtime.hierarchies import Hierarchies, find_hierarchies
+from pytest_sandbox.runtime.hierarchies import Hierarchies, Missing, find_hierarchies
 from pytest_sandbox.spec import make_spec
 from pytest_sandbox.usage import size
 
@@ -83,6 +83,31 @@ def test_quotas(cpus: float | None, expected: tuple[int, int]) -> None:
 @pytest.mark.parametrize(("weight", "expected"), [(1, 1), (100, 100), (5050, 550), (10_000, 1000)])
 def test_weights_of_block_devices(weight: int, expected: int) -> None:
     assert bfq_weight(weight) == expected
+
+
+def test_weights_go_to_whoever_weighs(tmp_path: Path) -> None:
+    def weigh() -> list[tuple[str, str]]:
+        return weights(str(tmp_path), "io.bfq.weight", "io.weight", 1000, str(tmp_path))
+
+    with pytest.raises(Missing, match="no weights for block I/O"):
+        weigh()
+    for name in ("io.bfq.weight", "io.weight"):
+        (tmp_path / name).touch()
+    with pytest.raises(Missing, match="no block device here is scheduled by weight"):
+        weigh()
+    for name, scheduler, sectors in (("sda", "none [bfq]", "0"), ("sdb", "[none] bfq", "9")):
+        (tmp_path / "block" / name / "queue").mkdir(parents=True)
+        (tmp_path / "block" / name / "queue" / "scheduler").write_text(scheduler)
+        (tmp_path / "block" / name / "size").write_text(sectors)
+        (tmp_path / "block" / name / "dev").write_text("8:0\n" if name == "sda" else "8:16\n")
+    with pytest.raises(Missing, match="no block device here"):
+        weigh()  # the one that BFQ schedules holds nothing
+    (tmp_path / "block" / "sdb" / "queue" / "scheduler").write_text("none [bfq]")
+    assert weigh() == [("io.bfq.weight", "181")]
+    (tmp_path / "fs" / "cgroup").mkdir(parents=True)
+    (tmp_path / "fs" / "cgroup" / "io.cost.qos").write_text("8:0 enable=1 ctrl=auto\n")
+    assert weigh() == [("io.bfq.weight", "181"), ("io.weight", "default 1000")]
+    assert disks(str(tmp_path / "block")) == ("8:16",)
 
 
 @pytest.mark.parametrize(("number", "words"), [

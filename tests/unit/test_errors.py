@@ -47,6 +47,7 @@ EXAMPLES = {
     "LayerRejected": errors.LayerRejected("bad layer", reference="debian:12", entry="../x", rule="name"),
     "RegistryError": errors.RegistryError("no answer", reference="debian:12", url="https://r.example/v2/", status=502),
     "RegistryAuthError": errors.RegistryAuthError("refused", reference="r.example/x:1", status=401),
+    "KeptTestError": errors.KeptTestError("there is no kept test 'ab'", id="ab", remedy="List them."),
     "StoreError": errors.StoreError("disk full", path="/cache", errno=28, remedy="Prune."),
 }
 

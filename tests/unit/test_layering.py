@@ -31,6 +31,7 @@ LEVELS = {
 PART_OF = {"building": "sandbox", "calls": "sandbox", "committing": "sandbox", "connections": "sandbox",
            "copying": "sandbox",
            "deadline": "sandbox", "faults": "network", "files": "sandbox", "images": "sandbox",
+           "keeping": "sandbox",
            "layerdiff": "sandbox", "limits": "sandbox", "outbound": "sandbox", "planning": "sandbox",
            "process": "sandbox", "stacks": "sandbox", "verdicts": "sandbox"}
 

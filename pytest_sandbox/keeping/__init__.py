@@ -1,0 +1,1 @@
+"""Failed tests' sandboxes, kept: written, bounded, found, opened, run again, exported (docs/design/0042)."""

@@ -1,0 +1,191 @@
+"""How a fork of the caller gets into a sandbox, and what it must leave outside; for :mod:`.running` and :mod:`.zygote`.
+
+Everything here that runs in the child is between two worlds: half inside, with all of the caller's memory. Whatever
+fails there ends the child (:func:`give_up`); nothing of the caller's stack may go on.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import struct
+import threading
+import weakref
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import TYPE_CHECKING, NoReturn
+
+from . import syscalls as sc
+from .init import become, limit_tasks
+
+if TYPE_CHECKING:
+    from .running import Running
+
+#: Held while descriptors are open that a fork of the caller must not inherit, and while the caller forks.
+forking = threading.RLock()
+#: Called in a fork of the caller when it has entered a sandbox.
+when_inside: list[Callable[[], None]] = []
+#: Called in a fork of the caller when it is in the sandbox's cgroup, and nowhere else yet.
+when_joined: list[Callable[[], None]] = []
+#: Descriptors of directories, and their paths.
+Folders = list[tuple[int, str]]
+
+#: The sandboxes of this process.
+everyone: weakref.WeakSet[Running] = weakref.WeakSet()
+_inside = False
+
+
+def fork_as_root(running: Running, ids: tuple[int, int], folders: Folders) -> int:
+    """Forks; returns the child's process id, and in the child, when that is inside, 0.
+
+    :raises SandboxClosedError: when the sandbox is gone.
+    """
+    # Root may point its children to come at the sandbox's pid namespace, which saves a second fork.
+    pid = -1
+    with forking:
+        own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            sc.setns(running.pidfd, sc.CLONE_NEWPID)
+            try:
+                pid = os.fork()
+            finally:
+                if pid:  # not in the child, whose own children belong inside
+                    sc.setns(own, sc.CLONE_NEWPID)
+        except OSError as error:
+            running.check_there(error)
+            raise
+        finally:
+            os.close(own)
+    if not pid:
+        _join(running, sc.CLONE_NEWUSER | running.namespaces(), ids, folders)
+    return pid
+
+
+def fork_twice(running: Running, ids: tuple[int, int], folders: Folders) -> tuple[int, int]:
+    """The same by two forks: the process id of the first, and a descriptor from which the second's status is read."""
+    # Others may enter a pid namespace only from within the user namespace that owns it, and only by a fork.
+    with forking:
+        running.check_there(None)
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        try:
+            pid = os.fork()
+        except OSError:
+            os.close(reading)
+            os.close(writing)
+            raise
+        if pid:
+            os.close(writing)
+            return pid, reading
+    try:
+        os.close(reading)
+        # A Ctrl-C is for the caller and for the child inside, where one that comes early waits for it.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
+        sc.setns(running.pidfd, sc.CLONE_NEWUSER | sc.CLONE_NEWPID | running.namespaces())
+        inner = os.fork()
+        if inner:
+            os.closerange(0, writing)  # copies that would keep open what the caller and the child have closed
+            os.closerange(writing + 1, os.sysconf("SC_OPEN_MAX"))
+            _, status = os.waitpid(inner, 0)
+            os.write(writing, struct.pack("i", status))
+            os._exit(0)
+    except BaseException as error:  # noqa: BLE001 - nothing of the caller's stack may run in this process
+        give_up(error)
+    os.close(writing)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    _join(running, 0, ids, folders)
+    return 0, -1
+
+
+def _join(running: Running, namespaces: int, ids: tuple[int, int], folders: Folders) -> None:
+    """In the child: enters what it is not in yet, takes on its identity and gives up everything else."""
+    global _inside
+    try:
+        if running.group is not None:
+            running.group.join()
+        for fd in running.joins:
+            os.write(fd, b"0")
+        for function in when_joined:
+            function()
+        if namespaces:
+            sc.setns(running.pidfd, namespaces)
+        _inside = True
+        # A session of its own: no terminal of the caller's to type into, no process group to send signals to.
+        os.setsid()
+        sc.new_session_keyring()
+        leave_all()
+        sc.drop_from_bounding_set(running.plan.body["drop"])
+        if (most := running.plan.body["nproc"]) is not None:
+            limit_tasks(most + 1)  # there is a process of ours more, which waits outside for this one
+        if ids != (os.getuid(), os.getgid()):
+            become(*ids)
+        keep = running.plan.kept if ids[0] == 0 else 0
+        sc.capset(keep, keep, 0)
+        sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
+        if running.plan.body["seccomp"]:
+            sc.seccomp(bytes.fromhex(running.plan.body["seccomp"]))
+        _reopen(folders)
+    except BaseException as error:  # noqa: BLE001 - half inside, nothing of the caller's may go on
+        give_up(error)
+
+
+def open_folders() -> Folders:
+    """The descriptors of directories that this process has, with their paths: through them lies the host's tree."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if stat.S_ISDIR(os.fstat(int(name)).st_mode):
+                found.append((int(name), os.readlink(f"/proc/self/fd/{name}")))
+        except OSError:
+            continue  # the listing's own descriptor
+    return found
+
+
+def _reopen(folders: Folders) -> None:
+    """In the child: lets these descriptors mean the same paths of the sandbox. What is not there is closed."""
+    for fd, path in folders:
+        try:
+            inheritable = os.get_inheritable(fd)
+        except OSError:
+            continue  # one of ours, closed meanwhile
+        try:
+            inside = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            os.close(fd)
+            continue
+        os.dup2(inside, fd, inheritable)
+        os.close(inside)
+
+
+def leave_all() -> None:
+    """In a fork of the caller: closes its copies of all that the caller's sandboxes are worked by."""
+    for running in everyone:
+        running.forget()
+    everyone.clear()
+    for function in when_inside:
+        function()
+
+
+def go_to(where: str, env: Iterable[tuple[str, str | None]]) -> None:
+    """In a fork of the caller, inside: its working directory, and the changes to its environment."""
+    try:
+        os.chdir(where)
+    except OSError as error:
+        give_up(error)
+    for name, value in env:
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+def inside() -> bool:
+    """Whether this process was forked into a sandbox, or runs where one has left its mark."""
+    return _inside or os.path.exists("/run/pytest-sandbox")
+
+
+def give_up(error: BaseException) -> NoReturn:
+    """Ends a fork that could not get to where it belongs."""
+    with suppress(OSError):
+        os.write(2, f"pytest-sandbox: a process could not enter its sandbox: {error!r}\n".encode())
+    os._exit(126)
