@@ -20,7 +20,8 @@ name                                                   needed  for
 ``Item._report_sections``                              yes     the output that the inside reported, attached outside
 ``CaptureManager.item_capture``,                       yes     capturing the teardown of higher scopes; what a crashed
 ``read_global_capture``, ``_global_capturing``,                test had printed; muting an attempt that is repeated
-``resume_global_capture``, ``_capture_fixture``,
+``resume_global_capture``, ``_capture_fixture``;
+``suspend_global_capture``, ``MultiCapture.is_started``;
 ``CaptureFixture._start``, ``_capture``
 ``LoggingPlugin._runtest_for``, ``log_cli_handler``,   no      logging in the teardown of higher scopes; what an
 ``log_file_handler``, ``caplog_records_key``                   attempt that is repeated had logged
@@ -125,12 +126,13 @@ def _needed() -> Iterator[tuple[str, bool]]:
     yield "FixtureManager.getfixturedefs(argname, node)", takes(
         getattr(fixtures.FixtureManager, "getfixturedefs", None), "argname", "node")
     for name in ("_arg2fixturedefs", "_fixture_defs"):
-        yield f"FixtureRequest.{name}", name in inspect.getsource(fixtures.FixtureRequest.__init__)
+        yield f"FixtureRequest.{name}", name in fixtures.FixtureRequest.__init__.__code__.co_names
     info = getattr(fixtures, "FuncFixtureInfo", None)
     for name in ("names_closure", "name2fixturedefs", "initialnames"):
         yield f"FuncFixtureInfo.{name}", name in getattr(info, "__annotations__", {})
-    for name in ("item_capture", "read_global_capture"):
+    for name in ("item_capture", "read_global_capture", "resume_global_capture", "suspend_global_capture"):
         yield f"CaptureManager.{name}", hasattr(capture.CaptureManager, name)
+    yield "MultiCapture.is_started", hasattr(capture.MultiCapture, "is_started")
     yield "pluggy.HookCaller._hookimpls", hasattr(pluggy.HookCaller, "_hookimpls")
     yield "skip.Exception(_use_item_location)", takes(pytest.skip.Exception, "_use_item_location")
     yield "_pytest._io.TerminalWriter", hasattr(_io, "TerminalWriter")
