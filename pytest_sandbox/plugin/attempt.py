@@ -18,6 +18,7 @@ from .household import Fork
 from .inbox import ENDS_THE_RUN, Inbox, Phase
 from .interrupts import Gate
 from .options import PytestSandboxWarning
+from .suspending import Suspension
 from .timers import Timers
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Attempt:
         self._due = "setup"  # what the runner waits for
         self._interrupted = False
         self._gate: Gate | None = None
+        self._suspension: Suspension | None = None
         self._timers: Timers | None = None
         self._limits: limits.Limits | None = None
         self._decisive: pytest.TestReport | None = None
@@ -183,6 +185,8 @@ class Attempt:
                 guest.replay = asked.Replay(item.config, self._made, replay, conductor.live)
             timers.go_on_inside()
             guest.gate, self._gate = self._gate, None
+            if self._suspension is not None:
+                self._suspension.end(inside=True)
             return False
         os.close(writing)
         if orders >= 0:
@@ -199,6 +203,8 @@ class Attempt:
     def _hold_interrupts(self) -> None:
         if self._gate is None:
             self._gate = Gate(closed=True).enter()
+        if self._suspension is None:
+            self._suspension = Suspension()
 
     def _let_interrupts_through(self) -> None:
         gate, self._gate = self._gate, None
@@ -228,7 +234,8 @@ class Attempt:
             try:
                 self._let_interrupts_through()
                 inbox.read(fork.child, fork.reading, until, self._answering(),
-                           self._limits.clock if self._limits is not None else None, self.conductor.spares)
+                           self._limits.clock if self._limits is not None else None, self.conductor.spares,
+                           self._suspension)
             except KeyboardInterrupt as error:
                 if inbox.debugging:
                     self._pass_on_interrupt(fork)
@@ -472,6 +479,8 @@ class Attempt:
             os.environ.pop("PYTEST_CURRENT_TEST", None)
         if self.conductor.keeper is not None:
             self.conductor.keeper.clear_gate()
+        if self._suspension is not None:
+            self._suspension.end()
         self._let_interrupts_through()
 
     def _leave_early(self, fork: Fork) -> None:

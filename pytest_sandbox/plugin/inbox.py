@@ -15,13 +15,13 @@ from pytest_sandbox.errors import SandboxProtocolError
 from . import compat, reporting, wire
 from .asked import Wanted
 from .interrupts import Gate
-from .suspending import Suspension
 
 if TYPE_CHECKING:
     from pytest_sandbox.sandbox import ForkedChild
 
     from .clock import Clock
     from .spares import Spares
+    from .suspending import Suspension
 
 
 class BrokenInside(RuntimeError):
@@ -70,7 +70,7 @@ class Inbox:
 
     def read(self, child: ForkedChild, descriptor: int, until: str | None = None,
              answer: Callable[[str, bool], None] | None = None, clock: Clock | None = None,
-             spares: Spares | None = None) -> None:
+             spares: Spares | None = None, suspension: Suspension | None = None) -> None:
         """Reads messages from ``descriptor`` until the child has said goodbye or ended.
 
         The child's end is learnt from its pidfd: a process that it left behind may hold the pipe open for ever.
@@ -79,6 +79,7 @@ class Inbox:
         :param answer: called for each report, as it comes, with its phase and whether it is the phase's own.
         :param clock: the test's timeout.
         :param spares: go on meanwhile.
+        :param suspension: stops the child with pytest.
         :raises SandboxProtocolError: for anything that is not a message that fits here.
         :raises TimeLimitExceeded: when the time is up.
         """
@@ -90,9 +91,10 @@ class Inbox:
         if pending >= 0:
             poll.register(pending, select.POLLIN)
         ended = False
-        with Gate() as gate, Suspension() as suspension:
-            if suspension.fileno() >= 0:
-                poll.register(suspension, select.POLLIN)
+        stopping = suspension.fileno() if suspension is not None else -1
+        if stopping >= 0:
+            poll.register(stopping, select.POLLIN)
+        with Gate() as gate:
             while not self.done:
                 if until is not None and until in self.phases and self.phases[until].report is not None:
                     return
@@ -101,7 +103,7 @@ class Inbox:
                     if not events and clock is not None:
                         clock.tick(self.now)
                         continue
-                    if any(ready == suspension.fileno() for ready, _ in events):
+                    if suspension is not None and any(ready == stopping for ready, _ in events):
                         suspension.stop(child)
                         continue
                     if spares is not None and any(ready == pending for ready, _ in events):
@@ -123,6 +125,8 @@ class Inbox:
                 if not data:
                     if not ended:  # closed in there; the child goes on without a voice
                         poll.unregister(descriptor)
+                        if stopping >= 0:
+                            poll.unregister(stopping)
                         while not poll.poll(clock.patience(False) if clock is not None else None):
                             assert clock is not None
                             clock.tick(self.now)
