@@ -11,6 +11,7 @@ import signal
 import sys
 import termios
 import threading
+from contextlib import suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +55,7 @@ class Suspension:
         return self._reading
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._writing >= 0:
+        with suppress(OSError):  # in a fork that has closed it, or when it has ended
             os.write(self._writing, b"z")
 
     def stop(self, child: ForkedChild) -> None:

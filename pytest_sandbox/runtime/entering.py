@@ -79,8 +79,8 @@ def fork_twice(running: Running, ids: tuple[int, int], folders: Folders) -> tupl
             return pid, reading
     try:
         os.close(reading)
-        # A Ctrl-C is for the caller and for the child inside, where one that comes early waits for it.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
+        # What is typed is for the caller and for the child inside, where a Ctrl-C that comes early waits for it.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTSTP))
         sc.setns(running.pidfd, sc.CLONE_NEWUSER | sc.CLONE_NEWPID | running.namespaces())
         inner = os.fork()
         if inner:
