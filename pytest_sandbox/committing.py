@@ -64,19 +64,15 @@ def store(image: Image, plan: Plan, uppers: Mapping[str, str], name: str | None)
     base, host = _base(image), None
     document = _document(image, base)
     written: list[Written] = []
-    trees = [tree for tree in plan.root.trees if tree.target in uppers or image.layers.get(tree.target)]
     if planning.is_host(image):
         on = dict((base.host if base is not None else None) or ())
         start = len(base.diff_ids) if base is not None else 0
-        for tree in trees:
-            found = _write(image, tree, uppers, plan)
-            numbers = range(start + len(written), start + len(written) + len(found))
-            on[tree.target] = (*on.get(tree.target, ()), *numbers)
-            written += found
+        for target, one in write_trees(image, plan, uppers):
+            on[target] = (*on.get(target, ()), start + len(written))
+            written.append(one)
         host = tuple(sorted(on.items()))
     else:
-        for tree in trees:
-            written += _write(image, tree, uppers, plan)
+        written = [one for _, one in write_trees(image, plan, uppers)]
     added = add_image(kept, base, document, written, name or "a commit", host)
     if name is not None:
         name_image(kept, name, added)
@@ -136,7 +132,19 @@ def _document(image: Image, base: StoredImage | None) -> dict[str, Any]:
     return dict(document)
 
 
-def _write(image: Image, tree: Tree, uppers: Mapping[str, str], plan: Plan) -> list[Written]:
+def write_trees(image: Image, plan: Plan, uppers: Mapping[str, str],
+                latest: int | None = None) -> list[tuple[str, Written]]:
+    """What lies on a base, tree by tree, lowest first.
+
+    :param uppers: by tree, a writable layer on top of the image's own.
+    :param latest: the latest modification time that is kept.
+    """
+    return [(tree.target, one) for tree in plan.root.trees if tree.target in uppers or image.layers.get(tree.target)
+            for one in _write(image, tree, uppers, plan, latest)]
+
+
+def _write(image: Image, tree: Tree, uppers: Mapping[str, str], plan: Plan,
+           latest: int | None = None) -> list[Written]:
     """One archive for each layer on top of a tree's base, as far as it holds anything."""
     from .image.commit import write_diff
 
@@ -150,7 +158,7 @@ def _write(image: Image, tree: Tree, uppers: Mapping[str, str], plan: Plan) -> l
     owner = None if os.getuid() == 0 else plan.ids
     written = []
     for number in range(len(above)):
-        one = write_diff(planning.store(), [*below, *above[:number + 1]], skip=skip, owner=owner,
+        one = write_diff(planning.store(), [*below, *above[:number + 1]], skip=skip, owner=owner, latest=latest,
                          root=plan.root.look if tree.target == "/" else None)
         if one.entries or not planning.is_host(image):
             written.append(one)

@@ -49,6 +49,7 @@ _roots: dict[str, tuple[LayerStack, Root]] = {}
 _layouts: dict[tuple[Any, ...], cgroups.Layout | None] = {}
 _built: dict[str, str] = {}
 _planning = threading.Lock()
+_building = threading.Lock()
 
 
 def cache_directory() -> str:
@@ -66,6 +67,7 @@ def plan_for(spec: SandboxSpec) -> Plan:
     :raises SandboxStartError: when a mount's source does not exist.
     :raises SandboxUnavailable: when this host cannot enforce a limit.
     """
+    _build(spec.image.base if isinstance(spec.image, Image) else spec.image)
     with _planning:
         layout = _layout(spec)  # first: it may move this process, and a helper must be where its caller is
     host = launch.supervisor().host
@@ -180,20 +182,28 @@ def resolve(reference: str) -> LayerStack:
     if reference.startswith("containerfile:"):
         from .building.builder import Options
         from .building.reference import build, locate
+        kept = store()  # which forgets what was built for another one
         known = _built.get(reference)
         if known is None:
             path, context = locate(reference.partition(":")[2])
-            progress = store().progress
+            progress = kept.progress
             progress.begin(reference, "building")
             failed = True
             try:
-                known = build(store(), path, context, Options(say=progress.step))[0].image_id
+                known = build(kept, path, context, Options(say=progress.step))[0].image_id
                 failed = False
             finally:
                 progress.finish(failed=failed)
             _built[reference] = known
         reference = f"image:{known}"
     return store().resolve(reference)
+
+
+def _build(reference: str) -> None:
+    """Builds what has to be built before anything is planned: a build plans and runs sandboxes itself."""
+    if reference.startswith("containerfile:"):
+        with _building:
+            resolve(reference)
 
 
 def release_images() -> None:
@@ -208,7 +218,8 @@ def release_images() -> None:
 
 
 def _in_fork() -> None:
-    global _planning, _host_image
+    global _planning, _building, _host_image
+    _building = threading.Lock()
     _planning = threading.Lock()  # another thread of the parent may have held it, and does not exist here
     if _host_image is not None:
         _host_image.close()

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,22 +22,22 @@ from ..image.roots import PATH, find_user
 from ..image.store import ImageStore, StoredImage
 from .configure import CONFIGURE, configure
 from .context import Context
+from .hosted import HostMaker, fingerprint, mapping, opened, owner, split
+from .layers import LayerMaker
+from .stages import Stages
 from .text import Containerfile, Instruction, Stage, expand, parse
-
-#: Arguments that every build has (https://docs.docker.com/reference/dockerfile/#predefined-args).
-PREDEFINED = ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "FTP_PROXY", "ftp_proxy", "NO_PROXY",
-              "no_proxy", "ALL_PROXY", "all_proxy", "SOURCE_DATE_EPOCH")
 
 
 @dataclass
 class Options:
-    """How to build. ``memory`` and ``timeout`` bound each RUN, as the sandbox options of these names."""
+    """How to build. ``memory``, ``disk`` and ``timeout`` bound each RUN, as the sandbox options of these names."""
 
     arguments: Mapping[str, str] = field(default_factory=dict)
     target: str | None = None
     cache: bool = True
     network: str = "host"
     memory: str | int | None = None
+    disk: str | int | None = None
     timeout: float | None = None
     secrets: Mapping[str, str] = field(default_factory=dict)
     say: Any = None
@@ -44,13 +45,18 @@ class Options:
 
 @dataclass
 class State:
-    """A stage so far. ``base`` is None for ``scratch``; ``written`` are layers that no image has yet."""
+    """A stage so far. ``base`` is None for ``scratch``, and for the host while nothing of it has changed.
+
+    ``number`` is the stage's. ``host``: it is on the host, and so are its layers.
+    """
 
     base: StoredImage | None
     document: dict[str, Any]
     key: str
     arguments: dict[str, str] = field(default_factory=dict)
     cmd_here: bool = False
+    number: int = 0
+    host: bool = False
 
     @property
     def config(self) -> dict[str, Any]:
@@ -74,9 +80,8 @@ class Builder:
 
     def __init__(self, store: ImageStore, file: Containerfile, context: Context, options: Options) -> None:
         self.store, self.file, self.context, self.options = store, file, context, options
-        self.done: dict[int, State] = {}
         self.hits = self.steps = 0
-        self.current = 0  # the number of the stage that is being made
+        self.stages = Stages(self)
         epoch = options.arguments.get("SOURCE_DATE_EPOCH") or os.environ.get("SOURCE_DATE_EPOCH") or ""
         self.latest = int(epoch) if epoch.isdigit() else None
 
@@ -92,12 +97,14 @@ class Builder:
                 names = ", ".join(one.name or str(one.number) for one in self.file.stages)
                 raise self.file.error(f"there is no stage {self.options.target!r}", None, f"Its stages: {names}.")
             stage = found
-        state = self._stage(stage)
+        state = self.stages.make(stage)
         return self.image_of(state, record=True)
 
     def image_of(self, state: State, *, record: bool = False) -> StoredImage:
         """The image of a stage as it is now, which sandboxes can run on."""
-        return add_image(self.store, state.base, state.document, (), "a build", record=record)
+        host = (state.base.host if state.base is not None else None) or ()
+        return add_image(self.store, state.base, state.document, (), "a build", host if state.host else None,
+                         record=record)
 
     def layers_of(self, state: State) -> list[str]:
         if state.base is None:
@@ -106,20 +113,15 @@ class Builder:
 
     # Stages.
 
-    def _stage(self, stage: Stage) -> State:
-        if stage.number not in self.done:
-            self.done[stage.number] = self._make(stage)
-        return self.done[stage.number]
-
-    def _make(self, stage: Stage) -> State:
+    def make(self, stage: Stage) -> State:
+        """Carries a stage out. Called by :attr:`stages`, once for each."""
         state = self._from(stage)
-        self.current = stage.number
+        state.number = stage.number
         triggers = state.config.pop("OnBuild", None) or []
         for trigger in triggers:
             for one in parse(f"FROM scratch\n{trigger}\n", self.file.path).stages[0].steps:
                 self._step(state, one)
         for step in stage.steps:
-            self.current = stage.number
             self._step(state, step)
         return state
 
@@ -134,8 +136,8 @@ class Builder:
                                   "Give the ARG a value, or the build --build-arg.")
         other = self.file.find(reference)
         if other is not None and other.number < stage.number:
-            found = self._stage(other)
-            return State(found.base, json.loads(json.dumps(found.document)), found.key)
+            found = self.stages.of(other)
+            return State(found.base, json.loads(json.dumps(found.document)), found.key, host=found.host)
         if other is not None and other.name == reference.lower():
             raise self.file.error(f"the stage {reference!r} comes later, or is this one", stage.base)
         return self._base(reference, stage.base, outer)
@@ -145,9 +147,12 @@ class Builder:
         if reference == "scratch":
             document["config"] = {"Env": [f"PATH={PATH}"]}
             return State(None, document, _key("scratch", str(self.store.platform)))
-        if reference == "host" or reference.startswith(("host:", "containerfile:")):
+        if reference == "host":
+            document["config"] = {}
+            return State(None, document, _key("host", fingerprint()), host=True)
+        if reference.startswith("containerfile:"):
             raise self.file.error(f"{reference!r} cannot be the base of a build", where,
-                                  "Build on an image; what is made of the host is committed: Sandbox().commit().")
+                                  "Build it first, with a name: pytest-sandbox build -t NAME.")
         try:
             stack = planning.resolve(reference)
         except ImageError as error:
@@ -158,11 +163,14 @@ class Builder:
                                   "Make a tarball of it: rootfs:FILE.")
         document = json.loads(stored.config)
         document["config"] = document.get("config") or {}
-        return State(stored, document, _key("image", stored.image_id))
+        on_host = stored.host is not None
+        key = _key("image", stored.image_id, *([fingerprint()] if on_host else []))
+        return State(stored, document, key, host=on_host)
 
     # Steps.
 
     def _step(self, state: State, step: Instruction) -> None:
+        self.stages.check()
         self._tell(step, " ".join(step.text.split()))
         self.steps += 1
         try:
@@ -231,6 +239,9 @@ class Builder:
 
     def keep(self, state: State, key: str, step: Instruction, written: Written | None) -> None:
         """Adds a step's layer, and remembers it under its key."""
+        if written is not None and state.host:
+            self.keep_on_host(state, key, step, split(self, written))
+            return
         if written is not None:
             self._history(state, step, empty=False)
             state.base = add_image(self.store, state.base, state.document, [written], "a build", record=False)
@@ -243,6 +254,30 @@ class Builder:
         self.store.layout.write_record(self._record(key), {"version": 1, "image": state.base.as_json(),
                                                            "layer": written is not None})
 
+    def keep_on_host(self, state: State, key: str, step: Instruction, found: list[tuple[str, Written]]) -> None:
+        """As :meth:`keep`, for a step's changes of the host's trees."""
+        self._history(state, step, empty=not found)
+        count = len(state.base.diff_ids) if state.base is not None else 0
+        before = state.base.host if state.base is not None else None
+        for _ in found[1:]:
+            self._history(state, step, empty=False)
+        if found:
+            state.base = add_image(self.store, state.base, state.document, [one for _, one in found], "a build",
+                                   mapping(before, count, found), record=False)
+        state.key = key
+        if state.base is not None:
+            self.store.layout.write_record(self._record(key), {"version": 1, "image": state.base.as_json(),
+                                                               "layer": bool(found)})
+
+    @contextmanager
+    def maker(self, state: State) -> Iterator[LayerMaker]:
+        """What makes layers of files on a stage as it is."""
+        if state.host:
+            with opened(self, state) as sandbox:
+                yield HostMaker(self, sandbox)
+        else:
+            yield LayerMaker(self.store, self.layers_of(state), self.latest)
+
     def _record(self, key: str) -> str:
         return f"{self.store.layout.root}/builds/{key}.json"
 
@@ -253,6 +288,8 @@ class Builder:
         user, _, group = text.partition(":")
         if user.isdigit() and (not group or group.isdigit()):
             return int(user), int(group or user)
+        if state.host:
+            return owner(text)
         image = self.image_of(state)
         stack = self.store.stack(image, self.file.path)
         from dataclasses import replace
@@ -285,6 +322,3 @@ def _platform() -> dict[str, str]:
 def step_key(*parts: str) -> str:
     """The key of a step."""
     return _key(*parts)
-
-
-

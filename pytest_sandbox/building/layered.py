@@ -6,23 +6,30 @@ import hashlib
 import os
 import stat
 import tarfile
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from .. import planning
 from ..errors import ImageError
+from ..image.locks import lock
 from ..images import Image
-from ..spec import Mount
+from ..sandbox import Sandbox
 from .context import Source, checksum
-from .layers import LayerMaker, StageFiles
+from .hosted import HostFiles, changed, image_of, opened
+from .layers import StageFiles
+from .remote import fetch, is_git, is_url, name_of
+from .runmounts import Mounts, mounts
 from .text import Instruction
 
 if TYPE_CHECKING:
     from .builder import Builder, State
 
 _SHELL = ["/bin/sh", "-c"]
+#: Arguments that every build has (https://docs.docker.com/reference/dockerfile/#predefined-args).
+PREDEFINED = ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "FTP_PROXY", "ftp_proxy", "NO_PROXY",
+              "no_proxy", "ALL_PROXY", "all_proxy", "SOURCE_DATE_EPOCH")
+_DISK_SIGNS = ("No space left on device", "ENOSPC", "Disk quota exceeded")
 _SHOWN = 4000  # characters of a failed command's output that its error keeps
 
 
@@ -43,13 +50,13 @@ def workdir(build: Builder, state: State, step: Instruction) -> None:
     path = os.path.normpath(os.path.join(state.config.get("WorkingDir") or "/", text))
     state.config["WorkingDir"] = path
     key = step_key(state.key, "WORKDIR", path, state.config.get("User") or "")
-    maker = LayerMaker(build.store, build.layers_of(state), build.latest)
-    if maker.is_directory(path):
-        state.key = key
-        build._history(state, step, empty=True)
-    elif not build.known(state, key, step):
-        owner = build.owner(state, state.config.get("User") or "", step)
-        build.keep(state, key, step, maker.directory(path, owner))
+    with build.maker(state) as maker:
+        if maker.is_directory(path):
+            state.key = key
+            build._history(state, step, empty=True)
+        elif not build.known(state, key, step):
+            owner = build.owner(state, state.config.get("User") or "", step)
+            build.keep(state, key, step, maker.directory(path, owner))
 
 
 # COPY and ADD
@@ -57,29 +64,34 @@ def workdir(build: Builder, state: State, step: Instruction) -> None:
 def copy(build: Builder, state: State, step: Instruction) -> None:
     from .builder import step_key
 
-    _refuse_flags(build, step, {"chown", "chmod", "link", *(["from"] if step.name == "COPY" else [])})
+    _refuse_flags(build, step, {"chown", "chmod", "link", *(["from"] if step.name == "COPY" else ["checksum"])})
     words = [build.expand(state, one, step) for one in step.words]
     if len(words) < 2:
         raise build.file.error(f"{step.name} takes sources and a destination", step)
     *sources, destination = words
     heredocs = {one.name: one for one in step.heredocs}
-    maker = LayerMaker(build.store, build.layers_of(state), build.latest)
     target = os.path.join(state.config.get("WorkingDir") or "/", destination)
-    into = destination.endswith(("/", "/.")) or destination in (".", "..") or maker.is_directory(target)
     with ExitStack() as stack:
+        maker = stack.enter_context(build.maker(state))
+        into = destination.endswith(("/", "/.")) or destination in (".", "..") or maker.is_directory(target)
         found: list[tuple[str, list[Source]]] = []
         archives: list[tuple[str, str]] = []
-        origin = step.flag("from")
-        files = stack.enter_context(_origin(build, state, step, origin)) if origin is not None else None
+        taken = step.flag("from")
+        files = stack.enter_context(origin(build, state, step, taken)) if taken is not None else None
+        checksum_given = build.expand(state, step.flag("checksum") or "", step) or None
+        if checksum_given is not None and not (len(sources) == 1 and is_url(sources[0])):
+            raise build.file.error("--checksum goes with one URL", step)
         for source in sources:
             if source.startswith("<<"):
                 name = source[2:].lstrip("-").strip("'\"")
                 doc = heredocs[name]
                 text = build.expand(state, doc.content, step, keep_quotes=True) if doc.expand else doc.content
                 found.append((name, [Source("", "", None, data=text.encode("utf-8", "surrogateescape"))]))
-            elif source.startswith(("http://", "https://", "git@", "git://")):
-                raise build.file.error(f"{source} is not in the context", step,
-                                       "Fetch it in a RUN, or before the build.")
+            elif step.name == "ADD" and files is None and is_git(source):
+                raise build.file.error(f"{source} is a Git repository, which ADD does not fetch here", step,
+                                       "Clone it in a RUN, or before the build.")
+            elif step.name == "ADD" and files is None and is_url(source):
+                found.append(_remote(build, step, source, into, checksum_given, stack))
             elif files is not None:
                 found.append((os.path.basename(os.path.normpath(source)), files.tree(source)))
             else:
@@ -114,13 +126,46 @@ def _destination(target: str, name: str, sources: list[Source], into: bool) -> s
     return f"{target.rstrip('/')}/{name}" if into else target
 
 
-def _origin(build: Builder, state: State, step: Instruction, origin: str) -> StageFiles:
-    name = build.expand(state, origin, step)
+def _remote(build: Builder, step: Instruction, url: str, into: bool, checksum_given: str | None,
+            stack: ExitStack) -> tuple[str, list[Source]]:
+    """A download as a source; gone with ``stack``."""
+    name = name_of(url) if into else ""
+    path = build.store.layout.staging(f"build-{os.urandom(8).hex()}")
+    held = lock(f"{path}.lock", exclusive=True, create=True)
+    assert held is not None
+    stack.callback(held.remove)
+    stack.callback(lambda: os.unlink(path) if os.path.exists(path) else None)
+    one = fetch(url, path, checksum_given, build.stages.aside)
+    os.utime(path, (one.mtime, one.mtime))
+    os.chmod(path, 0o600)  # as Docker documents it for what is downloaded
+    return name, [Source("", path, os.lstat(path))]
+
+
+@contextmanager
+def origin(build: Builder, state: State, step: Instruction, given: str) -> Iterator[StageFiles | HostFiles]:
+    """The files of another stage or image, which ``--from`` names."""
+    name = build.expand(state, given, step)
     other = build.file.find(name)
+    if other is None and name == "host":
+        with Sandbox(user="root") as sandbox:
+            yield HostFiles(sandbox)
+        return
     if other is not None:
-        if other.number >= build.current:
+        if other.number >= state.number:
             raise build.file.error(f"the stage {name!r} comes later, or is this one", step)
-        return StageFiles(build.layers_of(build._stage(other)))
+        found = build.stages.of(other)
+        if found.host:
+            with opened(build, found) as sandbox:
+                yield HostFiles(sandbox)
+            return
+        with StageFiles(build.layers_of(found)) as files:
+            yield files
+        return
+    with _image_files(build, step, name) as files:
+        yield files
+
+
+def _image_files(build: Builder, step: Instruction, name: str) -> StageFiles:
     try:
         return StageFiles(list(planning.resolve(name).layers))
     except ImageError as error:
@@ -153,63 +198,81 @@ def _file_sum(path: str) -> str:
 
 # RUN
 
-@dataclass
-class _Mounts:
-    """What ``--mount`` asks for. ``sums`` is what of it counts for the cache."""
-
-    binds: list[Mount] = field(default_factory=list)
-    env: dict[str, str] = field(default_factory=dict)
-    sums: list[str] = field(default_factory=list)
-
-
 def run(build: Builder, state: State, step: Instruction) -> None:
-    from ..sandbox import Sandbox
-    from .builder import PREDEFINED, step_key
+    from .builder import step_key
 
     _refuse_flags(build, step, {"mount", "network"})
-    if state.base is None:
+    if state.base is None and not state.host:
         raise build.file.error("RUN in an image that holds nothing", step, "COPY a program into it first.")
     network = {None: build.options.network, "default": build.options.network, "host": "host", "none": "none"}.get(
         step.flag("network"))
     if network is None:
         raise build.file.error(f"--network={step.flag('network')} is not default, host or none", step)
     command = _command(state, step)
-    mounts = _mounts(build, state, step)
-    visible = {name: value for name, value in state.arguments.items() if name not in state.env}
-    key = step_key(state.key, "RUN", *command, *(f"{name}={value}" for name, value in sorted(visible.items())
-                                                 if name not in PREDEFINED), *mounts.sums, network)
-    if build.known(state, key, step):
-        return
+    with ExitStack() as stack:
+        made = mounts(build, state, step, stack)
+        visible = {name: value for name, value in state.arguments.items() if name not in state.env}
+        key = step_key(state.key, "RUN", *command, *(f"{name}={value}" for name, value in sorted(visible.items())
+                                                     if name not in PREDEFINED), *made.sums, network)
+        if build.known(state, key, step):
+            return
+        for one in made.late:
+            one()
+        _carry_out(build, state, step, command, _sandbox(build, state, network, made, visible), key)
+
+
+def _sandbox(build: Builder, state: State, network: str, made: Mounts, visible: dict[str, str]) -> Sandbox:
+    given = {name: value for name, value in build.options.arguments.items() if name in PREDEFINED}
+    options: dict[str, Any] = {name: value for name in ("memory", "disk")
+                               if (value := getattr(build.options, name)) is not None}
+    env = {**given, **visible, **made.env}
+    if state.host:
+        options["user"] = state.config.get("User") or "root"
+        options["workdir"] = state.config.get("WorkingDir") or "/"
+        return Sandbox(image=image_of(build, state), network=network, mounts=made.binds, env={**state.env, **env},
+                       **options)
     image = build.image_of(state)
     build.store.know(image)
-    given = {name: value for name, value in build.options.arguments.items() if name in PREDEFINED}
-    limits: dict[str, Any] = {}
-    if build.options.memory is not None:
-        limits["memory"] = build.options.memory
-    sandbox = Sandbox(image=f"image:{image.image_id}", network=network, mounts=mounts.binds,
-                      env={**given, **visible, **mounts.env}, **limits)
+    return Sandbox(image=f"image:{image.image_id}", network=network, mounts=made.binds, env=env, **options)
+
+
+def _carry_out(build: Builder, state: State, step: Instruction, command: list[str], sandbox: Sandbox,
+               key: str) -> None:
     with sandbox:
-        done = sandbox.run(command, timeout=build.options.timeout, text=True)
+        with build.stages.aside(sandbox):
+            done = sandbox.run(command, timeout=build.options.timeout, text=True)
+        build.stages.check()
         said = (done.stdout + done.stderr)[-_SHOWN:]
         if build.options.say is not None and said:
             build.options.say(said.rstrip("\n"))
         if done.returncode or done.timed_out:
-            raise _failed(build, step, done, said)
-        made = sandbox._ready()
+            raise _failed(build, step, done, said, sandbox)
+        if state.host:
+            build.keep_on_host(state, key, step, changed(build, state, sandbox))
+            return
         from .. import committing
-        written = committing.write_upper(Image(f"image:{image.image_id}"), made, build.latest)
+        written = committing.write_upper(Image(sandbox.spec.image), sandbox._ready(), build.latest)
     build.keep(state, key, step, written)
 
 
-def _failed(build: Builder, step: Instruction, done: Any, said: str) -> Exception:
+def _failed(build: Builder, step: Instruction, done: Any, said: str, sandbox: Sandbox) -> Exception:
+    remedy = None
     if done.timed_out:
         why = f"it ran longer than {build.options.timeout} s"
+        remedy = "Give it longer (--timeout), or find out what it waits for: it has no terminal and no input."
+    elif done.oom_killed:
+        limit = sandbox.limit_error()
+        why = str(limit) if limit is not None else "the kernel killed it for want of memory"
+        remedy = "Give each RUN more: --memory SIZE."
     elif done.returncode < 0:
         why = f"it was ended by signal {-done.returncode}"
     else:
         why = f"it ended with status {done.returncode}"
+    if any(sign in said for sign in _DISK_SIGNS):
+        remedy = ("What a RUN writes lies in memory, at most half of it: give it more (--disk SIZE), or write less in "
+                  "one step.")
     tail = "\n".join(said.splitlines()[-20:])
-    error = build.file.error(f"{why}\n{tail}" if tail else why, step)
+    error = build.file.error(f"{why}\n{tail}" if tail else why, step, remedy)
     error.output = said
     return error
 
@@ -229,59 +292,6 @@ def _command(state: State, step: Instruction) -> list[str]:
         return [*shell, text]
     return [*shell, step.words[0]]
 
-
-def _mounts(build: Builder, state: State, step: Instruction) -> _Mounts:
-    made = _Mounts()
-    for flag in step.flags:
-        if not flag.startswith("--mount="):
-            continue
-        fields = {key.strip().lower(): value for key, _, value in (
-            one.partition("=") for one in build.expand(state, flag[8:], step).split(","))}
-        kind = fields.get("type", "bind")
-        target = fields.get("target") or fields.get("dst") or fields.get("destination") or ""
-        if target and not target.startswith("/"):
-            target = os.path.join(state.config.get("WorkingDir") or "/", target)
-        handler = _KINDS.get(kind)
-        if handler is None:
-            raise build.file.error(f"--mount=type={kind} is not available", step, f"Known: {', '.join(_KINDS)}.")
-        handler(build, state, step, fields, target, made)
-    return made
-
-
-def _bind(build: Builder, state: State, step: Instruction, fields: dict[str, str], target: str, made: _Mounts) -> None:
-    if "from" in fields:
-        raise build.file.error("--mount=type=bind,from=... is not available", step, "Use COPY --from.")
-    source = fields.get("source") or fields.get("src") or "."
-    [(name, path)] = build.context.find(source)
-    made.binds.append(Mount(path, target or "/", read_only=True))
-    made.sums.append(f"bind {target} {checksum(list(build.context.tree(name, path)))}")
-
-
-def _cache(build: Builder, state: State, step: Instruction, fields: dict[str, str], target: str, made: _Mounts) -> None:
-    name = hashlib.sha256((fields.get("id") or target).encode()).hexdigest()[:32]
-    folder = f"{build.store.layout.root}/build-caches/{name}"
-    os.makedirs(folder, mode=0o755, exist_ok=True)
-    made.binds.append(Mount(folder, target, read_only=fields.get("readonly", fields.get("ro", "false")) != "false"))
-    made.sums.append(f"cache {target}")
-
-
-def _secret(build: Builder, state: State, step: Instruction, fields: dict[str, str], target: str,
-            made: _Mounts) -> None:
-    name = fields.get("id") or os.path.basename(target)
-    path = build.options.secrets.get(name)
-    if path is None:
-        if fields.get("required", "false") not in ("false", "0"):
-            raise build.file.error(f"there is no secret {name!r}", step, f"Give it: --secret id={name},src=FILE.")
-        return
-    if "env" in fields:
-        with open(path, encoding="utf-8") as file:
-            made.env[fields["env"]] = file.read()
-    else:
-        made.binds.append(Mount(os.path.realpath(path), target or f"/run/secrets/{name}", read_only=True))
-    made.sums.append(f"secret {name} {target}")  # not what it holds: that must not show anywhere
-
-
-_KINDS: dict[str, Callable[..., None]] = {"bind": _bind, "cache": _cache, "secret": _secret}
 
 LAYERED: dict[str, Callable[[Builder, State, Instruction], None]] = {
     "RUN": run, "COPY": copy, "ADD": copy, "WORKDIR": workdir,

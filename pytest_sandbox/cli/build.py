@@ -25,6 +25,7 @@ def register(commands: Any) -> None:
                        help="a file for RUN --mount=type=secret")
     build.add_argument("--network", choices=("host", "none"), default="host", help="of RUN")
     build.add_argument("--memory", metavar="SIZE", help="the most memory of each RUN, such as 512M")
+    build.add_argument("--disk", metavar="SIZE", help="the most that each RUN may write, such as 8G")
     build.add_argument("--timeout", type=float, metavar="SECONDS", help="the longest that each RUN may take")
     build.add_argument("--no-cache", action="store_true", help="carry every step out")
     build.add_argument("--quiet", "-q", action="store_true", help="print nothing but the image's id")
@@ -36,6 +37,7 @@ def _build(given: argparse.Namespace) -> int:
     from pytest_sandbox import planning
     from pytest_sandbox.building.builder import Options
     from pytest_sandbox.building.reference import build, locate
+    from pytest_sandbox.committing import check_name
     from pytest_sandbox.image.export import name_image
 
     path = str(given.file) if given.file is not None else locate(str(given.context))[0]
@@ -55,8 +57,9 @@ def _build(given: argparse.Namespace) -> int:
         planning.settings = planning.ImageSettings(progress=_progress)
     image, builder = build(planning.store(), path, str(given.context), Options(
         arguments=arguments, target=given.target, cache=not given.no_cache, network=given.network, memory=given.memory,
-        timeout=given.timeout, secrets=secrets, say=say))
+        disk=given.disk, timeout=given.timeout, secrets=secrets, say=say))
     for name in given.tag:
+        check_name(name, "host" if image.host is not None else "")
         name_image(planning.store(), name, image)
     if say is not None:
         say(f"{builder.steps} steps, {builder.hits} layers from the cache")

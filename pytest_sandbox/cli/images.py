@@ -224,11 +224,10 @@ def _lock(given: argparse.Namespace) -> int:
         for one in found:
             print(f"{one.reference} has moved: locked {one.locked}, now {one.now}")
         return 1 if found else 0
-    for reference in given.images or list(lock.images):
-        name, locked = look_up(reference)
-        before = lock.images.get(name)
-        lock.images[name] = locked
+    looked_up = dict(look_up(reference) for reference in given.images or list(lock.images))
+    known = LockFile.update(given.lock_file, looked_up)
+    for name, locked in looked_up.items():
+        before = known.get(name)
         change = "" if before is None or before.digest == locked.digest else f" (was {before.digest})"
         print(f"{name}: {locked.digest}{change}")
-    lock.write(given.lock_file)
     return 0

@@ -5,6 +5,7 @@ JSON, sorted, one image a line group: it is made to be committed and to be read 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import ImageError
+from .layout import default_root
 from .manifest import Index, Platform
 from .reference import RegistryReference, check_digest, parse_registry_reference
 from .source import Progress
@@ -77,6 +79,24 @@ class LockFile:
             os.rename(partial, target)
         finally:
             partial.unlink(missing_ok=True)
+
+    @classmethod
+    def update(cls, path: str | Path, found: Mapping[str, Locked]) -> Mapping[str, Locked]:
+        """Takes over what was looked up into the file at ``path``, which need not be there; returns what it held.
+
+        Any number may do so at the same time: each finds what the others wrote.
+
+        :raises ImageError: when what is there cannot be read.
+        """
+        from filelock import FileLock
+
+        name = hashlib.sha256(os.path.realpath(path).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        guards = default_root() / "locks"  # not beside the file, which is in somebody's repository
+        guards.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with FileLock(guards / f"{name}.lock"):
+            known = cls.read(path) if os.path.exists(path) else cls()
+            cls({**known.images, **found}).write(path)
+        return known.images
 
     def pin(self, reference: RegistryReference, platform: Platform) -> str | None:
         """The digest to use for a reference on a platform; None when it is not locked."""

@@ -1,7 +1,7 @@
 """Locks of the store: ``flock(2)`` on files inside it. Held by the kernel, gone when the holder dies, however it dies.
 
-filelock is not used: it has no shared mode on ``flock`` and does not notice that a locked file was replaced, and with
-those two written here nothing would be left for it to do (docs/design/0012).
+filelock, which guards ``sandbox.lock``, has no shared mode on ``flock`` and does not notice that a locked file was
+replaced, and with those two written here nothing of the store would be left for it to do (docs/design/0012).
 """
 
 from __future__ import annotations

@@ -37,7 +37,12 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
     pluginmanager.add_hookspecs(hookspecs)
 
 
+#: The runs of this process: a run that tests plugins has others within it (``pytester.runpytest_inprocess``).
+_runs: set[int] = set()
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    _runs.add(id(config))
     config.addinivalue_line("markers", MARKER)
     settings = config.stash[_settings] = Settings(config)
     if config.getoption("sandbox_keep") or config.getini("sandbox_keep") != "none":
@@ -158,6 +163,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     conductor = config.stash.get(_conductor, None)
     if conductor is not None:
         conductor.undo()
+    _runs.discard(id(config))
     module = sys.modules.get("pytest_sandbox.sandbox")
-    if module is not None:
+    if module is not None and not _runs:
         module.shutdown()

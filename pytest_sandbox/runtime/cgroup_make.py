@@ -85,6 +85,7 @@ class Groups:
                         files.append(made.joins[-1])
                     else:
                         files.append(os.open(f"{folder}/{layout['join']}", os.O_WRONLY | os.O_CLOEXEC))
+                        where[key] = folder
             if layout["version"] == 2:
                 made.into = os.open(where["unified"], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             elif layout["memory"] is not None:

@@ -21,6 +21,8 @@ from .hierarchies import Missing, pids_of
 if TYPE_CHECKING:
     from .cgroups import Layout
 
+#: The controllers that are used; of those that are mounted together the first stands for all.
+_ORDER = ("memory", "pids", "blkio", "cpu", "cpuacct", "freezer")
 _AS_ROOT = "Run as root, or on a host with cgroup v2 and systemd, which delegates to users."
 
 
@@ -39,9 +41,14 @@ class ControlV1(Control):
             raise Missing(f"the cgroup controller {controller} is not mounted", f"Mount it: `sudo mount -t cgroup "
                           f"-o {controller} none /sys/fs/cgroup/{controller}`.")
         try:
-            return self.run.place(controller, base)
+            return self.run.place(self.key(controller), base)
         except OSError as error:
             raise Missing(f"no cgroup can be made in {base}: {error.strerror}", _AS_ROOT) from None
+
+    def key(self, controller: str) -> str:
+        # systemd mounts cpu and cpuacct together: what is two hierarchies elsewhere is one there.
+        base = self.found.v1.get(controller)
+        return next((name for name in _ORDER if base is not None and self.found.v1.get(name) == base), controller)
 
     def accounting(self) -> tuple[str, ...]:
         return ("memory", "cpuacct")
@@ -81,20 +88,27 @@ def _memory(place: str, spec: SandboxSpec) -> list[tuple[str, str, str]]:
 class GroupV1(Group):
     """One sandbox's directories in the hierarchies of cgroup v1."""
 
+    def _at(self, controller: str, inner: bool = False) -> str | None:
+        """The directory with a controller's files."""
+        return (self.inner if inner else self.paths).get(self.control.key(controller))
+
+    def _number(self, controller: str, file: str) -> int | None:
+        return self.number(self.control.key(controller), file)
+
     def usage(self) -> Usage:
         total, user, system = self._cpu()
-        tasks, tasks_peak = self.number("pids", "pids.current"), self.number("pids", "pids.peak")
+        tasks, tasks_peak = self._number("pids", "pids.current"), self._number("pids", "pids.peak")
         read, written = self._io()
-        return Usage(total, user, system, self.number("memory", "memory.max_usage_in_bytes"),
-                     self.number("memory", "memory.usage_in_bytes"),
+        return Usage(total, user, system, self._number("memory", "memory.max_usage_in_bytes"),
+                     self._number("memory", "memory.usage_in_bytes"),
                      None if tasks_peak is None else tasks_peak - 1, None if tasks is None else max(tasks - 1, 0),
                      read, written)
 
     def _cpu(self) -> tuple[float | None, float | None, float | None]:
-        total = self.number("cpuacct", "cpuacct.usage")
+        total = self._number("cpuacct", "cpuacct.usage")
         if total is None:
             return None, None, None
-        user, system = self.number("cpuacct", "cpuacct.usage_user"), self.number("cpuacct", "cpuacct.usage_sys")
+        user, system = self._number("cpuacct", "cpuacct.usage_user"), self._number("cpuacct", "cpuacct.usage_sys")
         if user is None or system is None:
             return total / 1e9, None, None
         # The sum is exact, its parts are sampled at clock ticks: scaled to it, as the kernel does for times(2).
@@ -103,9 +117,9 @@ class GroupV1(Group):
 
     def _io(self) -> tuple[int | None, int | None]:
         # Since Linux 6.10 only what is throttled is counted.
-        if "blkio" not in self.paths or not self.counts_io:
+        if (path := self._at("blkio")) is None or not self.counts_io:
             return None, None
-        text = self.read(f"{self.paths['blkio']}/blkio.throttle.io_service_bytes_recursive")
+        text = self.read(f"{path}/blkio.throttle.io_service_bytes_recursive")
         if text is None:
             return None, None
         sums = {"Read": 0, "Write": 0}
@@ -116,23 +130,23 @@ class GroupV1(Group):
         return sums["Read"], sums["Write"]
 
     def oom_kills(self) -> int | None:
-        if "memory" not in self.paths:
-            return None
-        return self.field(f"{self.inner['memory']}/memory.oom_control", "oom_kill")
+        path = self._at("memory", inner=True)
+        return None if path is None else self.field(f"{path}/memory.oom_control", "oom_kill")
 
     def pids_refused(self) -> int | None:
-        if "pids" not in self.paths:
+        paths = self._at("pids"), self._at("pids", inner=True)
+        if None in paths:
             return None
         # Counted where the fork was tried, until Linux 6.11 began to count where the limit is.
-        counts = [self.field(f"{paths['pids']}/pids.events", "max") for paths in (self.paths, self.inner)]
+        counts = [self.field(f"{path}/pids.events", "max") for path in paths]
         known = [count for count in counts if count is not None]
         return max(known) if known else None
 
     def reset_peak(self) -> bool:
-        if "memory" not in self.paths:
+        if (path := self._at("memory")) is None:
             return False
         try:
-            self.write(f"{self.paths['memory']}/memory.max_usage_in_bytes", "0")
+            self.write(f"{path}/memory.max_usage_in_bytes", "0")
         except OSError:
             return False
         return True
@@ -141,10 +155,10 @@ class GroupV1(Group):
         # Memory alone must never be more than memory and swap together, not even between two writes.
         names = [file for _, file, _ in files]
         if "memory.memsw.limit_in_bytes" in names:
-            limit = self.number("memory", "memory.limit_in_bytes") or 0
+            limit = self._number("memory", "memory.limit_in_bytes") or 0
             if int(files[names.index("memory.limit_in_bytes")][2]) > limit:
                 return files[::-1]
-        elif names == ["memory.limit_in_bytes"] and self.number("memory", "memory.memsw.limit_in_bytes") is not None:
+        elif names == ["memory.limit_in_bytes"] and self._number("memory", "memory.memsw.limit_in_bytes") is not None:
             return [("memory", "memory.memsw.limit_in_bytes", "-1"), *files]
         return files
 

@@ -123,7 +123,7 @@ class Control:
         return {"version": self.version, "places": sorted(places.items()),
                 "files": [(self.key(controller), file, text) for controller, file, text in files],
                 "join": "tasks" if self.version == 1 else "cgroup.procs", "memory": spec.memory,
-                "flat": [name for name in self.flat if name in places]}
+                "flat": [self.key(name) for name in self.flat if self.key(name) in places]}
 
     def key(self, controller: str) -> str:
         """Under which name a controller's directory travels."""

@@ -7,6 +7,7 @@ nobody but who was asked can answer. Everything else that arrives is dropped.
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import struct
@@ -25,7 +26,7 @@ _OUTGOING = 4  # PACKET_OUTGOING: what was sent at this end, by us or by whoever
 class Datagrams:
     """The conversations of one sandbox. ``poll`` is who waits for :meth:`handle` to be called."""
 
-    MOST = 256
+    MOST = max(1, min(256, (os.sysconf("SC_OPEN_MAX") - 64) // 4))
     #: Seconds without a packet after which a conversation gives way to a new one.
     IDLE = 120.0
 

@@ -74,7 +74,7 @@ class _Relay:
 
     CHUNK = 128 << 10
     #: Connections at a time, two descriptors each; further ones wait in the listener's queue.
-    MOST = max(1, min(400, (os.sysconf("SC_OPEN_MAX") - 64) // 3))
+    MOST = max(1, min(400, (os.sysconf("SC_OPEN_MAX") - 64) // 4))
 
     def __init__(self, ends: tuple[int, int], listeners: dict[socket.socket, list[Any] | None],
                  names: socket.socket | None = None, upstream: list[Any] | None = None) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -297,6 +298,21 @@ def test_an_index_is_locked_for_each_platform(registry: FakeRegistry, tmp_path: 
     assert again.images == lock.images
     again.write(tmp_path / "m")
     assert (tmp_path / "m").read_text() == (tmp_path / "l").read_text()
+
+
+def test_many_lock_at_the_same_time(tmp_path: Path) -> None:
+    digest = "sha256:" + "0" * 64
+    path = tmp_path / "sandbox.lock"
+
+    def lock_some(worker: int) -> None:
+        for number in range(10):
+            LockFile.update(path, {f"docker.io/library/app{worker}:{number}": Locked(digest)})
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lock_some, range(8)))
+    assert len(LockFile.read(path).images) == 80
+    assert [one.name for one in tmp_path.iterdir() if "sandbox.lock" in one.name] == ["sandbox.lock"]
+    assert LockFile.update(path, {}) == LockFile.read(path).images
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"version": 2}', '{"version": 1}',

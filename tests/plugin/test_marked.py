@@ -263,3 +263,17 @@ def test_garbage_in_cycles_is_its_tests(pytester: pytest.Pytester, boxed: Callab
     result = boxed("-W", "error::pytest.PytestUnraisableExceptionWarning", "-rA")
     result.assert_outcomes(passed=2, failed=1, errors=1)
     result.stdout.fnmatch_lines_random(["FAILED *::test_leaves_one_among_many - *", "ERROR *::test_leaves_one - *"])
+
+
+def test_a_run_within_a_run_leaves_its_sandboxes_alone(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest("pytest_plugins = ['pytester']")
+    pytester.makepyfile("""
+        def test_outer(sandbox_factory, pytester):
+            with sandbox_factory() as sandbox:
+                pytester.makepyfile("def test_inner(sandbox): assert sandbox.run(['true']).returncode == 0")
+                pytester.runpytest_inprocess().assert_outcomes(passed=1)
+                assert sandbox.run(["true"]).returncode == 0
+            with sandbox_factory() as sandbox:
+                assert sandbox.run(["true"]).returncode == 0
+    """)
+    pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=1)

@@ -11,6 +11,7 @@ import pytest
 from pytest_sandbox.errors import SandboxUnavailable, SandboxUsageError
 from pytest_sandbox.runtime.blockio import bfq_weight, disks, weights
 from pytest_sandbox.runtime.cgroup_make import Groups, Made
+from pytest_sandbox.runtime.cgroup_v1 import ControlV1
 from pytest_sandbox.runtime.cgroups import Control, quota
 from pytest_sandbox.runtime.hierarchies import Hierarchies, Missing, find_hierarchies
 from pytest_sandbox.spec import make_spec
@@ -43,6 +44,24 @@ def test_a_hybrid_host(tmp_path: Path) -> None:
          "memory": "/sys/fs/cgroup/memory/user.slice/user-1000.slice",
          "name=systemd": "/sys/fs/cgroup/systemd/user.slice/session-1.scope"},
         "/sys/fs/cgroup/unified/user.slice/session-1.scope")
+
+
+def test_controllers_that_are_mounted_together_have_one_directory(tmp_path: Path) -> None:
+    """As systemd mounts them: to make a directory for each would fail at the second."""
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "memory").mkdir()
+    base = {"cpu": str(tmp_path / "cpu"), "cpuacct": str(tmp_path / "cpu"), "memory": str(tmp_path / "memory")}
+    control = ControlV1(Hierarchies(base, None))
+    try:
+        assert control.place("cpu", True) == control.place("cpuacct", True)
+        names = ("cpu", "cpuacct", "memory", "freezer")
+        assert [control.key(name) for name in names] == ["cpu", "cpu", "memory", "freezer"]
+        layout = control.layout(make_spec({"cpus": 0.5}))
+        assert layout is not None
+        assert [key for key, _ in layout["places"]] == ["cpu", "memory"]
+        assert {key for key, _, _ in layout["files"]} == {"cpu"}
+    finally:
+        control.close()
 
 
 @pytest.mark.parametrize(("mount", "own", "unified"), [

@@ -44,6 +44,7 @@ DOORS = {
     "pluggy": ("plugin",),
     "coverage": ("plugin",),
     "exceptiongroup": ("plugin",),
+    "filelock": ("image.lockfile",),
     "hatchling": ("native.build",),
     "isal": ("image.compression",),
     "backports": ("image.compression",),
