@@ -97,12 +97,12 @@ def _show(kept: Kept, as_json: bool) -> None:
     if as_json:
         print(json.dumps({**_document(kept), "output": kept.output}, indent=2))
         return
-    print(f"test:     {record.nodeid}\nended:    {record.outcome}, kept in its {record.phase}")
-    print(f"image:    {record.start.reference}\nrootdir:  {record.rootdir} (on {record.host})")
-    for name, value in sorted(record.options.items()):
-        print(f"{name + ':':9} {value}")
+    facts = {"test": record.nodeid, "ended": f"{record.outcome}, kept in its {record.phase}",
+             "image": record.start.reference, "rootdir": f"{record.rootdir} (on {record.host})", **record.options}
     if record.left_out:
-        print(f"without its writable layer: {record.left_out}")
+        facts["layer"] = f"left out: {record.left_out}"
+    for name, value in facts.items():
+        print(_printable(f"{name + ':':9} {value}"))
     print(f"\n{_printable(kept.output)}")
 
 

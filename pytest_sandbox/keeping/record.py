@@ -17,7 +17,7 @@ from ..spec import OPTIONS, Mount, SandboxSpec, network_kind
 VERSION = 1
 ID = re.compile(r"[0-9a-f]{8}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-_NODE = re.compile(r"[^-\x00-\x1f/][^\x00-\x1f]*")
+_NODE = re.compile(r"[^-\x00-\x1f/][^\x00-\x1f\x7f-\x9f]*")
 
 #: Options that a record from elsewhere may not decide: they reach out of a sandbox, or weaken it.
 _REACHING = frozenset({"mounts", "network", "seccomp", "capabilities", "hide"})
@@ -117,9 +117,9 @@ class Record:
         """
         options = {name: value for name, value in self.options.items()
                    if not (self.imported and name in _REACHING)}
-        if "mounts" in options:
-            options["mounts"] = [Mount(*one) for one in options["mounts"]]
         try:
+            if "mounts" in options:
+                options["mounts"] = [Mount(*one) for one in options["mounts"]]
             return SandboxSpec().with_options(**options)
         except (SandboxUsageError, TypeError) as error:
             raise KeptTestError(f"the options of kept test {self.id} cannot be read", why=str(error)) from None
@@ -179,6 +179,8 @@ def _read(document: Any) -> Record:
         kind = {"created": int, "imported": bool, "below": int}.get(one.name, str)
         if type(values[one.name]) is not kind or (kind is str and "\0" in values[one.name]):
             raise ValueError(f"its {one.name} is {values[one.name]!r}"[:200])
+    if not 0 <= values["created"] < 1 << 40:
+        raise ValueError("nothing was kept at that time")
     if not ID.fullmatch(values["id"]):
         raise ValueError(f"its id is {values['id']!r}"[:200])
     if not _NODE.fullmatch(values["nodeid"]) or ".." in values["nodeid"].partition("::")[0].split("/"):
@@ -202,7 +204,7 @@ def _layer(document: Any) -> KeptLayer:
         if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
             raise ValueError(f"a layer's digest is {digest!r}"[:200])
     for number in (layer.size, layer.bytes):
-        if type(number) is not int or number < 0:
+        if type(number) is not int or not 0 <= number < 1 << 62:
             raise ValueError(f"a layer's size is {number!r}"[:200])
     return layer
 

@@ -143,9 +143,7 @@ class Shelf:
 
     def run(self, name: str) -> FileLock:
         """Says, as long as the lock is held, that the run ``name`` lives: what it has kept stays."""
-        for one in self.layout.keys("staging"):
-            if one.startswith("kept-run-") and one != f"kept-run-{name}.lock":
-                self._lives(one[len("kept-run-"):-len(".lock")])  # which removes what a killed run has left
+        self.layout.sweep()  # what a killed run has left half made
         held = lock(self._run_lock(name), exclusive=False, create=True)
         assert held is not None
         return held

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -17,6 +18,8 @@
 #include "messages.h"
 
 #define DEFAULT_PATH "/bin:/usr/bin"  // Python's os.defpath
+
+bool command_stands_back;
 
 static struct command {
     pid_t pid;
@@ -111,6 +114,8 @@ static int become(const struct start *start)
 
     if (setsid() < 0)
         return -1;
+    if (command_stands_back)
+        sched_setscheduler(0, SCHED_OTHER, &(struct sched_param){0});
     for (int i = 0; i < 3; i++)
         if (dup2(start->fds[i], i) < 0)
             return -1;

@@ -143,10 +143,10 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     """The report of a failed test that drives a sandbox says what had been changed in it."""
     report = yield
     if report.when == "call" and report.failed and "sandbox" in getattr(item, "funcargs", ()):
-        from .assertions import changes_section
+        from .assertions import CHANGES, changes_section
 
         if text := changes_section(item.funcargs["sandbox"]):  # type: ignore[attr-defined]
-            report.sections.append(("Changes in the sandbox", text))
+            report.sections.append((CHANGES, text))
     return report
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 _MOST = 40  # lines of differences
+#: The title of what :func:`changes_section` gives, in reports.
+CHANGES = "Changes in the sandbox"
 
 
 def explain(left: Any, right: Any) -> list[str] | None:

@@ -18,6 +18,7 @@ import pytest
 
 from pytest_sandbox.errors import SandboxError
 
+from .assertions import CHANGES, changes_section
 from .options import KEEP, Settings, chosen
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class _Taken:
     drafts: list[tuple[Draft, Record]] = field(default_factory=list)
     reports: list[pytest.TestReport] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
+    changes: str = ""
 
     @property
     def anything(self) -> bool:
@@ -151,6 +153,7 @@ class Keeper:
         from pytest_sandbox.keeping.writing import TooLarge, write_layers
 
         draft = None
+        taken.changes = taken.changes or changes_section(sandbox)
         try:
             shelf = self._on_shelf()
             if shelf.of_run(self.run) >= self.bounds.tests:
@@ -216,6 +219,8 @@ class Keeper:
         if self.mode == "all" and taken is None and not hasattr(report, "worker_id"):
             taken = self._taken[report.nodeid] = _Taken()
         if taken is not None:
+            if report.failed and taken.changes and all(name != CHANGES for name, _ in report.sections):
+                report.sections.append((CHANGES, taken.changes))
             taken.reports.append(report)
             if report.when == "teardown":
                 del self._taken[report.nodeid]

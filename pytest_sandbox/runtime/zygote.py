@@ -25,6 +25,7 @@ from ..errors import SandboxClosedError
 from . import entering, protocol
 from . import syscalls as sc
 from .children import ForkedChild
+from .init import stand_back, step_forward
 from .plan import Host, Plan
 from .prefault import Pages
 from .protocol import wait_readable
@@ -169,6 +170,7 @@ class _Zygote:
             entering.leave_all()
             self.folders = entering.open_folders()
             self.inside = ready()
+            stand_back()
             entering.when_joined.append(self.pages.copy)
             while True:
                 pause = self.pages.pause if self.children else None
@@ -226,6 +228,7 @@ class _Zygote:
             for number, handler in self.handlers.items():
                 signal.signal(number, handler)
             entering.go_to(order["where"], order["env"])
+            step_forward()
             assert self.inside is not None
             self.inside(descriptors[0], descriptors[1])
         except BaseException as error:  # noqa: BLE001 - nothing of the caller's stack may run in this process

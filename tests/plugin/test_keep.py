@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import io
 import json
 import os
@@ -141,6 +143,7 @@ def test_every_way_to_fail(pytester: pytest.Pytester, command: Command, args: li
     result.stdout.fnmatch_lines(["not kept: *::test_closes: its sandbox was closed before the test had failed"])
     # A worker may be ended before it has tidied up: the next run that keeps removes the file that it had locked.
     assert not [one for one in (cache / "v1/staging").iterdir() if not one.name.startswith("kept-run-")]
+    assert result.stdout.str().count("Changes in the sandbox") == 8  # in each report of a failure
     for test, text in LEFT.items():
         done = command("shell", kept[test], given="cat /var/tmp/pytest-sandbox-kept; echo; hostname\n")
         assert done.stdout.splitlines()[0] == text, (test, done.stderr)
@@ -514,13 +517,14 @@ HOSTILE: list[tuple[Callable[[str, bytes], bytes | None], str]] = [
     (in_record(start={"kind": "image", "reference": "x", "image_id": "sha256:" + "0" * 64}), "is another than"),
     (in_record(start={"kind": "directory", "reference": "/etc"}), "a directory is nothing that a file can hold"),
     (in_record(created="now"), "its created is 'now'"),
+    (in_record(created=10 ** 300), "nothing was kept at that time"),
     (in_record(base=7), "its record cannot be read"),
     (lambda name, data: b"[]" if name.endswith("kept.json") else data, "its record cannot be read"),
     (lambda name, data: b"[" * 100_000 if name.endswith("kept.json") else data, "its record cannot be read"),
     (lambda name, data: b" " * (5 << 20) if name.endswith("kept.json") else data, "larger than"),
     (lambda name, data: data[:-1] + b"x" if data[:2] == b"\x1f\x8b" else data, "is not what its bytes are"),
     (lambda name, data: data + bytes(100) if data[:2] == b"\x1f\x8b" else data, "is not what its bytes are"),
-    (lambda name, data: None if data[:2] == b"\x1f\x8b" else data, "there is no blobs/"),
+    (lambda name, data: None if data[:2] == b"\x1f\x8b" else data, "there is no file blobs/"),
 ]
 
 
@@ -538,6 +542,50 @@ def test_a_hostile_bundle_is_refused_whole(pytester: pytest.Pytester, command: C
         assert not list((cache / "v1/staging").iterdir())
     for words in (("shell", bad), ("replay", bad)):
         assert command(*words).returncode == 2
+
+
+def test_a_hostile_layer_stays_inside(pytester: pytest.Pytester, command: Command, cache: Path) -> None:
+    """Its digests are right, so what is in it has to be harmless by itself."""
+    name = one_kept(pytester)
+    out = pytester.path / "outside"
+    out.mkdir()
+    entry = cache / "v1/kept" / name
+    plain = io.BytesIO()
+    with tarfile.open(fileobj=plain, mode="w") as tar:
+        for path, kind, link in ((f"../../../../../../../..{out}/a", tarfile.REGTYPE, ""),
+                                 (f"{out}/b", tarfile.REGTYPE, ""),
+                                 ("var/tmp/way", tarfile.SYMTYPE, str(out)), ("var/tmp/way/c", tarfile.REGTYPE, ""),
+                                 ("var/tmp/hard", tarfile.LNKTYPE, "../../../../../etc/passwd"),
+                                 ("var/tmp/.wh...", tarfile.REGTYPE, "")):
+            info = tarfile.TarInfo(path)
+            info.type, info.linkname = kind, link
+            tar.addfile(info)
+    for text in (plain.getvalue(), plain.getvalue()[:700], b"x" * 2000):
+        packed = gzip.compress(text)
+        (entry / "layer-0.tar.gz").write_bytes(packed)
+        record = json.loads((entry / "record.json").read_text())
+        record["layers"] = [{"digest": f"sha256:{hashlib.sha256(packed).hexdigest()}", "size": len(packed),
+                             "diff_id": f"sha256:{hashlib.sha256(text).hexdigest()}", "bytes": len(text)}]
+        (entry / "record.json").write_text(json.dumps(record))
+        done = command("shell", name, given="true\n")
+        assert "Traceback" not in done.stderr
+        assert not list(out.iterdir())
+        assert command("export", name, "-o", "hostile.tar").returncode == 0
+        assert "Traceback" not in command("shell", "hostile.tar", given="true\n",
+                                          PYTEST_SANDBOX_CACHE=str(pytester.path / "elsewhere")).stderr
+        assert not list(out.iterdir())
+    assert Path("/etc/passwd").stat().st_nlink == 1
+
+
+def test_a_killed_runs_half_kept_tests_are_swept(pytester: pytest.Pytester, cache: Path) -> None:
+    one_kept(pytester)
+    (cache / "v1/staging/kept-00000000").mkdir()
+    (cache / "v1/staging/kept-00000000/layer-0.tar.gz").write_bytes(b"half")
+    (cache / "v1/staging/kept-00000000.lock").touch()
+    (cache / "v1/staging/kept-run-of-long-ago.lock").touch()
+    one_kept(pytester)
+    assert not list((cache / "v1/staging").iterdir())
+    assert len(entries(cache)) == 2
 
 
 def test_what_reaches_out_is_not_taken_from_a_bundle(pytester: pytest.Pytester, command: Command) -> None:
