@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 
 from pytest_sandbox.errors import SandboxProtocolError
+from pytest_sandbox.runtime import entering
 
 from . import benchmarks, compat, cover, databases, interrupts, reporting, traffic, wire
 from .interrupts import Gate
@@ -333,6 +334,8 @@ class Guest:
         interrupts.ignore()  # the parent, too, knows of one that comes now
         self._flush()
         self._send_coverage()
+        for function in entering.when_done:
+            function()
         self._send(b"\0\0\0\x08[\"done\"]")
         os._exit(0)
 

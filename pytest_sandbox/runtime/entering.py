@@ -29,6 +29,8 @@ forking = threading.RLock()
 when_inside: list[Callable[[], None]] = []
 #: Called in a fork of the caller when it is in the sandbox's cgroup, and nowhere else yet.
 when_joined: list[Callable[[], None]] = []
+#: Called in a fork of the caller when it has done its work, before it tells so.
+when_done: list[Callable[[], None]] = []
 #: Descriptors of directories, and their paths.
 Folders = list[tuple[int, str]]
 
