@@ -12,6 +12,7 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -157,10 +158,30 @@ static pid_t run(const struct start *start)
     return pid;
 }
 
+// The null device is the sandbox's own instead: the host's mode could be changed through the one that came.
+static int own_null(int fd)
+{
+    struct stat look;
+    int null, placed;
+
+    if (fstat(fd, &look) < 0)
+        return -1;
+    if (!S_ISCHR(look.st_mode) || look.st_rdev != makedev(1, 3))
+        return 0;
+    null = open("/dev/null", O_RDWR | O_CLOEXEC);
+    if (null < 0)
+        return -1;
+    placed = dup3(null, fd, O_CLOEXEC);
+    close(null);
+    return placed < 0 ? -1 : 0;
+}
+
 // None of the streams may be among 0 to 2, so that placing one does not overwrite another.
 static int lift(int *fds)
 {
     for (int i = 0; i < 3; i++) {
+        if (own_null(fds[i]) < 0)
+            return -1;
         if (fds[i] < 3) {
             int above = fcntl(fds[i], F_DUPFD_CLOEXEC, 3);
 

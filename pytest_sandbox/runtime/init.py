@@ -12,6 +12,7 @@ import os
 import resource
 import select
 import socket
+import stat
 
 from . import protocol
 from . import syscalls as sc
@@ -286,9 +287,20 @@ def start(what: dict[str, Any], fds: list[int]) -> int:
 _DEFAULTED = tuple(number for number in range(1, 32) if number not in (_signal.SIGKILL, _signal.SIGSTOP))
 
 
+_NULL = os.makedev(1, 3)
+
+
 def _above(fds: list[int]) -> list[int]:
-    """The descriptors, none of them among 0 to 2, so that placing one does not overwrite another."""
+    """The descriptors, none of them among 0 to 2, so that placing one does not overwrite another.
+
+    The null device is the sandbox's own instead: the host's mode could be changed through the one that came.
+    """
     for position, fd in enumerate(fds):
+        look = os.fstat(fd)
+        if stat.S_ISCHR(look.st_mode) and look.st_rdev == _NULL:
+            null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+            os.dup2(null, fd, False)
+            os.close(null)
         if fd < 3:
             fds[position] = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
             os.close(fd)
