@@ -29,6 +29,8 @@ forking = threading.RLock()
 when_inside: list[Callable[[], None]] = []
 #: Called in a fork of the caller when it is in the sandbox's cgroup, and nowhere else yet.
 when_joined: list[Callable[[], None]] = []
+#: Called in a fork of the caller when it has done its work, before it tells so.
+when_done: list[Callable[[], None]] = []
 #: Descriptors of directories, and their paths.
 Folders = list[tuple[int, str]]
 
@@ -66,7 +68,6 @@ def fork_as_root(running: Running, ids: tuple[int, int], folders: Folders) -> in
 def fork_twice(running: Running, ids: tuple[int, int], folders: Folders) -> tuple[int, int]:
     """The same by two forks: the process id of the first, and a descriptor from which the second's status is read."""
     # Others may enter a pid namespace only from within the user namespace that owns it, and only by a fork.
-    interrupt = signal.getsignal(signal.SIGINT)
     with forking:
         running.check_there(None)
         reading, writing = os.pipe2(os.O_CLOEXEC)
@@ -81,7 +82,8 @@ def fork_twice(running: Running, ids: tuple[int, int], folders: Folders) -> tupl
             return pid, reading
     try:
         os.close(reading)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the caller and for the child inside
+        # What is typed is for the caller and for the child inside, where a Ctrl-C that comes early waits for it.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTSTP))
         sc.setns(running.pidfd, sc.CLONE_NEWUSER | sc.CLONE_NEWPID | running.namespaces())
         inner = os.fork()
         if inner:
@@ -93,7 +95,7 @@ def fork_twice(running: Running, ids: tuple[int, int], folders: Folders) -> tupl
     except BaseException as error:  # noqa: BLE001 - nothing of the caller's stack may run in this process
         give_up(error)
     os.close(writing)
-    signal.signal(signal.SIGINT, interrupt)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     _join(running, 0, ids, folders)
     return 0, -1
 

@@ -32,14 +32,15 @@ PART_OF = {"building": "sandbox", "calls": "sandbox", "committing": "sandbox", "
            "copying": "sandbox",
            "deadline": "sandbox", "faults": "network", "files": "sandbox", "images": "sandbox",
            "keeping": "sandbox",
-           "layerdiff": "sandbox", "limits": "sandbox", "outbound": "sandbox", "planning": "sandbox",
+           "layerdiff": "sandbox", "lifetime": "sandbox", "limits": "sandbox", "outbound": "sandbox",
+           "planning": "sandbox",
            "process": "sandbox", "stacks": "sandbox", "verdicts": "sandbox"}
 
 #: The modules (with all that lies below them) that may import what is not everybody's.
 DOORS = {
     "pytest": ("plugin",),
     # pytest's private names, in the modules that check them
-    "_pytest": ("plugin.compat", "plugin.compat_output", "plugin.compat_plugins"),
+    "_pytest": ("plugin.compat", "plugin.compat_capture", "plugin.compat_output", "plugin.compat_plugins"),
     "pytest_benchmark": ("plugin.compat_plugins",),
     "pluggy": ("plugin",),
     "coverage": ("plugin",),
