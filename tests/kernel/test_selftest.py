@@ -126,7 +126,7 @@ def test_a_sandbox_without_one_of_its_protections(
 
     secret = tmp_path / "secret"
     secret.touch()
-    sandbox = Sandbox(hide=[str(secret)], user="root")
+    sandbox = Sandbox(hide=[str(secret)])
     monkeypatch.setattr(pytest_sandbox.planning, "make_plan", weaker)
     with pytest.raises(SandboxStartError) as caught:
         sandbox.start()
