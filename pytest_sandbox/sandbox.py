@@ -21,7 +21,7 @@ from .errors import (
     SandboxTimeout,
     SandboxUsageError,
 )
-from .planning import is_host, plan_for
+from .planning import is_host, latest_plan, plan_for
 from .runtime import launch
 from .runtime import syscalls as sc
 from .runtime.children import ForkedChild
@@ -113,13 +113,13 @@ class Sandbox:
         Never raises, never waits.
         """
         with suppress(Exception):  # a real start will raise it where somebody can act on it
-            plan = plan_for(spec)  # which may bring another supervisor
+            plan = latest_plan(spec)  # which may bring another supervisor
             launch.supervisor().prepare(plan, count)
 
     @staticmethod
     def when_ready(spec: SandboxSpec) -> int:
         """A descriptor that can be read when :meth:`ready` will find one; -1 if there is none to come."""
-        plan = plan_for(spec)
+        plan = latest_plan(spec)
         return launch.supervisor().when_ready(plan)
 
     @classmethod

@@ -218,6 +218,10 @@ def _rm(given: argparse.Namespace) -> int:
 def _lock(given: argparse.Namespace) -> int:
     from pytest_sandbox.image.lockfile import LockFile, look_up, moved
 
+    if not given.images and not given.lock_file.exists():
+        print(f"pytest-sandbox: there is no {given.lock_file}; write it with pytest-sandbox lock IMAGE...",
+              file=sys.stderr)
+        return 2
     lock = LockFile.read(given.lock_file) if given.lock_file.exists() else LockFile()
     if given.check:
         found = moved(lock)

@@ -165,15 +165,18 @@ class Connections:
                 connection.set_tunnel(host, port, _proxy_login(via))
             if via.scheme == "https":
                 _speak_tls_to(connection, via, self._tls(via.netloc.rpartition("@")[2]), parts.scheme == "https")
+        refused = ""
         try:
             connection.connect()
         except UnicodeError as error:  # a label of more than 63 characters
             raise http.client.InvalidURL(f"{host!r} is not a host name: {error}") from None
         except BaseException as error:
             connection.close()
-            if isinstance(error, OSError) and str(error).startswith("Tunnel connection failed"):
-                raise ProxyRefused(via.hostname or "", str(error).partition(": ")[2]) from None
-            raise
+            if not isinstance(error, OSError) or not str(error).startswith("Tunnel connection failed"):
+                raise
+            refused = str(error).partition(": ")[2]
+        if refused:  # out here, where the other error and what it keeps open are gone
+            raise ProxyRefused(via.hostname or "", refused)
         assert connection.sock is not None
         connection.sock.settimeout(_SILENCE)
         return connection

@@ -255,7 +255,8 @@ def store_error(error: OSError, path: str) -> StoreError:
     }
     where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else path
     return StoreError(f"the image store {path!r} cannot be used", path=where, errno=error.errno,
-                      why=error.strerror or str(error), remedy=remedies.get(error.errno or 0))
+                      why=error.strerror or str(error),
+                      remedy=remedies.get(error.errno or 0, "Set PYTEST_SANDBOX_CACHE to another directory."))
 
 
 def disk_usage(path: str) -> int:

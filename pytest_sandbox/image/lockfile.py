@@ -63,7 +63,9 @@ class LockFile:
                 images[str(parse_registry_reference(name))] = Locked(entry["digest"], dict(platforms))
         except ImageError as error:
             raise error if error.reference == str(path) else broken(str(error)) from None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except OSError as error:
+            raise broken(error.strerror or str(error)) from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise broken(str(error) or type(error).__name__) from None
         return cls(images)
 

@@ -59,7 +59,9 @@ def lock(path: str, *, exclusive: bool, create: bool = False, wait: bool = True,
     :raises FileNotFoundError: when there is no such file, and ``create`` was not given.
     :raises StoreError: when the file system has no locks.
     """
-    flags = (os.O_RDWR | os.O_CREAT if create else os.O_RDWR) | os.O_CLOEXEC | os.O_NOFOLLOW
+    # a shared lock needs no more than reading: what is in a store on a read-only disk can be used
+    flags = os.O_RDWR | os.O_CREAT if create else os.O_RDWR if exclusive else os.O_RDONLY
+    flags |= os.O_CLOEXEC | os.O_NOFOLLOW
     how = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
     pause = 0.005
     while True:

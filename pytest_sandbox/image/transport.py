@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import random
 import re
+import socket
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from http.client import HTTPException
+from http.client import HTTPException, IncompleteRead, InvalidURL, RemoteDisconnected
 from ssl import SSLCertVerificationError, SSLEOFError, SSLError
 from typing import TYPE_CHECKING
-from urllib.parse import quote, urlencode, urljoin, urlsplit
+from urllib.parse import SplitResult, quote, urlencode, urljoin, urlsplit
 
 from ..errors import RegistryAuthError, RegistryError
 from .hosts import Endpoint, is_loopback, proxy_for, tls_context
@@ -26,7 +28,9 @@ _TRIES = 5
 _LONGEST_PAUSE = 30.0  # seconds; a registry that wants more patience than that gets an error that says so
 _REDIRECTS = 8
 _AGAIN = frozenset({408, 429, 500, 502, 503, 504})
+_CHALLENGE = re.compile(r'(\w+)\s*=\s*(?:"([^"]*)"|([^\s,"]+))|([A-Za-z][\w-]*)')
 _MAX_TOKEN = 1 << 20
+_PLACE = "sandbox_place"  # attribute of a connection's error: the host that it was with
 _IN_URLS = "!#$%&'()*+,/:;=?@[]~"  # what a redirect's address may hold as it is
 
 
@@ -71,7 +75,8 @@ class Transport:
             try:
                 answer = self._follow(f"/v2/{self.endpoint.repository}/{path}", headers, authorization)
             except (HTTPException, OSError) as error:
-                if last or isinstance(error, RegistryError) or _is_lasting(error):
+                if last or isinstance(error, RegistryError) or _is_lasting(error) or (
+                        isinstance(error, socket.gaierror) and attempt >= 2):
                     raise self._broken(error) from None
                 self.pause(attempt)
                 continue
@@ -106,10 +111,11 @@ class Transport:
             response.release()
             if not location:
                 raise self._error(f"{self.endpoint.host} redirects to nowhere", url, response.status)
-            target = urljoin(url, location)
-            parts = urlsplit(target)
+            parts = _split(location, url)
+            target = parts.geturl()
             if parts.scheme not in ("http", "https") or not parts.hostname:
-                raise self._error(f"{self.endpoint.host} redirects to {target[:80]!r}", url, response.status)
+                shown = _without_query(location)
+                raise self._error(f"{self.endpoint.host} redirects to {shown!r:.100}", url, response.status)
             if url.startswith("https:") and parts.scheme == "http":
                 raise self._error(f"{self.endpoint.host} redirects from HTTPS to plain HTTP", url, response.status)
             url = target
@@ -141,7 +147,11 @@ class Transport:
         return answer.status in (200, 401)
 
     def _send(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None = None) -> Response:
-        return self._connections.request(method, quote(url, safe=_IN_URLS, encoding="latin-1"), headers, body)
+        try:
+            return self._connections.request(method, quote(url, safe=_IN_URLS, encoding="latin-1"), headers, body)
+        except (HTTPException, OSError) as error:
+            setattr(error, _PLACE, urlsplit(url).netloc.rpartition("@")[2])  # a redirect may have led elsewhere
+            raise
 
     def _proxy(self, scheme: str, host: str) -> str | None:
         proxy = proxy_for(scheme, host)
@@ -152,9 +162,9 @@ class Transport:
     def pause(self, attempt: int, wanted: str | None = None) -> None:
         """Waits before the next try; ``wanted`` is the registry's own wish (Retry-After)."""
         pause = min(0.25 * 2 ** attempt, 8) * (0.5 + random.random() / 2)
-        if wanted is not None and wanted.isdigit():
-            if int(wanted) > _LONGEST_PAUSE:
-                raise self._error(f"{self.endpoint.host} wants no request for {wanted} seconds", None, 429,
+        if wanted is not None and re.fullmatch("[0-9]+", wanted):
+            if len(wanted) > 9 or int(wanted) > _LONGEST_PAUSE:
+                raise self._error(f"{self.endpoint.host} wants no request for {wanted[:12]} seconds", None, 429,
                                   "Log in (docker login, podman login) for a higher limit, or wait.")
             pause = max(pause, float(wanted))
         time.sleep(pause)
@@ -172,13 +182,8 @@ class Transport:
                 self._credentials = find_credentials(self.endpoint.host, self.endpoint.repository)
                 self._looked = True
             known = self._credentials
-            bearer = basic = None
-            for challenge in challenges:
-                scheme, _, rest = challenge.strip().partition(" ")
-                if scheme.lower() == "bearer":
-                    bearer = {key.lower(): value for key, value in re.findall(r'(\w+)="([^"]*)"', rest)}
-                elif scheme.lower() == "basic":
-                    basic = True
+            offered = _offered(challenges)
+            bearer, basic = offered.get("bearer"), "basic" in offered
             if bearer is not None:
                 self._authorization = f"Bearer {self._token(bearer, known)}"
             elif basic and known is not None and known.username:
@@ -190,7 +195,7 @@ class Transport:
     def _token(self, challenge: Mapping[str, str], known: Credentials | None) -> str:
         """A token by GET (https://distribution.github.io/distribution/spec/auth/token/), or by OAuth2's POST."""
         realm = challenge.get("realm", "")
-        parts = urlsplit(realm)
+        parts = _split(realm)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise self._error(f"{self.endpoint.host} names no place to log in", None, 401)
         if parts.scheme == "http" and self._scheme == "https" and not is_loopback(parts.netloc):
@@ -255,7 +260,8 @@ class Transport:
             data = answer.response.read(4096)
             answer.response.close()
             errors = json.loads(data)["errors"]
-            return ": " + "; ".join(f"{one.get('code')} {one.get('message') or ''}".strip() for one in errors)[:300]
+            return ": " + _printable("; ".join(f"{one.get('code')} {one.get('message') or ''}".strip()
+                                               for one in errors)[:300])
         except (HTTPException, OSError, ValueError, KeyError, TypeError, AttributeError):
             return ""
 
@@ -280,22 +286,30 @@ class Transport:
     def _broken(self, error: BaseException) -> RegistryError:
         if isinstance(error, RegistryError):
             return error
+        place = getattr(error, _PLACE, self.endpoint.host)
         if isinstance(error, ProxyRefused):
-            return self._error(f"{self.endpoint.host}: {error}", None, None, "Check HTTPS_PROXY and NO_PROXY.")
-        if _is_lasting(error):
+            return self._error(_printable(f"{place}: {error}"), None, None, "Check HTTPS_PROXY and NO_PROXY.")
+        if isinstance(error, SSLError) and _is_lasting(error):
             return self._error(
-                f"{self.endpoint.host}: {error}", None, None,
-                f"Put its authority into certs.d/{self.endpoint.host}/ca.crt (containers-certs.d(5)) or SSL_CERT_FILE; "
+                f"{place}: {error}", None, None,
+                f"Put its authority into certs.d/{place}/ca.crt (containers-certs.d(5)) or SSL_CERT_FILE; "
                 "for a registry without TLS, say insecure = true in registries.conf.")
         remedy = "Check the network, the name, and HTTPS_PROXY and NO_PROXY."
         if isinstance(error, TimeoutError):
-            return self._error(f"{self.endpoint.host} does not answer", None, None, remedy)
+            return self._error(f"{place} does not answer", None, None, remedy)
         said = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-        return self._error(f"{self.endpoint.host}: {said}", None, None, remedy)
+        if isinstance(error, HTTPException) and not isinstance(
+                error, (RemoteDisconnected, IncompleteRead, InvalidURL)):
+            said = f"its answer is not HTTP that can be read: {said}"
+        return self._error(f"{place}: {_printable(said)[:300]}", None, None, remedy)
 
 
 def _is_lasting(error: BaseException) -> bool:
-    """Whether TLS or a proxy failed in a way that another try would not change."""
+    """Whether trying again is in vain: there is no such host, no way to it, or TLS or a proxy refuse."""
+    if isinstance(error, socket.gaierror):
+        return error.errno != socket.EAI_AGAIN
+    if isinstance(error, OSError) and error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH):
+        return True
     if isinstance(error, ProxyRefused):
         return 400 <= error.status < 500
     return isinstance(error, SSLError) and not isinstance(error, SSLEOFError)
@@ -304,6 +318,33 @@ def _is_lasting(error: BaseException) -> bool:
 def _is_not_tls(error: BaseException) -> bool:
     """Whether the other side answered, but not with TLS."""
     return isinstance(error, SSLError) and not isinstance(error, SSLCertVerificationError)
+
+
+def _split(url: str, base: str = "") -> SplitResult:
+    """An address that a registry named, perhaps relative to another; an empty one when it is none."""
+    try:
+        parts = urlsplit(urljoin(base, url))
+        return parts if parts.port is None or parts.port else urlsplit("")
+    except ValueError:  # a port that is no number, half an IPv6 address
+        return urlsplit("")
+
+
+def _offered(challenges: list[str]) -> dict[str, dict[str, str]]:
+    """The ways to log in (RFC 9110, 11.6.1), with what is said about each; there may be several in one header."""
+    found: dict[str, dict[str, str]] = {}
+    fields: dict[str, str] = {}
+    for challenge in challenges:
+        for key, quoted, plain, scheme in _CHALLENGE.findall(challenge):
+            if scheme:
+                fields = found[scheme.lower()] = {}
+            else:
+                fields[key.lower()] = quoted or plain
+    return found
+
+
+def _printable(text: str) -> str:
+    """A registry's words without what a terminal would obey."""
+    return "".join(char if char.isprintable() else " " for char in text)
 
 
 def _origin(url: str) -> tuple[str, str | None, int]:

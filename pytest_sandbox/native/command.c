@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -11,12 +12,15 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "messages.h"
 
 #define DEFAULT_PATH "/bin:/usr/bin"  // Python's os.defpath
+
+bool command_stands_back;
 
 static struct command {
     pid_t pid;
@@ -111,6 +115,8 @@ static int become(const struct start *start)
 
     if (setsid() < 0)
         return -1;
+    if (command_stands_back)
+        sched_setscheduler(0, SCHED_OTHER, &(struct sched_param){0});
     for (int i = 0; i < 3; i++)
         if (dup2(start->fds[i], i) < 0)
             return -1;
@@ -152,10 +158,30 @@ static pid_t run(const struct start *start)
     return pid;
 }
 
+// The null device is the sandbox's own instead: the host's mode could be changed through the one that came.
+static int own_null(int fd)
+{
+    struct stat look;
+    int null, placed;
+
+    if (fstat(fd, &look) < 0)
+        return -1;
+    if (!S_ISCHR(look.st_mode) || look.st_rdev != makedev(1, 3))
+        return 0;
+    null = open("/dev/null", O_RDWR | O_CLOEXEC);
+    if (null < 0)
+        return -1;
+    placed = dup3(null, fd, O_CLOEXEC);
+    close(null);
+    return placed < 0 ? -1 : 0;
+}
+
 // None of the streams may be among 0 to 2, so that placing one does not overwrite another.
 static int lift(int *fds)
 {
     for (int i = 0; i < 3; i++) {
+        if (own_null(fds[i]) < 0)
+            return -1;
         if (fds[i] < 3) {
             int above = fcntl(fds[i], F_DUPFD_CLOEXEC, 3);
 

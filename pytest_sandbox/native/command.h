@@ -3,10 +3,14 @@
 #define SANDBOX_COMMAND_H
 
 #include <poll.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <sys/types.h>
 
 #include "json.h"
+
+// Whether this process has the policy SCHED_BATCH and commands shall not (stand_back in runtime/init.py).
+extern bool command_stands_back;
 
 // Starts one by the "spawn" message `what`, with three descriptors as its streams. -1 with errno, and in `path` what
 // could not be found or run, or NULL.

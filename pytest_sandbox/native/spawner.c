@@ -12,6 +12,7 @@
 
 #include "actions.h"
 #include "calls.h"
+#include "command.h"
 #include "init.h"
 #include "messages.h"
 
@@ -91,12 +92,13 @@ int main(int argc, char **argv)
         list_actions();
         return 0;
     }
-    if (argc != 3) {
+    if (argc != 4) {
         fprintf(stderr, "%s: part of pytest-sandbox, which starts it itself\n", argv[0]);
         return 2;
     }
     sock = atoi(argv[1]);
     lifeline = atoi(argv[2]);
+    command_stands_back = atoi(argv[3]);
     if (fcntl(sock, F_SETFD, FD_CLOEXEC) < 0 || fcntl(lifeline, F_SETFD, FD_CLOEXEC) < 0)
         return 1;
     for (;;) {

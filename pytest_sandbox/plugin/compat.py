@@ -1,7 +1,7 @@
 """Every private name of pytest and pluggy that this plugin touches, and nowhere else. Checked before the first use.
 
-The parts that are about output and about single plugins, other people's too, are in ``compat_output`` and
-``compat_plugins``; everybody uses them by way of this module.
+The parts that are about output and about single plugins, other people's too, are in ``compat_output``,
+``compat_capture`` and ``compat_plugins``; everybody uses them by way of this module.
 
 =====================================================  ======  =====================================================
 name                                                   needed  for
@@ -11,15 +11,20 @@ name                                                   needed  for
 ``_pytest.runner.show_test_item``                      yes     replaced under ``--setup-show``: the inside has shown it
 ``Session._setupstate``; ``setup``,                    yes     the fork happens in its ``setup``; what a sandboxed
 ``teardown_exact``, ``stack``                                  item does not end is torn down outside
-``Item._request``, ``_get_active_fixturedef``          yes     fixtures of higher scope are set up outside
+``Item._request``, ``_get_active_fixturedef``,         yes     fixtures of higher scope are set up outside
+``_arg2fixturedefs``, ``_fixture_defs``
+``Session._fixturemanager``, ``getfixturedefs``        yes     which of those that override each other is wanted
 ``Item._fixtureinfo``: ``names_closure``,              yes     which those are, in pytest's own order
 ``name2fixturedefs``, ``initialnames``
 ``CallSpec2._arg2scope``                               yes     the scope of a parametrised fixture
 ``Item._report_sections``                              yes     the output that the inside reported, attached outside
 ``CaptureManager.item_capture``,                       yes     capturing the teardown of higher scopes; what a crashed
-``read_global_capture``, ``_global_capturing``                 test had printed
-``LoggingPlugin._runtest_for``, ``log_cli_handler``,   no      logging in the teardown of higher scopes
-``caplog_records_key``
+``read_global_capture``, ``_global_capturing``,                test had printed; muting an attempt that is repeated
+``resume_global_capture``, ``_capture_fixture``;
+``suspend_global_capture``, ``MultiCapture.is_started``;
+``CaptureFixture._start``, ``_capture``
+``LoggingPlugin._runtest_for``, ``log_cli_handler``,   no      logging in the teardown of higher scopes; what an
+``log_file_handler``, ``caplog_records_key``                   attempt that is repeated had logged
 ``HookCaller._hookimpls`` (pluggy)                     yes     inside, reports go to us alone
 ``skip.Exception(_use_item_location=)``                yes     a skip is shown at the test's own line
 ``_pytest._io.TerminalWriter``                         yes     representations of other kinds keep their colours
@@ -37,19 +42,22 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 
-from .compat_output import bound_output as bound_output
+from .compat_capture import Held as Held
+from .compat_capture import Muted as Muted
+from .compat_capture import Printed as Printed
+from .compat_capture import bound_output as bound_output
+from .compat_capture import captured_so_far as captured_so_far
+from .compat_capture import is_held as is_held
+from .compat_capture import recording as recording
 from .compat_output import cache_directory as cache_directory
-from .compat_output import captured_so_far as captured_so_far
 from .compat_output import capturing as capturing
 from .compat_output import current_line as current_line
 from .compat_output import leave_temporary_base as leave_temporary_base
-from .compat_output import printed_so_far as printed_so_far
-from .compat_output import restore_printed as restore_printed
 from .compat_output import set_current_line as set_current_line
 from .compat_output import shows_as_it_happens as shows_as_it_happens
 from .compat_output import temporary_base as temporary_base
@@ -115,11 +123,16 @@ def _needed() -> Iterator[tuple[str, bool]]:
     yield "SetupState.teardown_exact(nextitem)", takes(getattr(state, "teardown_exact", None), "nextitem")
     yield "SetupState.stack", state is not None and isinstance(getattr(state(), "stack", None), dict)
     yield "FixtureRequest._get_active_fixturedef", hasattr(fixtures.FixtureRequest, "_get_active_fixturedef")
+    yield "FixtureManager.getfixturedefs(argname, node)", takes(
+        getattr(fixtures.FixtureManager, "getfixturedefs", None), "argname", "node")
+    for name in ("_arg2fixturedefs", "_fixture_defs"):
+        yield f"FixtureRequest.{name}", name in fixtures.FixtureRequest.__init__.__code__.co_names
     info = getattr(fixtures, "FuncFixtureInfo", None)
     for name in ("names_closure", "name2fixturedefs", "initialnames"):
         yield f"FuncFixtureInfo.{name}", name in getattr(info, "__annotations__", {})
-    for name in ("item_capture", "read_global_capture"):
+    for name in ("item_capture", "read_global_capture", "resume_global_capture", "suspend_global_capture"):
         yield f"CaptureManager.{name}", hasattr(capture.CaptureManager, name)
+    yield "MultiCapture.is_started", hasattr(capture.MultiCapture, "is_started")
     yield "pluggy.HookCaller._hookimpls", hasattr(pluggy.HookCaller, "_hookimpls")
     yield "skip.Exception(_use_item_location)", takes(pytest.skip.Exception, "_use_item_location")
     yield "_pytest._io.TerminalWriter", hasattr(_io, "TerminalWriter")
@@ -264,6 +277,44 @@ def set_up_fixture(item: pytest.Item, name: str) -> None:
     """Sets a fixture up as the item's own set-up would; its value is cached by pytest."""
     __tracebackhide__ = True
     item._request._get_active_fixturedef(name)  # type: ignore[attr-defined]
+
+
+def fixture_place(fixturedef: Any, request: Any) -> int | None:
+    """Which of the fixtures of its name ``fixturedef`` is, for the item of ``request``; None where it is not one."""
+    found = _fixtures_of_name(request._pyfuncitem, fixturedef.argname)
+    return next((place for place, one in enumerate(found) if one is fixturedef), None)
+
+
+def fixture_at(item: pytest.Item, name: str, place: int) -> Any:
+    """The fixture that :func:`fixture_place` told the place of, or None."""
+    found = _fixtures_of_name(item, name)
+    return found[place] if 0 <= place < len(found) else None
+
+
+def _fixtures_of_name(item: Any, name: str) -> Sequence[Any]:
+    found = item._request._arg2fixturedefs.get(name)
+    if found is None:
+        found = item.session._fixturemanager.getfixturedefs(name, item)
+    return found or ()
+
+
+def set_up_exactly(item: Any, name: str, place: int) -> None:
+    """Sets up the fixture at ``place``, though others override it, and leaves no trace of that in the request."""
+    __tracebackhide__ = True
+    request = item._request
+    by_name, active = request._arg2fixturedefs, request._fixture_defs
+    known, was_active = by_name.get(name), active.pop(name, None)
+    by_name[name] = _fixtures_of_name(item, name)[:place + 1]
+    try:
+        request._get_active_fixturedef(name)
+    finally:
+        if known is None:
+            del by_name[name]
+        else:
+            by_name[name] = known
+        active.pop(name, None)
+        if was_active is not None:
+            active[name] = was_active
 
 
 def may_request_by_name(item: pytest.Item) -> bool:

@@ -1,11 +1,10 @@
-"""The part of ``compat`` that is about output: capturing, logging, the terminal, and pytest's folders."""
+"""The part of ``compat`` that is about what tests say: logging, the terminal, capturing a phase, pytest's folders."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,72 +46,6 @@ def _join_sections(sections: list[tuple[str, str, str]], before: int) -> None:
                 sections[index] = (when, key, f"{known}\n{text}" if key == "log" else known + text)
                 sections.remove((when, key, text))
                 break
-
-
-def captured_so_far(config: pytest.Config, limit: int) -> dict[str, str]:
-    """Takes what was printed and not reported yet: stream -> text, at most about ``limit`` characters each."""
-    capture: Any = config.pluginmanager.get_plugin("capturemanager")
-    multi = getattr(capture, "_global_capturing", None)
-    if multi is None:
-        return {}
-    texts = {}
-    for stream, one in (("stdout", multi.out), ("stderr", multi.err)):
-        if one is not None:
-            texts[stream] = _bounded_snap(one, limit, one.snap)
-    return texts
-
-
-def printed_so_far(config: pytest.Config) -> list[tuple[Any, bytes]]:
-    """What is captured and not reported yet, by capture file. Of a fork, too: both write to the same files."""
-    capture: Any = config.pluginmanager.get_plugin("capturemanager")
-    multi = getattr(capture, "_global_capturing", None)
-    found = []
-    for one in (multi.out, multi.err) if multi is not None else ():
-        file = getattr(one, "tmpfile", None)
-        try:
-            found.append((file, os.pread(file.fileno(), 1 << 24, 0)))  # type: ignore[union-attr]
-        except (AttributeError, OSError, ValueError):
-            continue  # sys capture keeps it in memory, of which a fork has a copy of its own
-    return found
-
-
-def restore_printed(printed: list[tuple[Any, bytes]]) -> None:
-    """Makes the capture files hold again what :func:`printed_so_far` found."""
-    for file, content in printed:
-        file.flush()
-        os.ftruncate(file.fileno(), 0)
-        os.lseek(file.fileno(), 0, os.SEEK_SET)
-        os.write(file.fileno(), content)
-
-
-def bound_output(config: pytest.Config, limit: int) -> None:
-    """From now on, in this process, what pytest reads of a capture file has about ``limit`` bytes at most.
-
-    Of a test that prints a gigabyte pytest would hold it all in memory, several times over.
-    """
-    capture: Any = config.pluginmanager.get_plugin("capturemanager")
-    multi = getattr(capture, "_global_capturing", None)
-    for one in (multi.out, multi.err) if multi is not None else ():
-        if hasattr(one, "targetfd"):
-            one.snap = partial(_bounded_snap, one, limit, one.snap)
-
-
-def _bounded_snap(one: Any, limit: int, snap: Callable[[], Any]) -> str:
-    """``one.snap()``, but of a capture file that is larger than ``limit`` only the beginning and the end."""
-    file = getattr(one, "tmpfile", None)
-    try:
-        descriptor = file.fileno()  # type: ignore[union-attr]
-        size = os.fstat(descriptor).st_size
-    except (AttributeError, OSError, ValueError):
-        return str(snap())  # sys capture keeps it in memory
-    if size <= limit:
-        return str(snap())
-    half = limit // 2
-    head = os.pread(descriptor, half, 0).decode("utf-8", "replace")
-    tail = os.pread(descriptor, half, size - half).decode("utf-8", "replace")
-    file.seek(0)  # type: ignore[union-attr]
-    file.truncate()  # type: ignore[union-attr]
-    return f"{head}\n[... {size - 2 * half:,} bytes of output left out ...]\n{tail}"
 
 
 def shows_as_it_happens(config: pytest.Config) -> bool:

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from .keeping import Keeper
 
 
+#: Fixtures that hold what a test prints.
+HOLDING = frozenset({"capsys", "capsysbinary", "capteesys", "capfd", "capfdbinary"})
+
+
 class Conductor:
     """Registered as a plugin while a session with sandboxed items runs. In a fork, ``guest`` is the item's inside."""
 
@@ -38,6 +42,7 @@ class Conductor:
         self.guest: Guest | None = None
         self.uid = os.getuid()
         self.fault_descriptor: int | None = None
+        self.held: compat.Held | None = None
         self.live = compat.shows_as_it_happens(session.config)
         self.faults = faulthandler_timer(session.config)
         self.spares = Spares(self)
@@ -85,6 +90,9 @@ class Conductor:
         self.spares.retire()
         self._runner.undo()
         self.patch.undo()
+        if self.held is not None:
+            self.held.close()
+            self.held = None
         if self.fault_descriptor is not None:
             os.close(self.fault_descriptor)
             self.fault_descriptor = None
@@ -165,6 +173,10 @@ class Conductor:
             self.spares.changed()
         elif fixturedef.scope != "function":
             self.guest.wants_outside(fixturedef, request)
+        elif fixturedef.argname in HOLDING and self.held is not None:
+            value = yield
+            self.held.fixture(value)
+            return value
         return (yield)
 
     def pytest_enter_pdb(self) -> None:
@@ -217,6 +229,7 @@ class Conductor:
         if self._warm:
             return
         self._warm = True
+        self.held = compat.Held(node.config)
         compat.temporary_base(node.config)
         call = pytest.CallInfo.from_call(lambda: None, when="setup")
         report = pytest.TestReport.from_item_and_call(node, call)

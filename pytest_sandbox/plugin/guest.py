@@ -12,7 +12,9 @@ returns from the end of the teardown.
 from __future__ import annotations
 
 import faulthandler
+import gc
 import json
+import logging
 import os
 import sys
 import traceback
@@ -22,11 +24,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 
 from pytest_sandbox.errors import SandboxProtocolError
+from pytest_sandbox.runtime import entering
 
-from . import benchmarks, compat, cover, interrupts, reporting, traffic, wire
+from . import benchmarks, compat, cover, databases, interrupts, reporting, traffic, wire
 from .interrupts import Gate
 
 if TYPE_CHECKING:
+    from .asked import Replay
     from .conductor import Conductor
     from .household import Group
 
@@ -37,12 +41,12 @@ SECTION_LIMIT = 8 << 20
 class Before:
     """How things stand before a fork, to tell afterwards what the inside changed. Made in the parent."""
 
-    __slots__ = ("attributes", "coverage", "data_files", "junit", "listeners", "printed", "report_hook", "stack",
-                 "suite")
+    __slots__ = ("attributes", "coverage", "data_files", "databases", "junit", "listeners", "printed", "report_hook",
+                 "stack", "suite")
 
     def __init__(self, conductor: Conductor, item: pytest.Item, may_start_over: bool = False) -> None:
         config = item.config
-        self.printed = compat.printed_so_far(config) if may_start_over else None
+        self.printed = compat.Printed(config) if may_start_over else None
         # pytest-rerunfailures takes the higher scopes off the stack between two attempts; they are there all the same.
         self.stack = {node: len(finalizers) for node, (finalizers, _) in compat.finalizers_aside().items()}
         self.stack |= {node: len(finalizers) for node, (finalizers, _) in conductor.patch.stack.items()}
@@ -50,6 +54,7 @@ class Before:
         self.junit = compat.junit(config)
         self.suite = len(self.junit.suite_properties()) if self.junit is not None else 0
         self.coverage = compat.coverage_collector()
+        self.databases = databases.files()
         self.data_files = cover.before_fork(self.coverage) if self.coverage is not None else set()
         self.report_hook = config.hook.pytest_runtest_logreport
         self.listeners = compat.of_plugins(self.report_hook, (
@@ -73,8 +78,11 @@ class Guest:
         self.overhead = 0.0
         self.made: pytest.TestReport | None = None  # the report that pytest made last
         self.waits = False  # for the group's next test
+        self.replay: Replay | None = None  # what the attempt before asked for
         self._may_start_over = before.printed is not None
         self._order: list[Any] = []
+        self.gate: Gate | None = None  # closed until the test begins
+        self._databases = before.databases
         self.connect(*pipes)
         compat.replace_implementations(before.report_hook, before.listeners)
         self._recorder = None
@@ -102,9 +110,15 @@ class Guest:
         self.item = item
         if os.getuid() != self.conductor.uid:
             compat.leave_temporary_base(item.config)
+        if self.conductor.held is not None:
+            self.conductor.held.begin(item.config)
         traffic.begin()
+        databases.move_inside(self._databases)
+        self._databases = {}
         self.waits = False
         self._before = before
+        self._collections = gc.get_count()[1:]
+        self._line = compat.current_line(item.config)
         self._phase = self._due = "setup"  # where the test is, and what has yet to be reported
         self._left = False
         self._shipped: pytest.TestReport | None = None
@@ -149,13 +163,21 @@ class Guest:
 
     def _next_order(self) -> list[Any]:
         while True:
-            with Gate(closed=True) as gate:
-                order = self._receive()
-                gate.forget()  # the parent's: no test runs here
+            gate = Gate(closed=True).enter()
+            order = self._receive()
             if order[0] == "run":
+                self.gate = gate  # an interrupt waits until the test has begun
                 return order
+            gate.forget()  # the parent's: no test runs here
+            gate.leave()
             items = self.item.session.items
             self._leave(items[order[1]], items[order[2]] if order[2] is not None else None)
+
+    def hears_interrupts(self) -> None:
+        """Raises one that waited for the test to begin."""
+        gate, self.gate = self.gate, None
+        if gate is not None:
+            gate.leave()
 
     def _leave(self, item: pytest.Item, nextitem: pytest.Item | None) -> None:
         """A test is over that did not run in here, or was not known to be the last: tears down what no other needs."""
@@ -191,6 +213,8 @@ class Guest:
         self._check_process()
         if self._left or self.waits:
             return  # a teardown after the run was left, or whoever runs the phases logs what was sent
+        if report is not self.made and self.conductor.live:
+            self._may_start_over = False  # it is shown, and would be shown again
         with Gate(closed=True):  # an interrupt that comes meanwhile finds it sent
             self._ship(report)
         if self.conductor.live:
@@ -224,6 +248,8 @@ class Guest:
     def reported(self, when: str, report: pytest.TestReport, nextitem: pytest.Item | None) -> None:
         """One phase is over, with ``report``. Returns from the last one only if the process serves another test."""
         self._check_process()
+        if self.replay is not None and self.replay.phase == when:
+            self.replay.end()
         if self._shipped is not report:  # whoever runs the phases logs the reports later
             self.made = report
             self.logged(report)
@@ -244,18 +270,26 @@ class Guest:
             return
         if fixturedef.scope == "class" and request.node.getparent(pytest.Class) is None:
             return  # it lives as long as the test
+        place = compat.fixture_place(fixturedef, request)
+        if place is None or (self._phase == "teardown" and self.conductor.live):
+            return
         path = (getattr(self.item, "funcargs", None) or {}).get("tmp_path")
         if path is not None:
             import shutil
 
             shutil.rmtree(path, ignore_errors=True)  # the next attempt makes one of the same name
         interrupts.ignore()
-        self._send(wire.encode(["fixture", self._phase, fixturedef.argname]))
+        self._flush()
+        self._send(wire.encode(["fixture", self._phase, fixturedef.argname, place, logging.getLogger().level,
+                                compat.is_held(self.item.config)]))
         os._exit(0)
 
     def debugger(self, entered: bool) -> None:
         """Someone came to a debugger's prompt, or left it: meanwhile an interrupt is the debugger's."""
         if os.getpid() == self.pid and not self._left:
+            self._may_start_over = False  # nobody types it all again
+            if self.replay is not None:
+                self.replay.end()
             self._send(wire.encode(["debugger", self._phase, entered, compat.current_line(self.item.config)]))
 
     def left_by(self, error: BaseException) -> NoReturn:
@@ -300,6 +334,8 @@ class Guest:
         interrupts.ignore()  # the parent, too, knows of one that comes now
         self._flush()
         self._send_coverage()
+        for function in entering.when_done:
+            function()
         self._send(b"\0\0\0\x08[\"done\"]")
         os._exit(0)
 
@@ -342,10 +378,19 @@ class Guest:
                     finalizers.pop()()
                 except compat.TEST_OUTCOME as error:
                     exceptions.append(error)
+        self._collect_garbage()
         if len(exceptions) == 1:
             raise exceptions[0]
         if exceptions:
             raise compat.exception_group("errors during test teardown", exceptions[::-1])
+
+    def _collect_garbage(self) -> None:
+        """What the test left in cycles: nothing collects it later, and ``__del__`` may have something to say.
+
+        Only what is young: a full collection would touch, and so copy, all of pytest's memory.
+        """
+        if self.item.config.pluginmanager.has_plugin("unraisableexception"):
+            gc.collect(0 if gc.get_count()[1:] == self._collections else 1)
 
     def _is_shared(self, node: pytest.Item | pytest.Collector) -> bool:
         """Whether what is set up for ``node`` in here belongs to all tests of the group."""
@@ -375,6 +420,8 @@ class Guest:
             changes["suspended"] = True  # a plugin took the higher scopes off the stack: it wants another attempt
         if self._phase != "setup" and (measured := benchmarks.take(self.item, self._name_of)):
             changes["benchmarks"] = measured
+        if self.conductor.live and (line := compat.current_line(self.item.config)) != self._line:
+            changes["line"] = self._line = line
         if stop := self.item.session.shouldstop:
             changes["should_stop"] = str(stop)
         return changes

@@ -13,6 +13,7 @@ import pytest
 from pytest_sandbox.errors import SandboxProtocolError
 
 from . import compat, reporting, wire
+from .asked import Wanted
 from .interrupts import Gate
 
 if TYPE_CHECKING:
@@ -20,10 +21,15 @@ if TYPE_CHECKING:
 
     from .clock import Clock
     from .spares import Spares
+    from .suspending import Suspension
 
 
 class BrokenInside(RuntimeError):
     """pytest or a plugin failed inside a sandbox. Ends the run, as the same failure outside would."""
+
+
+#: What ends the whole run, and not one test.
+ENDS_THE_RUN = (KeyboardInterrupt, pytest.exit.Exception, BrokenInside)
 
 
 class Phase:
@@ -43,7 +49,7 @@ class Inbox:
 
     ``now`` is the phase that the child is in (``over`` after the last), ``done`` whether it said goodbye, ``waits``
     whether it stays for the next test instead, ``ending`` what it ended with if that was not a report: an exception to
-    raise or to report in phase ``now``, or to raise after the last. ``wanted`` names a fixture that it asks to have
+    raise or to report in phase ``now``, or to raise after the last. ``wanted`` is the fixture that it asks to have
     set up outside, ``debugging`` says that someone sits at a debugger's prompt in there, ``coverage`` is what was
     measured.
     """
@@ -56,7 +62,7 @@ class Inbox:
         self.done = False
         self.waits = False
         self.debugging = False
-        self.wanted: str | None = None
+        self.wanted: Wanted | None = None
         self.coverage: Any = None
         self.ending: BaseException | None = None
         self._shared = shared
@@ -64,7 +70,7 @@ class Inbox:
 
     def read(self, child: ForkedChild, descriptor: int, until: str | None = None,
              answer: Callable[[str, bool], None] | None = None, clock: Clock | None = None,
-             spares: Spares | None = None) -> None:
+             spares: Spares | None = None, suspension: Suspension | None = None) -> None:
         """Reads messages from ``descriptor`` until the child has said goodbye or ended.
 
         The child's end is learnt from its pidfd: a process that it left behind may hold the pipe open for ever.
@@ -73,6 +79,7 @@ class Inbox:
         :param answer: called for each report, as it comes, with its phase and whether it is the phase's own.
         :param clock: the test's timeout.
         :param spares: go on meanwhile.
+        :param suspension: stops the child with pytest.
         :raises SandboxProtocolError: for anything that is not a message that fits here.
         :raises TimeLimitExceeded: when the time is up.
         """
@@ -84,6 +91,9 @@ class Inbox:
         if pending >= 0:
             poll.register(pending, select.POLLIN)
         ended = False
+        stopping = suspension.fileno() if suspension is not None else -1
+        if stopping >= 0:
+            poll.register(stopping, select.POLLIN)
         with Gate() as gate:
             while not self.done:
                 if until is not None and until in self.phases and self.phases[until].report is not None:
@@ -92,6 +102,9 @@ class Inbox:
                     events = poll.poll(clock.patience(self.debugging) if clock is not None else None)
                     if not events and clock is not None:
                         clock.tick(self.now)
+                        continue
+                    if suspension is not None and any(ready == stopping for ready, _ in events):
+                        suspension.stop(child)
                         continue
                     if spares is not None and any(ready == pending for ready, _ in events):
                         poll.unregister(pending)
@@ -112,6 +125,8 @@ class Inbox:
                 if not data:
                     if not ended:  # closed in there; the child goes on without a voice
                         poll.unregister(descriptor)
+                        if stopping >= 0:
+                            poll.unregister(stopping)
                         while not poll.poll(clock.patience(False) if clock is not None else None):
                             assert clock is not None
                             clock.tick(self.now)
@@ -144,7 +159,8 @@ class Inbox:
         if kind == "report":
             self._report(*message[2:])
         elif kind == "fixture":
-            self.wanted = str(message[2])
+            self.wanted = Wanted(str(message[2]), _number(message[3]), _number(message[4]),
+                                 message[5] is True)
             self.done = True
         elif kind == "exit":
             _, _, name, text, returncode, place = message
@@ -179,3 +195,9 @@ class Inbox:
             phase = self.phases.get(name[7:])
             return phase.report if phase is not None else None
         return self._shared(self.item).get(name)
+
+
+def _number(value: object) -> int:
+    if not isinstance(value, int) or not 0 <= value < 1 << 31:
+        raise SandboxProtocolError(f"the sandboxed test asked for a fixture with {str(value)[:100]!r} for a number")
+    return value

@@ -1,4 +1,5 @@
-"""SIGINT waits while a message is sent or taken in. Used by ``guest`` inside and ``inbox`` outside.
+"""SIGINT waits while a message is sent or taken in, and while a test's process comes to be. Used by ``guest`` inside,
+by ``inbox`` and ``attempt`` outside.
 
 To block the signal is not enough: the kernel then gives it to another thread of the process (pytest-rerunfailures has
 one), and Python runs the handler in the main thread all the same. So the handler itself waits.
@@ -35,9 +36,17 @@ class Gate:
                 signal.signal(signal.SIGINT, self._handle)
         return self
 
+    def enter(self) -> Gate:
+        """As the beginning of a ``with``, for one that :meth:`leave` ends in another function."""
+        return self.__enter__()
+
+    def leave(self) -> None:
+        """As its end."""
+        self.__exit__(None, None, None)
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  traceback: TracebackType | None) -> None:
-        if self._handler is not None:
+        if self._handler is not None and signal.getsignal(signal.SIGINT) == self._handle:
             signal.signal(signal.SIGINT, self._handler)
         self.open()
 

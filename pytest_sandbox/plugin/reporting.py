@@ -293,6 +293,7 @@ class Changes:
     suspended: bool = False
     should_stop: str = ""
     benchmarks: list[Any] = field(default_factory=list)
+    line: str | None = None  # what is in the terminal's current line, where the inside writes to it
 
 
 def changes_from_data(data: Any, item: pytest.Item, named: Callable[[str], object]) -> Changes:
@@ -314,9 +315,29 @@ def changes_from_data(data: Any, item: pytest.Item, named: Callable[[str], objec
             data.get("suspended") is True,
             str(data.get("should_stop", "")),
             benchmarks.from_data(data.get("benchmarks"), item, named),
+            str(data["line"])[:1000] if "line" in data else None,
         )
     except SandboxProtocolError:
         raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise SandboxProtocolError("the sandboxed test sent changes that cannot be read",
                                    why=f"{type(error).__name__}: {error}"[:500]) from None
+
+
+# Two reports of one teardown: the test's own, and that of what it shared with others.
+
+
+def both(report: pytest.TestReport, shared: pytest.TestReport) -> pytest.TestReport:
+    """One report of the two."""
+    told, other = (report, shared) if report.failed else (shared, report)
+    told.duration += other.duration
+    told.start = min(report.start, shared.start)
+    told.stop = max(report.stop, shared.stop)
+    told.sections = merged(other.sections, told.sections)
+    return told
+
+
+def merged(reported: list[tuple[str, str]], attached: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """A report's sections, those that are attached to its item brought up to date."""
+    names = {name for name, _ in attached}
+    return [*attached, *[(name, text) for name, text in reported if name not in names]]

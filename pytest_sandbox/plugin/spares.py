@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
@@ -35,7 +36,8 @@ AROUND = ("pytest_runtest_protocol", "pytest_runtest_logstart", "pytest_runtest_
           "pytest_runtest_logfinish", "pytest_warning_recorded", "pytest_sandbox_started", "pytest_sandbox_finished")
 #: Modules whose implementations of these keep nothing that a test could see, unless :func:`neighbours.watch` says so.
 KNOWN = ("_pytest.", "pytest_sandbox.", "xdist.", "pytest_forked.", "pytest_reportlog.", "pytest_html.",
-         "pytest_randomly.", "_hypothesis_pytestplugin.", "pytest_rerunfailures.", "pytest_timeout.")
+         "pytest_randomly.", "_hypothesis_pytestplugin.", "pytest_rerunfailures.", "pytest_timeout.",
+         "pytest_benchmark.")
 #: How many tests must be to come that can use a zygote, so that it is worth its own fork.
 WORTH = 3
 #: How many sandboxes wait beyond that of the next test, where tests of the same spec follow.
@@ -73,8 +75,11 @@ class Spares:
         """A sandboxed test's protocol is over."""
         self._left = self._now()
 
-    def take(self, run: ItemRun, may_start_over: bool) -> Fork | None:
-        """The child that waits for ``run``, told to begin, if there is one and it is as good as a fork made now."""
+    def take(self, run: ItemRun, may_start_over: bool, hold: Callable[[], None]) -> Fork | None:
+        """The child that waits for ``run``, told to begin, if there is one and it is as good as a fork made now.
+
+        :param hold: called before it is told.
+        """
         if self._wanted is run and self._spare is None:
             self._wait()
         spare, self._spare = self._spare, None
@@ -82,6 +87,7 @@ class Spares:
             return None
         fork, spec = spare
         position, following = self._position(run.item), run.nextitem
+        hold()
         if (self._conductor.sandbox_of(run) is spec and self._now() == self._state and self._may_use(run)
                 and fork.child.is_alive() and fork.command(
                     "run", position, self._position(following) if following is not None else None,
@@ -149,6 +155,7 @@ class Spares:
 
     def retire(self) -> None:
         """Ends the zygote, and the child that waits."""
+        self._wanted = None
         spare, self._spare = self._spare, None
         if spare is not None:
             spare[0].close()

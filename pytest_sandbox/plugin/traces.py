@@ -11,7 +11,8 @@ from types import TracebackType
 
 _HERE = os.path.dirname(__file__)
 #: Between pytest's runner and the test there is nothing of this plugin but what is in these files.
-_OWN = frozenset(os.path.join(_HERE, name) for name in ("compat.py", "conductor.py", "guest.py", "item.py"))
+_OWN = frozenset(os.path.join(_HERE, name) for name in (
+    "asked.py", "attempt.py", "compat.py", "conductor.py", "entering.py", "guest.py", "higher.py", "item.py"))
 
 
 def leave_out_own_frames(error: BaseException) -> None:

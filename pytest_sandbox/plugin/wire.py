@@ -7,7 +7,10 @@ kind and its fields. The kinds, and the order in which a test that ends normally
     ["shown", phase]                                       the debugger has shown the failure that phase reported
     ["debugger", phase, entered, line]                     someone sits at a debugger's prompt, or has left it; line
                                                            is what pytest wrote into the terminal's current one
-    ["fixture", phase, name]                               asks for another attempt, with this fixture set up outside
+    ["fixture", phase, name, place, level, held]           asks for another attempt, with this fixture set up outside;
+                                                           place tells it from others of its name that it overrides or
+                                                           that override it; level is that of the root logger;
+                                                           held: capsys holds what is printed
     ["exit", phase, type, text, returncode, place]         pytest.exit() or KeyboardInterrupt left the phase, at place;
                                                            "over" if the last was reported
     ["broken", phase, text]                                pytest itself failed in there; text is the traceback
@@ -41,7 +44,7 @@ TOTAL_LIMIT = 256 << 20
 #: Values nested deeper than this are not data that a report carries.
 DEPTH_LIMIT = 40
 
-KINDS = {"report": 5, "shown": 2, "debugger": 4, "fixture": 3, "exit": 6, "broken": 3, "coverage": 3, "done": 1,
+KINDS = {"report": 5, "shown": 2, "debugger": 4, "fixture": 6, "exit": 6, "broken": 3, "coverage": 3, "done": 1,
          "waits": 1}
 PHASES = ("setup", "call", "teardown")
 

@@ -258,11 +258,10 @@ def remove(paths: list[str]) -> None:
         for _ in range(200):
             try:
                 try:
+                    os.rmdir(f"{path}/{INNER}")
                     os.rmdir(path)
-                except OSError as error:
-                    if error.errno == 2:
-                        break
-                    _remove_below(path)
+                except OSError:
+                    _remove_below(path)  # it has none, or others, made inside
                     os.rmdir(path)
                 break
             except FileNotFoundError:

@@ -86,6 +86,10 @@ class ForkedChild:
     def send_signal(self, number: int) -> None:
         """Sends a signal to it, and to everything else inside but init."""
         with suppress(SandboxClosedError):
+            while not self._running.ask({"list": True})["processes"]:
+                if self._pidfd < 0 or wait_readable(self._pidfd, 0.01):
+                    return
+                # It is on its way in: nobody there would get it.
             self._running.request({"kill": int(number)})
 
     def kill(self) -> None:

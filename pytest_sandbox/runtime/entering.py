@@ -6,6 +6,7 @@ fails there ends the child (:func:`give_up`); nothing of the caller's stack may 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import stat
@@ -28,6 +29,8 @@ forking = threading.RLock()
 when_inside: list[Callable[[], None]] = []
 #: Called in a fork of the caller when it is in the sandbox's cgroup, and nowhere else yet.
 when_joined: list[Callable[[], None]] = []
+#: Called in a fork of the caller when it has done its work, before it tells so.
+when_done: list[Callable[[], None]] = []
 #: Descriptors of directories, and their paths.
 Folders = list[tuple[int, str]]
 
@@ -65,7 +68,6 @@ def fork_as_root(running: Running, ids: tuple[int, int], folders: Folders) -> in
 def fork_twice(running: Running, ids: tuple[int, int], folders: Folders) -> tuple[int, int]:
     """The same by two forks: the process id of the first, and a descriptor from which the second's status is read."""
     # Others may enter a pid namespace only from within the user namespace that owns it, and only by a fork.
-    interrupt = signal.getsignal(signal.SIGINT)
     with forking:
         running.check_there(None)
         reading, writing = os.pipe2(os.O_CLOEXEC)
@@ -80,7 +82,8 @@ def fork_twice(running: Running, ids: tuple[int, int], folders: Folders) -> tupl
             return pid, reading
     try:
         os.close(reading)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the caller and for the child inside
+        # What is typed is for the caller and for the child inside, where a Ctrl-C that comes early waits for it.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTSTP))
         sc.setns(running.pidfd, sc.CLONE_NEWUSER | sc.CLONE_NEWPID | running.namespaces())
         inner = os.fork()
         if inner:
@@ -92,7 +95,7 @@ def fork_twice(running: Running, ids: tuple[int, int], folders: Folders) -> tupl
     except BaseException as error:  # noqa: BLE001 - nothing of the caller's stack may run in this process
         give_up(error)
     os.close(writing)
-    signal.signal(signal.SIGINT, interrupt)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     _join(running, 0, ids, folders)
     return 0, -1
 
@@ -129,12 +132,22 @@ def _join(running: Running, namespaces: int, ids: tuple[int, int], folders: Fold
         give_up(error)
 
 
+#: The nodes of /dev that everybody opens: by minor number, of the major number 1.
+_MEMORY_NODES = (3, 5, 7, 8, 9)
+
+
+def _leads_out(look: os.stat_result) -> bool:
+    """Whether through such a descriptor lies the host's tree, or a node of the host's whose mode root could change."""
+    return stat.S_ISDIR(look.st_mode) or (
+        stat.S_ISCHR(look.st_mode) and os.major(look.st_rdev) == 1 and os.minor(look.st_rdev) in _MEMORY_NODES)
+
+
 def open_folders() -> Folders:
-    """The descriptors of directories that this process has, with their paths: through them lies the host's tree."""
+    """The descriptors that this process has of directories, and of nodes such as /dev/null, with their paths."""
     found = []
     for name in os.listdir("/proc/self/fd"):
         try:
-            if stat.S_ISDIR(os.fstat(int(name)).st_mode):
+            if _leads_out(os.fstat(int(name))):
                 found.append((int(name), os.readlink(f"/proc/self/fd/{name}")))
         except OSError:
             continue  # the listing's own descriptor
@@ -146,10 +159,11 @@ def _reopen(folders: Folders) -> None:
     for fd, path in folders:
         try:
             inheritable = os.get_inheritable(fd)
+            flags = fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_CREAT
         except OSError:
             continue  # one of ours, closed meanwhile
         try:
-            inside = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            inside = os.open(path, flags | os.O_CLOEXEC)
         except OSError:
             os.close(fd)
             continue

@@ -16,6 +16,7 @@ import sys
 
 from . import cgroup_make, init, mounts, netns, own, protocol, relay, spawner
 from . import syscalls as sc
+from .init import stand_back, step_forward
 
 TYPE_CHECKING = False  # as typing's, whose import the helper's heap can do without
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def main() -> None:
     Arguments: the socket's descriptor, a pidfd of the caller, 1 if the caller is root, and how it wants sandboxes to be
     started (:data:`.spawner.VARIABLE`).
     """
+    stand_back()
     gc.disable()  # a collection writes to every object, so that each sandbox would copy the whole heap
     argv = sys.argv[1:]
     sock = socket.socket(fileno=int(argv[0]))
@@ -179,7 +181,7 @@ class _Helper:
         elif "thaw" in message:
             self.thaw(message["thaw"])
         elif "make" in message:
-            control = socket.socket(fileno=fds[0])
+            control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fds[0])  # else it asks for these
             try:
                 self.make(message["make"], control, message.get("group"))
             except mounts.StepFailed as failure:
@@ -208,10 +210,12 @@ class _Helper:
             protocol.close(fds)
         elif "relay" in message:
             if os.fork() == 0:
+                step_forward()
                 relay.relay(message["relay"], fds)
             protocol.close(fds)
         elif "outbound" in message:
             if os.fork() == 0:
+                step_forward()
                 relay.outbound(message["outbound"], fds)
             protocol.close(fds)
 
@@ -324,8 +328,7 @@ class _Helper:
             try:
                 if sync.recv(1):
                     for name in ("uid_map", "gid_map"):
-                        with open(f"/proc/{pid}/{name}", "w") as file:
-                            file.write(body[name])
+                        cgroup_make.write(f"/proc/{pid}/{name}", body[name])
                     sync.send(b"m")
             except OSError:
                 pass  # init ended meanwhile, or finds its socket closed and says so

@@ -12,6 +12,7 @@ import os
 import resource
 import select
 import socket
+import stat
 
 from . import protocol
 from . import syscalls as sc
@@ -21,6 +22,7 @@ TYPE_CHECKING = False  # as typing's, whose import the helper's heap can do with
 if TYPE_CHECKING:
     from typing import Any
 
+_stands_back = False
 _FORWARDED = (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP, _signal.SIGQUIT, _signal.SIGUSR1, _signal.SIGUSR2)
 
 
@@ -273,6 +275,9 @@ def start(what: dict[str, Any], fds: list[int]) -> int:
         if what.get("ids") is not None or what.get("umask") is not None:
             return _fork(file, argv, env, fds, what)
         actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(_above(fds))]
+        if _stands_back:
+            return os.posix_spawn(file, argv, env, file_actions=actions, setsid=True, setsigmask=(),
+                                  setsigdef=_DEFAULTED, scheduler=(os.SCHED_OTHER, os.sched_param(0)))
         return os.posix_spawn(file, argv, env, file_actions=actions, setsid=True, setsigmask=(),
                               setsigdef=_DEFAULTED)
     finally:
@@ -282,9 +287,20 @@ def start(what: dict[str, Any], fds: list[int]) -> int:
 _DEFAULTED = tuple(number for number in range(1, 32) if number not in (_signal.SIGKILL, _signal.SIGSTOP))
 
 
+_NULL = os.makedev(1, 3)
+
+
 def _above(fds: list[int]) -> list[int]:
-    """The descriptors, none of them among 0 to 2, so that placing one does not overwrite another."""
+    """The descriptors, none of them among 0 to 2, so that placing one does not overwrite another.
+
+    The null device is the sandbox's own instead: the host's mode could be changed through the one that came.
+    """
     for position, fd in enumerate(fds):
+        look = os.fstat(fd)
+        if stat.S_ISCHR(look.st_mode) and look.st_rdev == _NULL:
+            null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+            os.dup2(null, fd, False)
+            os.close(null)
         if fd < 3:
             fds[position] = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
             os.close(fd)
@@ -316,6 +332,7 @@ def _fork(file: str, argv: list[str], env: dict[bytes, bytes], fds: list[int], w
     if pid == 0:
         try:
             os.setsid()
+            step_forward()
             for number, fd in enumerate(_above(fds)):
                 os.dup2(fd, number)
             for number in _DEFAULTED:
@@ -336,6 +353,30 @@ def _fork(file: str, argv: list[str], env: dict[bytes, bytes], fds: list[int], w
         os.waitpid(pid, 0)
         raise OSError(int(failed), os.strerror(int(failed)), file)
     return pid
+
+
+def stand_back() -> None:
+    """Lets whoever runs go on when this process wakes up (SCHED_BATCH): it works ahead, and others work now.
+
+    Does nothing for one that its user has given another policy than the usual.
+    """
+    global _stands_back
+    if os.sched_getscheduler(0) == os.SCHED_OTHER:
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        _stands_back = True
+
+
+def stands_back() -> bool:
+    """Whether this process, or one that it was forked from, does :func:`stand_back`."""
+    return _stands_back
+
+
+def step_forward() -> None:
+    """Undoes :func:`stand_back`, for what a user waits for: policies are inherited."""
+    global _stands_back
+    if _stands_back:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        _stands_back = False
 
 
 def become(uid: int, gid: int) -> None:

@@ -15,9 +15,8 @@ from collections.abc import Iterator
 
 from . import syscalls as sc
 
-#: How many children are looked at, and how often each: after 1, 2, 4 ms and so on.
+#: How many children are looked at.
 CHILDREN = 3
-LOOKS = 8
 #: How many pages are copied ahead at most: 16 MiB.
 MOST = 4096
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -25,38 +24,29 @@ _EXCLUSIVE = 1 << 56  # of an entry of /proc/PID/pagemap: nobody else maps the p
 
 
 class Pages:
-    """In the zygote: learns while there are children to learn from, then knows.
+    """In the zygote: learns from the first children, then knows."""
 
-    ``privileged``: only root may look into a process that has changed its user namespace.
-    """
-
-    def __init__(self, privileged: bool) -> None:
-        self._now: dict[int, set[int]] = {}  # by process id: the pages that are a child's own
-        self._looks = 0  # at the child that runs
+    def __init__(self) -> None:
         self._seen: list[set[int]] = []
         self._ranges: sc.Ranges | None = None
-        self.learns = privileged and sc.can_populate()
-
-    @property
-    def pause(self) -> float | None:
-        """How many milliseconds to wait before the next look at a child that runs; None when that is not wanted."""
-        return float(1 << self._looks) if self.learns and self._looks < LOOKS else None
+        self.learns = sc.can_populate()
 
     def look(self, pid: int) -> None:
-        """Looks at a child, which may have ended meanwhile."""
-        self._looks += 1
-        try:
-            self._now[pid] = _own_pages(pid)
-        except OSError:
-            pass
+        """Looks at a child that has done its work, or where that waits for a fork of its own at that one.
 
-    def ended(self, pid: int) -> None:
-        """A child has ended: what was seen last of it counts."""
-        found = self._now.pop(pid, None)
-        self._looks = 0
+        One that has ended, or may not be looked at, is no failure.
+        """
+        if not self.learns:
+            return
+        try:
+            with open(f"/proc/{pid}/task/{pid}/children") as file:
+                inner = file.read().split()
+            found = _own_pages(inner[0] if inner else str(pid))
+        except OSError:
+            return
         if found:
             self._seen.append(found)
-        if self.learns and len(self._seen) == CHILDREN:
+        if len(self._seen) == CHILDREN:
             self.learns = False
             self._ranges = _ranges(self._seen)
             self._seen = []
@@ -67,7 +57,7 @@ class Pages:
             sc.populate(self._ranges)
 
 
-def _writable(pid: int | str) -> Iterator[tuple[int, int]]:
+def _writable(pid: str) -> Iterator[tuple[int, int]]:
     """The private writable mappings of a process, as numbers of their first page and of the one after their last."""
     with open(f"/proc/{pid}/maps") as maps:
         for line in maps:
@@ -77,7 +67,7 @@ def _writable(pid: int | str) -> Iterator[tuple[int, int]]:
                 yield int(begin, 16) // _PAGE, int(end, 16) // _PAGE
 
 
-def _own_pages(pid: int) -> set[int]:
+def _own_pages(pid: str) -> set[int]:
     """The numbers of the writable pages that are the process's own."""
     found: set[int] = set()
     with open(f"/proc/{pid}/pagemap", "rb", buffering=0) as pagemap:

@@ -234,11 +234,12 @@ class Running:
         for relay in self.relays:
             relay.close()
         self.relays.clear()
-        for fd in (self.pidfd, self.root, self.scratch, *self.joins):
+        descriptors = (self.pidfd, self.root, self.scratch, *self.joins)
+        self.pidfd = self.root = self.scratch = -1  # first: an interrupt must not have one closed twice
+        self.joins = []
+        for fd in descriptors:
             if fd >= 0:
                 os.close(fd)
-        self.pidfd = self.root = self.scratch = -1
-        self.joins = []
         if self.group is not None:
             self.group.close()
 
@@ -256,10 +257,11 @@ class Running:
         if self.group is not None:
             self.group.let_go()
         # First our hold on its file systems, so that unmounting them is init's work and not the caller's.
-        for fd in (self.root, self.scratch):
+        descriptors = self.root, self.scratch
+        self.root = self.scratch = -1  # first: an interrupt must not have one closed twice
+        for fd in descriptors:
             if fd >= 0:
                 os.close(fd)
-        self.root = self.scratch = -1
         with suppress(OSError):
             self.control.shutdown(socket.SHUT_RDWR)  # to close it is not enough while a fork of ours has a copy
         self.control.close()

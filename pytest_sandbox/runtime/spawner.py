@@ -12,6 +12,7 @@ import os
 
 from . import mounts, protocol
 from .actions import COMPILED
+from .init import stands_back
 
 TYPE_CHECKING = False  # as typing's, whose import the helper's heap can do without
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ class Spawner:
             try:
                 os.set_inheritable(theirs.fileno(), True)
                 os.set_inheritable(lifeline, True)
-                os.execve(program, ["sandbox-spawner", str(theirs.fileno()), str(lifeline)], {})
+                os.execve(program, ["sandbox-spawner", str(theirs.fileno()), str(lifeline),
+                                     str(int(stands_back()))], {})
             finally:
                 os._exit(127)
         os.close(program)

@@ -25,6 +25,7 @@ from ..errors import SandboxClosedError
 from . import entering, protocol
 from . import syscalls as sc
 from .children import ForkedChild
+from .init import stand_back, step_forward
 from .plan import Host, Plan
 from .prefault import Pages
 from .protocol import wait_readable
@@ -153,7 +154,8 @@ class _Zygote:
         self.children: dict[int, tuple[ForkedChild, int, Running]] = {}  # by pidfd: and where to tell its end
         self.handlers: dict[int, Any] = {}
         self.folders: entering.Folders = []
-        self.pages = Pages(host.privileged)
+        self.pages = Pages()
+        self.examined: dict[int, tuple[socket.socket, ForkedChild]] = {}  # children that say when they have done
         self.poll = select.poll()
         for fd in (sock.fileno(), lifeline):
             self.poll.register(fd, select.POLLIN)
@@ -169,17 +171,16 @@ class _Zygote:
             entering.leave_all()
             self.folders = entering.open_folders()
             self.inside = ready()
+            stand_back()
             entering.when_joined.append(self.pages.copy)
             while True:
-                pause = self.pages.pause if self.children else None
-                ready_now = self.poll.poll(pause)
-                for fd, _ in ready_now:
+                for fd, _ in self.poll.poll():
                     if fd in self.children:
                         self.reap(fd)
+                    elif fd in self.examined:
+                        self.examine(fd)
                     elif fd == self.lifeline or not self.obey():
                         os._exit(0)
-                if pause is not None and not ready_now:
-                    self.pages.look(next(iter(self.children.values()))[0].pid)
         except BaseException:  # noqa: BLE001 - nothing of the caller's stack may run in this process
             os._exit(1)
 
@@ -187,10 +188,17 @@ class _Zygote:
         self.poll.unregister(fd)
         child, status, into = self.children.pop(fd)
         code = child.wait()
-        self.pages.ended(child.pid)
         with suppress(OSError):
             os.write(status, _END.pack(code, *into.spent))
         os.close(status)
+
+    def examine(self, fd: int) -> None:
+        """A child has done its work, and waits for us to look at it; or it has ended without a word."""
+        self.poll.unregister(fd)
+        sock, child = self.examined.pop(fd)
+        with sock, suppress(OSError):
+            if sock.recv(1):
+                self.pages.look(child.pid)
 
     def obey(self) -> bool:
         got = protocol.receive(self.sock)
@@ -198,19 +206,30 @@ class _Zygote:
             return False
         order, (pidfd, status, reports, orders, *joins) = got
         descriptors = [reports, orders]
+        ours, theirs = socket.socketpair() if self.pages.learns else (None, None)
         into = Running.borrowed(pidfd, self.plans[order["fork"]], self.host, joins)
         try:
             child = into.fork(tuple(order["ids"]), self.folders)
         except (OSError, SandboxClosedError):
             protocol.send(self.sock, {"pid": 0})
             os.close(status)
+            if ours is not None:
+                ours.close()
         else:
             if child is None:
                 os.close(status)
+                if ours is not None and theirs is not None:
+                    ours.close()
+                    entering.when_done.append(lambda: _be_examined(theirs))
                 self.go_inside(order, descriptors)
+            if ours is not None:
+                self.examined[ours.fileno()] = ours, child
+                self.poll.register(ours, select.POLLIN)
             self.children[child.fileno()] = child, status, into
             self.poll.register(child.fileno(), select.POLLIN)
             protocol.send(self.sock, {"pid": child.pid}, (child.fileno(),))
+        if theirs is not None:
+            theirs.close()
         into.forget()
         protocol.close(descriptors)
         return True
@@ -223,13 +242,24 @@ class _Zygote:
             for child, status, _ in self.children.values():
                 child.forget()
                 os.close(status)
+            for sock, _ in self.examined.values():
+                sock.close()
             for number, handler in self.handlers.items():
                 signal.signal(number, handler)
             entering.go_to(order["where"], order["env"])
+            step_forward()
             assert self.inside is not None
             self.inside(descriptors[0], descriptors[1])
         except BaseException as error:  # noqa: BLE001 - nothing of the caller's stack may run in this process
             entering.give_up(error)
+
+
+def _be_examined(sock: socket.socket) -> None:
+    """In a child that has done its work: lets the zygote look at it; does not wait for ever."""
+    with sock, suppress(OSError):
+        sock.settimeout(0.5)
+        sock.send(b"x")
+        sock.recv(1)  # its end is the answer
 
 
 _everyone: weakref.WeakSet[Zygote] = weakref.WeakSet()

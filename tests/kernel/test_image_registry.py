@@ -235,6 +235,60 @@ def test_a_redirect_does_not_carry_credentials_elsewhere(cache: Path, tmp_path: 
         assert any("Authorization" in one.headers for one in registry.seen)
 
 
+@pytest.mark.parametrize("challenge", [
+    "Bearer realm=http://HOST/token,service=here", 'bearer Realm="http://HOST/token" , service="here"',
+    'Basic realm="here", Bearer realm="http://HOST/token",service="here"',
+    'Negotiate, Bearer realm="http://HOST/token",scope="repository:a:pull,push"'])
+def test_ways_to_log_in_as_registries_write_them(registry: FakeRegistry, cache: Path, challenge: str) -> None:
+    reference = registry.put("a", "1", image([SMALL]))
+    registry.fault("manifests", status=401, headers={"WWW-Authenticate": challenge.replace("HOST", registry.host)})
+    assert pull(reference, cache)
+    assert len(registry.paths("/token")) == 1
+
+
+@pytest.mark.parametrize("challenge", [
+    "", "Negotiate abc", "Basic", 'Bearer realm="ftp://x/y"', 'Bearer realm="http://[::1"', "Bearer", "=,=\"",
+    'Bearer realm="http://x:99999/"'])
+def test_ways_to_log_in_that_are_none(registry: FakeRegistry, cache: Path, challenge: str) -> None:
+    reference = registry.put("a", "1", image([SMALL]))
+    registry.fault("manifests", times=9, status=401, headers={"WWW-Authenticate": challenge})
+    with pytest.raises(RegistryError):
+        pull(reference, cache)
+    assert len(registry.paths("manifests")) == 1
+
+
+@pytest.mark.parametrize("body", [b"[]", b"<html>", b'{"token": 5}', b'{"token": "a\\r\\nX: y"}', b'{"token": ""}'])
+def test_tokens_that_are_none(cache: Path, body: bytes) -> None:
+    with FakeRegistry(auth="token") as registry:
+        registry.fault("/token", times=9, status=200, body=body)
+        with pytest.raises(RegistryError, match="gave no token"):
+            pull(registry.put("a", "1", image([SMALL])), cache)
+
+
+@pytest.mark.parametrize("said", ["-5", "\xb2", "Wed, 21 Oct 2015 07:28:00 GMT", "1.5", ""])
+def test_pauses_that_are_no_number_are_our_own(registry: FakeRegistry, cache: Path, said: str) -> None:
+    reference = registry.put("a", "1", image([SMALL]))
+    registry.fault("manifests", times=2, status=429, headers={"Retry-After": said})
+    assert pull(reference, cache)
+
+
+def test_what_a_registry_says_cannot_steer_a_terminal(registry: FakeRegistry, cache: Path) -> None:
+    reference = registry.put("a", "1", image([SMALL]))
+    said = {"errors": [{"code": "\x1b[2J", "message": "a\r\nb"}]}
+    registry.fault("manifests", status=400, body=json.dumps(said).encode())
+    with pytest.raises(RegistryError, match=r"answered 400:  \[2J a  b") as caught:
+        pull(reference, cache)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("promise", ["md5:abc", "x", "sha256:" + "0" * 64])
+def test_a_digest_that_is_promised_in_a_header_holds(registry: FakeRegistry, cache: Path, promise: str) -> None:
+    reference = registry.put("a", "1", image([SMALL]))
+    registry.fault("manifests", headers={"Docker-Content-Digest": promise})
+    with pytest.raises(ImageCorrupt, match="promised manifest"):
+        pull(reference, cache)
+
+
 # What goes wrong on the way.
 
 @pytest.mark.parametrize("where", ["manifests", "blobs"])
@@ -353,7 +407,8 @@ def test_a_manifest_without_end(registry: FakeRegistry, cache: Path) -> None:
         pull(reference, cache)
 
 
-@pytest.mark.parametrize("target", ["SELF", "ftp://127.0.0.1/x", "", "file:///etc/passwd"])
+@pytest.mark.parametrize("target", ["SELF", "ftp://127.0.0.1/x", "", "file:///etc/passwd",
+                                    "http://127.0.0.1:99999/", "http://127.0.0.1:abc/", "http://[::1/x"])
 def test_redirects_that_lead_nowhere(registry: FakeRegistry, cache: Path, target: str) -> None:
     reference = registry.put("a", "1", image([SMALL]))
     registry.fault("manifests", times=999, redirect=target)
@@ -372,6 +427,14 @@ def test_redirects_may_be_relative_and_badly_quoted(registry: FakeRegistry, cach
     assert pull(reference, cache).digest == made.digest
     if "sig=a" in location:
         assert registry.paths("sig=")[0].endswith("?sig=a%20b%E9%2F")
+
+
+def test_who_does_not_answer_behind_a_redirect_is_named(registry: FakeRegistry, cache: Path) -> None:
+    reference = registry.put("a", "1", image([SMALL]))
+    registry.fault("manifests", times=9, redirect="http://127.0.0.1:1/x?signature=secret")
+    with pytest.raises(RegistryError, match=r"127\.0\.0\.1:1: Connection refused") as caught:
+        pull(reference, cache)
+    assert "secret" not in str(caught.value)
 
 
 def test_connections_are_kept(registry: FakeRegistry, cache: Path) -> None:

@@ -130,6 +130,8 @@ def test_what_is_no_limit_cannot_be_updated() -> None:
 def test_a_controller_that_the_sandbox_is_not_in_is_named() -> None:
     if host_control().version != 1:
         pytest.skip("on cgroup v2 a sandbox is in every controller")
+    if host_control().key("cpu") == host_control().key("cpuacct"):
+        pytest.skip("here a sandbox is in the controller cpu because it is in cpuacct: they are mounted together")
     with Sandbox() as sandbox:
         with pytest.raises(SandboxUnavailable, match="cannot get the limit cpus") as caught:
             sandbox.update(cpus=0.5)

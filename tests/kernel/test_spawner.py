@@ -115,6 +115,7 @@ seen = {
     "environment": {name: text for name, text in os.environ.items() if name != "PYTEST_SANDBOX_SPAWNER"},
     "where": os.getcwd(),
     "umask": os.umask(0),
+    "policy": [os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0)],
     "session": [os.getsid(0) == os.getpid(), os.getpgid(0) == os.getpid()],
     "attempts": [can(os.mkdir, "/sys/x"), can(open, "/proc/sys/kernel/hostname", "w"), can(open, "/proc/kcore", "rb"),
                  can(os.mkdir, "/etc/x"), can(os.mknod, "/tmp/node", stat.S_IFCHR | 0o600, os.makedev(1, 3))],
@@ -240,6 +241,26 @@ def test_signals_reach_commands_and_their_groups(way: str) -> None:
             two.kill()
             assert two.wait(10) == -signal.SIGKILL
         until(lambda: sandbox.processes() == [], "its whole group is gone")
+
+
+def test_sandboxes_are_made_behind_what_runs(way: str) -> None:
+    with Sandbox(user="root") as sandbox:
+        assert os.sched_getscheduler(init_pid(sandbox)) == os.SCHED_BATCH
+        policies = [sandbox.run(["sh", "-c", "cut -d' ' -f41 /proc/self/stat"], user=user).stdout
+                    for user in ("root", *(["1234"] if IS_ROOT else []))]
+        assert set(policies) == {f"{os.SCHED_OTHER}\n"}
+        assert sandbox.call(os.sched_getscheduler, 0) == os.SCHED_OTHER
+
+
+def test_a_policy_of_the_users_own_is_left_alone() -> None:
+    for way in ("python", "compiled"):
+        assert prints("""
+            import os
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+            from pytest_sandbox import Sandbox
+            with Sandbox() as sandbox:
+                print(sandbox.run(["cut", "-d ", "-f41", "/proc/self/stat"]).stdout.strip())
+        """, env={spawner.VARIABLE: way}) == [str(int(os.SCHED_BATCH))]
 
 
 def test_orphans_are_reaped(way: str) -> None:

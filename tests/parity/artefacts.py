@@ -19,7 +19,8 @@ _REPLACED = (
     (re.compile(r"0x[0-9a-f]+(?:\.\.\.)?|(?<=\.\.\.)x[0-9a-f]{8,}"), "0x..."),
     # Python's own formatting shows how pytest gets to a fixture, and that is another way from outside the sandbox. What
     # is left shows the plugin's frames if there are any.
-    (re.compile(r"^[ |]* File \"[^\"]*/(?:_pytest|pluggy)/[^\"]*\", line \d+, in .*\n(?:[ |]* {4}\S.*\n){0,2}",
+    (re.compile(r"^[ |]* File \"[^\"]*/(?:_pytest|pluggy)/[^\"]*\", line \d+, in .*\n"
+                r"(?:(?![ |]* File \")[ |]* {4}[^ |\n].*\n){0,8}",
                 re.MULTILINE), ""),
     (re.compile(r"Duration\(start=Instant\(.*?\), stop=Instant\(.*?\)\)|Instant\(time=.*?\)"), "DURATION"),
     # The last line of a run is centred, so its fill depends on how long the time is.
@@ -71,7 +72,7 @@ def of_text(text: str, ordered: bool = True, figures: bool = True, live: bool = 
     lines = normal(text).splitlines()
     if not figures:
         lines = [re.sub(r"\(time in [mun]?s\)|\b[KM]?ops/s\b", "UNIT", one) for one in lines]
-        lines = [re.sub(r"[\d.,]+", "N", re.sub(r"[ =-]{2,}", "  ", one)) for one in lines]
+        lines = [re.sub(r">?[\d.,]+", "N", re.sub(r"[ =-]{2,}", "  ", one)) for one in lines]
     if live:
         end = next((number for number, line in enumerate(lines) if _SUMMARY.match(line)), len(lines))
         running = [_RESULT.sub("", _RESULT.sub("", line).strip()).strip() for line in lines[:end]]

@@ -82,6 +82,33 @@ def test_a_crash_can_be_expected(pytester: pytest.Pytester, boxed: Run) -> None:
     result.stdout.fnmatch_lines(["XFAIL *::test_one - it crashes"])
 
 
+@pytest.mark.parametrize(("fixture", "args"), [
+    ("capsys", ()), ("capfd", ()), ("capsysbinary", ()), ("tmp_path", ("--capture=sys",)), ("tmp_path", ())])
+def test_what_it_had_printed_is_in_the_report(pytester: pytest.Pytester, boxed: Run, fixture: str,
+                                              args: tuple[str, ...]) -> None:
+    pytester.makepyfile(f"""
+        import os, sys, pytest
+        @pytest.fixture
+        def before():
+            print("in the set-up")
+        @pytest.mark.parametrize("number", range(5))
+        def test_one(before, {fixture}, number):
+            if hasattr({fixture}, "readouterr"):
+                print("not", "wanted")
+                {fixture}.readouterr()
+            print("to stdout", number)
+            print("to stderr", number, file=sys.stderr)
+            os._exit(1)
+    """)
+    result = boxed(*args)
+    result.assert_outcomes(failed=5)
+    lines = [line for line in result.outlines if "Captured" in line or line.startswith(("in the", "not w", "to "))]
+    for number in range(5):
+        assert [line.strip("- ") for line in lines[6 * number:6 * number + 6]] == [
+            "Captured stdout setup", "in the set-up", "Captured stdout call", f"to stdout {number}",
+            "Captured stderr call", f"to stderr {number}"]
+
+
 def test_a_daemon_that_holds_every_descriptor_does_not_hold_the_run(pytester: pytest.Pytester, boxed: Run,
                                                                     leak_check: None) -> None:
     pytester.makepyfile("""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import select
+import signal
+import subprocess
 import sys
 from typing import Any
 
@@ -63,3 +67,63 @@ def test_the_terminal_is_that_of_the_plain_run(pytester: pytest.Pytester, args: 
                                                typed: list[str]) -> None:
     pytester.makepyfile(SUITE)
     assert session(pytester, "all", args, typed) == session(pytester, "off", args, typed)
+
+
+@pytest.mark.parametrize("mode", ["all", "off"])
+def test_ctrl_z_is_for_the_test_too(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    """Nobody but the shell reads what is typed meanwhile; what was there before goes on."""
+    pytester.makepyfile(SUITE)
+    monkeypatch.setenv("PS1", "shell> ")
+    monkeypatch.setenv("TERM", "dumb")
+    shell = pexpect.spawn("/bin/sh", ["-i"], cwd=str(pytester.path), timeout=30, encoding="utf-8")
+    shell.expect_exact("shell> ")
+    shell.sendline(f"{sys.executable} -m pytest -p no:cacheprovider --sandbox={mode} -k stops")
+    shell.expect_exact("(Pdb) ")
+    shell.sendline("p local + 1000")
+    shell.expect_exact("1007")
+    shell.expect_exact("(Pdb) ")
+    shell.send("\x1a")
+    shell.expect_exact("shell> ")
+    for number in range(5):
+        shell.sendline(f"echo $(({number} + 100))")
+        shell.expect_exact(f"{number + 100}\r\n")
+    shell.sendline("fg")
+    shell.sendline("local = 8")
+    shell.sendline("p local + 1000")
+    shell.expect_exact("1008")
+    shell.sendline("c")
+    shell.expect_exact("1 passed")
+    shell.sendline("exit")
+    shell.expect(pexpect.EOF)
+    shell.close()
+
+
+@pytest.mark.parametrize("args", [("-s",), ("-q",)], ids=" ".join)
+def test_a_stopped_test_stands_still(pytester: pytest.Pytester, args: tuple[str, ...]) -> None:
+    pytester.makepyfile("""
+        import os, pathlib, time
+        def test_counts():
+            for number in range(50):
+                os.write(WRITING, b"+")
+                time.sleep(0.02)
+    """.replace("WRITING", "int(os.environ['WRITING'])"))
+    reading, writing = os.pipe()
+    run = subprocess.Popen([sys.executable, "-m", "pytest", "--sandbox=all", "-p", "no:cacheprovider", *args],
+                           cwd=pytester.path, stdout=subprocess.PIPE, text=True, pass_fds=[writing],
+                           env={**os.environ, "WRITING": str(writing)}, preexec_fn=os.setpgrp)
+    os.close(writing)
+    assert os.read(reading, 1) == b"+"
+    run.send_signal(signal.SIGTSTP)
+    _, status = os.waitpid(run.pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status)
+    counted = 0
+    while select.select([reading], [], [], 0.5)[0]:
+        counted += len(os.read(reading, 1000))
+    assert counted < 49
+    run.send_signal(signal.SIGCONT)
+    out, _ = run.communicate(timeout=30)
+    assert "1 passed" in out
+    while data := os.read(reading, 1000):
+        counted += len(data)
+    assert counted == 49
+    os.close(reading)

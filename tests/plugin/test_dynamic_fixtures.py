@@ -47,6 +47,127 @@ def test_they_are_set_up_once_outside(pytester: pytest.Pytester, fixture_log: Ca
     ]
 
 
+@pytest.mark.parametrize("args", [("-s",), ("--setup-show",), ("--log-cli-level=INFO",), ("--pdb",)], ids=" ".join)
+def test_they_are_where_the_terminal_shows_what_happens(
+        pytester: pytest.Pytester, boxed: Callable[..., pytest.RunResult], fixture_log: Callable[[], list[str]],
+        args: tuple[str, ...]) -> None:
+    pytester.makepyfile("""
+        import os, pytest
+        PARENT = os.getpid()
+
+        @pytest.fixture(scope="session")
+        def session(log):
+            log(f"session up {os.getpid() == PARENT}")
+            yield
+            log("session down")
+        @pytest.fixture(scope="module")
+        def module(log, request):
+            log(f"module up {os.getpid() == PARENT}")
+            yield
+            log("module down")
+        @pytest.fixture
+        def function(request):
+            request.getfixturevalue("session")
+
+        def test_one(request, log):
+            request.getfixturevalue("session")
+            request.getfixturevalue("module")
+            log("one")
+        def test_two(request, function, log):
+            request.getfixturevalue("module")
+            log("two")
+    """)
+    boxed(*args).assert_outcomes(passed=2)
+    assert fixture_log() == ["session up True", "module up True", "one", "two", "module down", "session down"]
+
+
+def test_of_those_that_override_each_other_one(pytester: pytest.Pytester, fixture_log: Callable[[], list[str]],
+                                               boxed: Callable[..., pytest.RunResult]) -> None:
+    pytester.makepyfile("""
+        import os, pytest
+        PARENT = os.getpid()
+
+        @pytest.fixture(scope="session")
+        def resource(log):
+            log(f"session up {os.getpid() == PARENT}")
+            yield ["session"]
+            log("session down")
+        class TestClass:
+            @pytest.fixture
+            def resource(self, resource, log):
+                log(f"function up {os.getpid() == PARENT}")
+                yield [*resource, "function"]
+                log("function down")
+            @pytest.mark.parametrize("number", range(2))
+            def test_one(self, resource, request, number):
+                assert resource == ["session", "function"]
+    """)
+    boxed().assert_outcomes(passed=2)
+    assert fixture_log() == [
+        "session up True", "function up False", "function down", "function up False", "function down", "session down"]
+
+
+@pytest.mark.parametrize("args", [
+    ("-rA",), ("--capture=sys", "-rA"), ("--capture=tee-sys", "-rA"), ("-s",), ("--log-cli-level=INFO", "-rA"),
+    ("--log-file=run.log", "--log-file-level=INFO", "-rA"), ("--tb=short", "-v"),
+], ids=" ".join)
+def test_what_they_say_is_where_the_test_asks(pytester: pytest.Pytester, both: Callable[..., Both],
+                                              args: tuple[str, ...]) -> None:
+    pytester.makepyfile("""
+        import logging, os, pytest, sys
+
+        @pytest.fixture(scope="session")
+        def session():
+            print("session out")
+            sys.stdout.flush()
+            os.write(1, b"session raw\\n")
+            print("session err", file=sys.stderr)
+            logging.warning("session log")
+            yield 1
+            print("session down")
+        @pytest.fixture(scope="module")
+        def broken():
+            print("breaking")
+            logging.warning("broken log")
+            raise OSError("broken")
+        @pytest.fixture(scope="module")
+        def skips():
+            print("skipping")
+            pytest.skip("not here")
+        @pytest.fixture(scope="module")
+        def other():
+            print("other")
+            logging.warning("other log")
+
+        def test_one(request):
+            print("before")
+            logging.warning("mine")
+            request.getfixturevalue("session")
+            print("after")
+            assert 0
+        def test_breaks(request):
+            print("before")
+            request.getfixturevalue("broken")
+        def test_breaks_again(request):
+            request.getfixturevalue("broken")
+        def test_skips(request):
+            print("before")
+            request.getfixturevalue("skips")
+        def test_holds(request, capsys, caplog):
+            print("before")
+            logging.warning("mine")
+            request.getfixturevalue("other")
+            assert capsys.readouterr().out == "before\\nother\\n"
+            assert [one.getMessage() for one in caplog.records] == ["mine", "other log"]
+        def test_after(request):
+            request.getfixturevalue("session")
+    """)
+    found = both(*args)
+    found.assert_equal()
+    if args[0].startswith("--log-file"):
+        assert (pytester.path / "run.log").read_text().count("session log") == 1
+
+
 @pytest.mark.parametrize("args", [("-rA",), ("-v", "--capture=sys", "-rA")], ids=" ".join)
 def test_the_terminal_shows_what_the_plain_run_shows(pytester: pytest.Pytester, both: Callable[..., Both],
                                                      args: tuple[str, ...]) -> None:
@@ -96,7 +217,7 @@ def test_one_that_fails_is_tried_once(pytester: pytest.Pytester, boxed: Callable
     assert fixture_log() == ["trying"]
 
 
-@pytest.mark.parametrize("args", [("-s",), ("-o", "sandbox_network=host"), ("-o", "sandbox_scope=class")], ids=" ".join)
+@pytest.mark.parametrize("args", [("-o", "sandbox_network=host"), ("-o", "sandbox_scope=class")], ids=" ".join)
 def test_where_an_attempt_would_be_noticed_they_are_set_up_inside(
         pytester: pytest.Pytester, boxed: Callable[..., pytest.RunResult], fixture_log: Callable[[], list[str]],
         args: tuple[str, ...]) -> None:

@@ -246,6 +246,25 @@ def test_a_working_directory_that_is_missing_fails_each_test_clearly(pytester: p
     assert all("'/no/such/place'" in line for line in said)
 
 
+def test_garbage_in_cycles_is_its_tests(pytester: pytest.Pytester, boxed: Callable[..., pytest.RunResult]) -> None:
+    pytester.makepyfile("""
+        class Cycle:
+            def __init__(self):
+                self.itself = self
+            def __del__(self):
+                raise ValueError("from a cycle")
+        def test_leaves_one():
+            Cycle()
+        def test_leaves_one_among_many():
+            Cycle()
+            assert len([[] for _ in range(1500)]) == 1500  # Python collects it meanwhile
+        def test_leaves_none(): pass
+    """)
+    result = boxed("-W", "error::pytest.PytestUnraisableExceptionWarning", "-rA")
+    result.assert_outcomes(passed=2, failed=1, errors=1)
+    result.stdout.fnmatch_lines_random(["FAILED *::test_leaves_one_among_many - *", "ERROR *::test_leaves_one - *"])
+
+
 def test_a_run_within_a_run_leaves_its_sandboxes_alone(pytester: pytest.Pytester) -> None:
     pytester.makeconftest("pytest_plugins = ['pytester']")
     pytester.makepyfile("""

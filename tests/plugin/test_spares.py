@@ -53,6 +53,17 @@ def test_tests_that_find_the_same_process_are_forked_ahead(pytester: pytest.Pyte
     result.stdout.fnmatch_lines(["*Captured stdout call*", "OUTPUT 7"])
 
 
+def test_they_wait_behind_what_runs_and_run_as_others_do(pytester: pytest.Pytester) -> None:
+    result = run(pytester, """
+        import os, pytest
+        @pytest.mark.parametrize("number", range(8))
+        def test_policy(number):
+            assert os.sched_getscheduler(0) == os.SCHED_OTHER
+    """)
+    result.assert_outcomes(passed=8)
+    assert ahead(result) >= 5
+
+
 def test_with_workers(pytester: pytest.Pytester) -> None:
     pytest.importorskip("xdist")
     run(pytester, MANY, "-n", "2").assert_outcomes(passed=11, failed=1)

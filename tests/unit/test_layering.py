@@ -39,7 +39,7 @@ PART_OF = {"building": "sandbox", "calls": "sandbox", "committing": "sandbox", "
 DOORS = {
     "pytest": ("plugin",),
     # pytest's private names, in the modules that check them
-    "_pytest": ("plugin.compat", "plugin.compat_output", "plugin.compat_plugins"),
+    "_pytest": ("plugin.compat", "plugin.compat_capture", "plugin.compat_output", "plugin.compat_plugins"),
     "pytest_benchmark": ("plugin.compat_plugins",),
     "pluggy": ("plugin",),
     "coverage": ("plugin",),
