@@ -18,7 +18,7 @@ def register(commands: Any) -> None:
                                   usage=f"pytest-sandbox {name} [options] [IMAGE{' | ID' * (name == 'shell')}]" + (
                                       " [-- COMMAND ...]" if name == "run" else ""))
         one.set_defaults(run=_run if name == "run" else _shell)
-        one.add_argument("--network", choices=("none", "host"), default=None)
+        one.add_argument("--network", choices=("none", "host", "outbound"), default=None)
         one.add_argument("--user", help='"root", "me", or numbers such as 1000:1000')
         one.add_argument("--env", "-e", action="append", default=[], metavar="NAME=VALUE")
         one.add_argument("--workdir", "-w", metavar="DIR")
@@ -26,6 +26,9 @@ def register(commands: Any) -> None:
                          help="a host path that shows through")
         one.add_argument("--hostname")
         one.add_argument("--memory", metavar="SIZE")
+        one.add_argument("--cpus", metavar="NUMBER", help="0.5 is half of one CPU")
+        one.add_argument("--pids", metavar="NUMBER", help="the most processes and threads at once")
+        one.add_argument("--io", metavar="RATE", help="bytes a second, such as 10M, or read=10M,write=5M")
         one.add_argument("--disk", metavar="SIZE")
         one.add_argument("--timeout", type=float, metavar="SECONDS")
         one.add_argument("--commit", metavar="NAME", help="keep what was changed, as an image of that name")
@@ -38,7 +41,7 @@ def register(commands: Any) -> None:
 
 def _options(given: argparse.Namespace) -> dict[str, Any]:
     options: dict[str, Any] = {"image": given.image}
-    for name in ("network", "user", "workdir", "hostname", "memory", "disk"):
+    for name in ("network", "user", "workdir", "hostname", "memory", "cpus", "pids", "io", "disk"):
         if getattr(given, name) is not None:
             options[name] = getattr(given, name)
     if given.mount:

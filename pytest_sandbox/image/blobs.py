@@ -50,27 +50,39 @@ class CheckedReader:
 
 @contextlib.contextmanager
 def fetch_blob(layout: Layout, source: Source, layer: Descriptor, what: str, reference: str, progress: Progress,
-               cancel: threading.Event) -> Iterator[BinaryIO]:
+               cancel: threading.Event, *, synced: bool = False) -> Iterator[BinaryIO]:
     """A verified blob, open for reading. Fetched unless the store has it; a download that broke off is gone on with.
 
+    :param synced: the ``with`` block ends with a ``syncfs`` of the store: a blob that was fetched gets its name then,
+        and is not synced by itself: one wait for the disk instead of two.
     :raises ImageCorrupt: when the bytes are not the promised ones; they are removed.
     """
     path = layout.blob(layer.digest)
     base = layout.staging(f"blob-{os.path.basename(path)}")
     while True:
         try:
-            with open(path, "rb") as file:
-                yield file
-            return
+            there = open(path, "rb")  # noqa: SIM115 - closed below: the block's own errors are not this one's
         except FileNotFoundError:
             pass
+        else:
+            with there:
+                yield there
+            return
         held = lock(f"{base}.lock", exclusive=True, create=True, cancelled=cancel.is_set,
                     on_wait=lambda: progress.waiting(what, "another process is downloading it"))
         if held is None:
             raise Cancelled
         try:
             if not os.path.exists(path):
-                _download(source, layer, f"{base}.partial", path, what, reference, progress, cancel)
+                fd = _download(source, layer, f"{base}.partial", what, reference, progress, cancel)
+                with open(fd, "rb") as file:
+                    whole = False
+                    try:
+                        yield file
+                        whole = synced
+                    finally:  # whatever came of the block: these bytes are the promised ones
+                        _keep(fd, f"{base}.partial", path, whole)
+                return
         except _StartOver:
             continue
         except BaseException:
@@ -113,8 +125,19 @@ class _StartOver(Exception):
     """A download that an earlier run had begun does not come out right; the beginning is thrown away."""
 
 
-def _download(source: Source, layer: Descriptor, partial: str, path: str, what: str, reference: str, progress: Progress,
-              cancel: threading.Event) -> None:
+def _keep(fd: int, partial: str, path: str, synced: bool) -> None:
+    """Gives a whole blob its name. A name that a power cut takes is fetched again; one of half a blob would stay."""
+    os.fchmod(fd, 0o400)
+    if not synced:
+        os.fsync(fd)
+    os.rename(partial, path)
+    if not synced:
+        sync_directory(os.path.dirname(path))
+
+
+def _download(source: Source, layer: Descriptor, partial: str, what: str, reference: str, progress: Progress,
+              cancel: threading.Event) -> int:
+    """Brings a blob into ``partial``; its descriptor, at the beginning, once the bytes are the promised ones."""
     fd = os.open(partial, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
         digest = hashlib.new(layer.digest.partition(":")[0])
@@ -155,10 +178,9 @@ def _download(source: Source, layer: Descriptor, partial: str, path: str, what: 
         actual = f"{digest.name}:{digest.hexdigest()}"
         if actual != layer.digest:
             raise corrupt(f"its digest is {actual}")
-        os.fchmod(fd, 0o400)
-        os.fsync(fd)
-        os.rename(partial, path)
-        sync_directory(os.path.dirname(path))
         progress.done(what)
-    finally:
+        os.lseek(fd, 0, os.SEEK_SET)
+    except BaseException:
         os.close(fd)
+        raise
+    return fd

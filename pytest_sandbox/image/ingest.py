@@ -201,9 +201,9 @@ class Ingest:
             os.mkdir(staging, 0o700)
             os.mkdir(f"{staging}/fs", 0o700)
             applied = self._apply(raw, diff_id, f"{staging}/fs", lower)
-        key = bound_key(diff_id, self._below(at)) if applied.bound else free_key(diff_id)
-        meta = self._describe(staging, key, diff_id, applied)
-        layer = self._publish(staging, key, diff_id, meta)
+            key = bound_key(diff_id, self._below(at)) if applied.bound else free_key(diff_id)
+            meta = self._describe(staging, key, diff_id, applied)
+            layer = self._publish(staging, key, diff_id, meta)  # in here: its syncfs is the blob's as well
         self._progress.done(f"{what} unpacking")
         for note in applied.notes:
             self._progress.note(note)
@@ -276,7 +276,7 @@ class Ingest:
             return
         if self._source.keep_blobs:
             with fetch_blob(self._layout, self._source, layer, what, self._image.reference, self._progress,
-                            self._cancel) as file:
+                            self._cancel, synced=True) as file:
                 yield file
             return
         with self._source.open_layer(layer) as raw:

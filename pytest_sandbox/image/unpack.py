@@ -133,20 +133,25 @@ class _Applier:
         return fd
 
     def _file(self, parent: int, leaf: bytes, entry: Entry) -> None:
+        mode = entry.mode & 0o777
         try:
-            fd = os.open(leaf, _NEW, 0o600, dir_fd=parent)
+            fd = os.open(leaf, _NEW, mode, dir_fd=parent)
         except FileExistsError:
             parent = self._fresh(parent, leaf)
             try:
-                fd = os.open(leaf, _NEW, 0o600, dir_fd=parent)
+                fd = os.open(leaf, _NEW, mode, dir_fd=parent)
             finally:
                 os.close(parent)
         try:
             digest = self._sparse(fd, entry) if entry.pieces is not None else self._content(fd, entry.stored)
-            self.applied.hashes[os.fstat(fd).st_ino] = digest
-            if self._abilities.owners:
+            made = os.fstat(fd)
+            self.applied.hashes[made.st_ino] = digest
+            # What is right already is left alone: on a disk each of these is an entry in its journal.
+            moved = self._abilities.owners and (made.st_uid, made.st_gid) != (entry.uid, entry.gid)
+            if moved:
                 os.fchown(fd, entry.uid, entry.gid)
-            os.fchmod(fd, entry.mode)  # after the owner: chown takes set-id bits away
+            if moved or made.st_mode & 0o7777 != entry.mode:
+                os.fchmod(fd, entry.mode)  # after the owner: chown takes set-id bits away
             if entry.xattrs:
                 self._set_xattrs(fd, entry)
             os.utime(fd, ns=(entry.mtime, entry.mtime))

@@ -39,7 +39,7 @@ from pytest_sandbox.image.source import Progress
 from concurrent.futures import ThreadPoolExecutor
 layout = Layout(Path(sys.argv[1]))
 def one(layer):
-    with fetch_blob(layout, source, layer, "x", "x", Progress(), threading.Event()):
+    with fetch_blob(layout, source, layer, "x", "x", Progress(), threading.Event(), synced=True):
         pass
 with closing(RegistrySource(parse_registry_reference(sys.argv[2]), Platform.here(), progress=Progress())) as source:
     with ThreadPoolExecutor(4) as pool:

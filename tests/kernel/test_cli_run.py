@@ -41,6 +41,10 @@ def test_run_is_the_command(tmp_path: Path, base: str) -> None:
     assert "longer than 0.2 s" in done.stderr
     done = command(tmp_path, "run")
     assert (done.returncode, done.stderr) == (2, "pytest-sandbox: give a command after --\n")
+    refused = command(tmp_path, "run", "--pids", "0", base, "--", "id")
+    assert (refused.returncode, "option pids=0 cannot be used" in refused.stderr) == (2, True)
+    names = command(tmp_path, "run", "--network", "outbound", "--pids", "50", base, "--", "cat", "/etc/resolv.conf")
+    assert names.stdout.startswith("nameserver 10.0.2.3\n")
     assert "no directory of its PATH" in command(tmp_path, "run", base, "--", "nothing").stderr
 
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -122,8 +123,8 @@ def test_the_end_does_not_wait_for_the_disk(data: str, end: str) -> None:
             assert caught.value.verdict == "blocked"
             assert "waits for an uninterruptible wait in the kernel" in caught.value.stacks
     if end == "close":
-        with pytest.raises(SandboxClosedError):
-            process.wait(30)
+        with suppress(SandboxClosedError):  # unless its end was told before the sandbox's
+            assert process.wait(30) == -9
 
 
 @needs("io_weight")

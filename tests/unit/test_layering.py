@@ -32,7 +32,8 @@ PART_OF = {"building": "sandbox", "calls": "sandbox", "committing": "sandbox", "
            "copying": "sandbox",
            "deadline": "sandbox", "faults": "network", "files": "sandbox", "images": "sandbox",
            "keeping": "sandbox",
-           "layerdiff": "sandbox", "limits": "sandbox", "outbound": "sandbox", "planning": "sandbox",
+           "layerdiff": "sandbox", "lifetime": "sandbox", "limits": "sandbox", "outbound": "sandbox",
+           "planning": "sandbox",
            "process": "sandbox", "stacks": "sandbox", "verdicts": "sandbox"}
 
 #: The modules (with all that lies below them) that may import what is not everybody's.
