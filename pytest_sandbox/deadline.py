@@ -99,11 +99,12 @@ def end(running: Running, grace: float = GRACE) -> None:
     with suppress(SandboxError, OSError):
         running.request({"kill": int(signal.SIGTERM)})
         _wait_for_the_end(running, grace)
-    with suppress(SandboxError, OSError), nullcontext() if running.group is None else running.group.unthrottled():
+    with suppress(SandboxError, OSError):
         running.request({"kill": int(signal.SIGKILL)})
-        for child in list(running.children):
-            child.kill()
-        _wait_for_the_end(running, 5)  # not for ever: what hangs in the kernel dies when it comes out
+        with nullcontext() if running.group is None else running.group.unthrottled():
+            for child in list(running.children):
+                child.kill()
+            _wait_for_the_end(running, 5)  # not for ever: what hangs in the kernel dies when it comes out
 
 
 def _wait_for_the_end(running: Running, seconds: float) -> None:

@@ -182,13 +182,11 @@ class Process:
     def kill(self) -> None:
         """SIGKILL to the command and to every process that stayed in its process group."""
         group = self._running.group
-        if group is None or not group.throttled:
-            self._signal(signal.SIGKILL, True)
-            return
-        with group.unthrottled():
-            self._signal(signal.SIGKILL, True)
-            if self._channel.fileno() >= 0:
-                wait_readable(self._channel.fileno(), 5)
+        self._signal(signal.SIGKILL, True)
+        if group is not None and group.throttled:
+            with group.unthrottled():
+                if self._channel.fileno() >= 0:
+                    wait_readable(self._channel.fileno(), 5)
 
     def _signal(self, number: int, group: bool) -> None:
         with self._lock, suppress(OSError):

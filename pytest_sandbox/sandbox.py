@@ -110,8 +110,8 @@ class Sandbox(Lifetime):
         if running.group is not None and running.group.frozen:
             running.group.kill(running.init_pid())
             self.thaw()
+        running.request({"kill": int(signal.SIGKILL)})
         with nullcontext() if running.group is None else running.group.unthrottled():
-            running.request({"kill": int(signal.SIGKILL)})
             for child in list(running.children):
                 child.kill()
             running.ask({"ping": True})

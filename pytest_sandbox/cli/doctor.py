@@ -20,6 +20,8 @@ def register(commands: Any) -> None:
         description="Tries every ability that a sandbox needs, by doing it. Exits with 1 if the default sandbox "
                     "cannot run here.")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    parser.add_argument("--clean", action="store_true",
+                        help="show and remove what killed runs of yours have left, and nothing else; no probes")
     parser.set_defaults(run=run)
 
 
@@ -28,6 +30,9 @@ def run(given: argparse.Namespace) -> int:
     if sys.platform != "linux":
         print("Sandboxes need Linux. Here the plugin only follows --sandbox-unavailable.")
         return 1
+    if given.clean:
+        from pytest_sandbox.cli.clean import clean
+        return clean(given.json)
     from pytest_sandbox.runtime.cgroups import findings as limits
     from pytest_sandbox.runtime.probe import probe
     from pytest_sandbox.runtime.probe_net import findings as probe_networks

@@ -80,14 +80,21 @@ def _settle() -> None:
 def _shell_in_kept(given: argparse.Namespace) -> int:
     """The state of a kept test: its files and options, without what limits it, and without its other networks."""
     from pytest_sandbox import planning
+    from pytest_sandbox.errors import KeptTestError
     from pytest_sandbox.keeping.opening import kept_image
     from pytest_sandbox.keeping.shelf import Shelf
     from pytest_sandbox.spec import LIMITS
 
-    from .kept import find
+    from .kept import WORD, find
 
     _settle()
-    kept = find(given.image)
+    try:
+        kept = find(given.image)
+    except KeptTestError as error:
+        if WORD.fullmatch(given.image):
+            error = KeptTestError(error.what, id=error.id, why=error.why, remedy=(
+                f"{error.remedy} An image of that name is written {given.image}:latest."))
+        raise error from None
     record = kept.record
     assert record is not None
     with Shelf().hold(kept):

@@ -165,6 +165,29 @@ class Layout:
                     swept += self._sweep_locked(held.path, partials=partials)
         return swept + self._empty_trash()
 
+    def leftovers(self) -> list[tuple[str, int]]:
+        """What :meth:`sweep` would delete now, and how many bytes each takes on disk."""
+        found = []
+        for name in self.keys("staging"):
+            path = self.staging(name)
+            guard = path if name.endswith((".record", ".lock")) else f"{path.removesuffix('.partial')}.lock"
+            base = path.removesuffix(".lock")
+            if (name.endswith(".lock") and not os.path.lexists(base)) or name.endswith(".partial") or os.path.exists(
+                    f"{base}.partial"):
+                continue  # a lock that nobody needs, which takes no room; what a later download goes on with
+            try:
+                held = lock(guard, exclusive=True, wait=False)
+            except FileNotFoundError:
+                held = None
+                if os.path.lexists(path):
+                    found.append((path, tree_usage(path)))
+            if held is not None:
+                held.release()
+                if not name.endswith(".lock"):
+                    found.append((path, tree_usage(path)))
+        return found + [(f"{self.root}/trash/{name}", tree_usage(f"{self.root}/trash/{name}"))
+                        for name in self.keys("trash")]
+
     def _sweep_locked(self, lock_path: str, *, partials: bool) -> int:
         try:
             held = lock(lock_path, exclusive=True, wait=False)
@@ -257,6 +280,14 @@ def store_error(error: OSError, path: str) -> StoreError:
     return StoreError(f"the image store {path!r} cannot be used", path=where, errno=error.errno,
                       why=error.strerror or str(error),
                       remedy=remedies.get(error.errno or 0, "Set PYTEST_SANDBOX_CACHE to another directory."))
+
+
+def tree_usage(path: str) -> int:
+    """Bytes on disk of a file, or of all files below a directory."""
+    if not os.path.isdir(path) or os.path.islink(path):
+        return disk_usage(path) if not os.path.islink(path) else 0
+    return sum(disk_usage(f"{folder}/{name}") for folder, _, names in os.walk(path) for name in names
+               if not os.path.islink(f"{folder}/{name}"))
 
 
 def disk_usage(path: str) -> int:

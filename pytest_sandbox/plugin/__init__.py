@@ -49,6 +49,10 @@ def pytest_configure(config: pytest.Config) -> None:
         from . import keeping
 
         keeping.register(config, settings)
+    if config.getoption("sandbox_selftest") and sys.platform == "linux":
+        from pytest_sandbox.runtime import selftest
+
+        selftest.enable()
     most = config.getoption("sandbox_usage")
     if most is not None and not hasattr(config, "workerinput"):
         from .consumption import UsageSummary

@@ -83,6 +83,8 @@ def add_options(parser: pytest.Parser) -> None:
                   default="")
     parser.addini("sandbox_keep_size", "How much disk the kept tests take at most, such as '4G' (1G).", type="string",
                   default="")
+    group.addoption("--sandbox-selftest", action="store_true", default=False, dest="sandbox_selftest",
+                    help="Verify from inside each sandbox, before its test runs, what docs/security.md promises.")
     parser.addini("sandbox_report", "Where to write the report of a run's sandboxes: a path that ends in .html or "
                   ".json, relative to rootdir.", type="string", default="")
     parser.addini("sandbox", "Which tests are sandboxed: marked, all or off.", type="string", default="marked")

@@ -50,7 +50,7 @@ def find_hierarchies(mounts: str = "/proc/self/mountinfo", own: str = "/proc/sel
     with open(mounts) as file:
         for line in file:
             words = line.split()
-            root, point = _unescape(words[3]), _unescape(words[4])
+            root, point = unescape(words[3]), unescape(words[4])
             tail = words[words.index("-") + 1:]
             if tail[0] == "cgroup2" and "" in paths and unified is None:
                 unified = _below(point, root, paths[""])
@@ -61,7 +61,7 @@ def find_hierarchies(mounts: str = "/proc/self/mountinfo", own: str = "/proc/sel
     return Hierarchies(v1, unified)
 
 
-def _unescape(text: str) -> str:
+def unescape(text: str) -> str:
     return text.encode().decode("unicode_escape") if "\\" in text else text
 
 
@@ -113,7 +113,7 @@ class Run:
     def close(self) -> None:
         """Removes the directories, whatever is left in them."""
         for path in self.places.values():
-            _clear(path)
+            clear(path)
         self.forget()
 
 
@@ -128,7 +128,7 @@ def sweep(base: str) -> list[str]:
                 continue
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _clear(f"{base}/{name}")
+                clear(f"{base}/{name}")
                 swept.append(f"{base}/{name}")
             except OSError:
                 pass  # alive, or not ours to remove
@@ -137,7 +137,7 @@ def sweep(base: str) -> list[str]:
     return swept
 
 
-def _clear(path: str) -> None:
+def clear(path: str) -> None:
     """Removes a run's directory. What still runs in there belongs to nobody, and is killed."""
     for folder, _, _ in os.walk(path):
         for pid in pids_of(folder):

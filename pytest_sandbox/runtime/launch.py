@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from contextlib import suppress
 
 from ..errors import SandboxClosedError, SandboxError, SandboxStartError
@@ -171,18 +172,27 @@ class Supervisor:
     def take(self, plan: Plan) -> Running:
         """A ready sandbox: one that was made ahead, or a new one."""
         with self.lock:
-            while waiting := self.ahead.get(plan.key):
-                ready = waiting.pop(0)
-                with suppress(SandboxError):
-                    ready.wait_ready()
-                    if ready.alive:
-                        ready.began = time.monotonic()
-                        return ready
-                ready.let_go()
-                ready.wait_gone()
-            made = self.make(plan)
-        made.wait_ready()
-        return made
+            ready = self._made_ahead(plan)
+            made = self.make(plan) if ready is None else None
+        if made is not None:
+            made.wait_ready()
+            ready = made
+        assert ready is not None
+        for function in verify:
+            function(ready)
+        return ready
+
+    def _made_ahead(self, plan: Plan) -> Running | None:
+        while waiting := self.ahead.get(plan.key):
+            ready = waiting.pop(0)
+            with suppress(SandboxError):
+                ready.wait_ready()
+                if ready.alive:
+                    ready.began = time.monotonic()
+                    return ready
+            ready.let_go()
+            ready.wait_gone()
+        return None
 
     def take_ready(self, plan: Plan) -> Running | None:
         """A sandbox that was made ahead and is ready now, if there is one."""
@@ -265,6 +275,9 @@ class Supervisor:
             os.close(self.pidfd)
         self.pidfd = -1
 
+
+#: What looks at each sandbox before it is used (:mod:`.selftest`).
+verify: list[Callable[[Running], object]] = []
 
 _supervisor: Supervisor | None = None
 _retired: list[Supervisor] = []

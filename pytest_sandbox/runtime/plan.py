@@ -86,6 +86,7 @@ class Plan:
 
     ``made`` holds the paths that the making itself leaves in the writable layer: where mounts are put. ``ids`` are the
     uid and gid inside that processes run as. ``frozen`` are the keys of the layers in memory that it needs.
+    ``waived`` are the promises of docs/security.md that the options do without.
     """
 
     key: str
@@ -95,6 +96,7 @@ class Plan:
     made: frozenset[str]
     ids: tuple[int, int]
     frozen: frozenset[str] = frozenset()
+    waived: frozenset[str] = frozenset()
 
     def steps(self) -> Iterable[str]:
         """Every operation in words, in order."""
@@ -207,7 +209,17 @@ def make_plan(spec: SandboxSpec, root: Root, host: Host, group: dict[str, Any] |
     if any(one[-1] is not None for one in overlays):
         made_paths |= _SEEDED
     kept_layers = frozenset(name for tree in root.trees for one in tree.frozen if (name := key_of(one)) is not None)
-    return Plan(key, body, root, kept, made_paths, (uid, gid), kept_layers)
+    return Plan(key, body, root, kept, made_paths, (uid, gid), kept_layers, _waived(spec))
+
+
+def _waived(spec: SandboxSpec) -> frozenset[str]:
+    """What the options say that is not wanted: for :mod:`.selftest`."""
+    waived = {"network"} if spec.network != "none" else set()
+    if spec.network == "host":
+        waived.add("network namespace")
+    if spec.seccomp != "default":
+        waived.add("filter" if spec.seccomp == "unconfined" else "default filter")
+    return frozenset(waived)
 
 
 def _states(tree: Tree) -> list[str]:

@@ -61,12 +61,12 @@ def _in_sandbox(kind: str, context: dict[str, Any], tmp: Path) -> dict[str, str]
                                "mounts": [f"{PROBES}:/attack:ro"], "hide": [f"{context['folder']}/credentials"],
                                "workdir": "/"}
     if image == "foreign":
-        options.update(_foreign(tmp, options["mounts"]))
+        options.update(foreign(tmp, options["mounts"]))
     with Sandbox(**options) as sandbox:
         return _parsed(sandbox.run([*COMMAND, json.dumps(context)], timeout=240))
 
 
-def _foreign(tmp: Path, mounts: list[str]) -> dict[str, Any]:
+def foreign(tmp: Path, mounts: list[str]) -> dict[str, Any]:
     """An image that is not the host's root: an empty tree, with the interpreter's files shown in it."""
     tree = tmp / "foreign"
     for name in ("usr", "tmp", "mnt", "etc", "var/tmp"):
@@ -107,7 +107,8 @@ def test_attack():
     core.load()
     print("VERDICTS " + json.dumps(core.attack(json.loads({json.dumps(context)!r}))))
 """)
-    done = subprocess.run([sys.executable, "-m", "pytest", "-rP", "-p", "no:cacheprovider", "--rootdir=.", str(place)],
+    done = subprocess.run([sys.executable, "-m", "pytest", "-rP", "-p", "no:cacheprovider", "--rootdir=.",
+                           "--sandbox-selftest", str(place)],
                           cwd=place, capture_output=True, text=True, timeout=240, check=False,
                           env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"})
     shutil.rmtree(place)
