@@ -202,7 +202,10 @@ def _read(profile: Any, machine: str, capabilities: frozenset[str]) -> tuple[int
         action = _action(entry.get("action"), entry.get("errnoRet"))
         if not _applies(entry, machine, capabilities) or action == default:
             continue
-        conditions = tuple(_condition(one) for one in entry.get("args") or ())
+        given = entry.get("args") or []
+        if not isinstance(given, list):
+            raise _Wrong(f'"args" of an entry of "syscalls" is {given!r}')
+        conditions = tuple(_condition(one) for one in given)
         rules += [Rule(name, action, conditions) for name in names]
     return default, rules
 
@@ -210,9 +213,9 @@ def _read(profile: Any, machine: str, capabilities: frozenset[str]) -> tuple[int
 def _action(name: object, number: object) -> int:
     if name == "SCMP_ACT_NOTIFY":
         raise _Wrong("SCMP_ACT_NOTIFY needs a program that answers, and there is none")
-    if name not in _ACTIONS:
+    if not isinstance(name, str) or name not in _ACTIONS:
         raise _Wrong(f"{name!r} is not an action; there are {', '.join(_ACTIONS)}")
-    action = _ACTIONS[str(name)]
+    action = _ACTIONS[name]
     if action in (_ERRNO, _ACTIONS["SCMP_ACT_TRACE"]):
         number = errno.EPERM if number is None else number
         if not isinstance(number, int) or not 0 <= number <= 4095:
@@ -241,9 +244,13 @@ def _applies(entry: dict[str, Any], machine: str, capabilities: frozenset[str]) 
         found = which if isinstance(which, dict) else {}
         arch = _GO_NAMES.get(machine, machine)
         checks = []
-        if arches := found.get("arches"):
+        arches, caps = found.get("arches"), found.get("caps")
+        for name, one in (("arches", arches), ("caps", caps)):
+            if one is not None and not isinstance(one, list):
+                raise _Wrong(f"{name!r} of an entry of \"syscalls\" is {one!r}")
+        if arches:
             checks.append(arch in arches)
-        if caps := found.get("caps"):
+        if caps:
             has = [str(one).removeprefix("CAP_") in capabilities for one in caps]
             checks.append(all(has) if all_of else any(has))
         if kernel := found.get("minKernel"):
@@ -254,7 +261,7 @@ def _applies(entry: dict[str, Any], machine: str, capabilities: frozenset[str]) 
 
 def _kernel(text: str) -> tuple[int, ...]:
     parts = text.split("-")[0].split(".")[:2]
-    return tuple(int(one) for one in parts if one.isdigit())
+    return tuple(int(one) for one in parts if one.isdecimal())
 
 
 # The compiler. One instruction is (code, jump if true, jump if false, constant); jumps are relative.

@@ -83,9 +83,12 @@ def _another_sys(body: dict[str, Any]) -> None:
     body["mounts"].insert(-1, ["tmpfs", "/sys", 0, "size=64k"])
 
 
-def _the_hosts_devices(body: dict[str, Any]) -> None:
-    body["mounts"].insert(-1, ["bind", "/dev", "/dev", True])
-    body["inside"] = [step for step in body["inside"] if step[0] != "mqueue"]  # which has no place there
+def _a_device_of_the_hosts(body: dict[str, Any]) -> None:
+    found = [one for one in ("kmsg", "kvm", "fuse", "mem", "console", "vda", "sda", "loop-control", "rtc0")
+             if os.path.exists(f"/dev/{one}")]
+    if not found:
+        pytest.skip("this machine's /dev has no other device")
+    body["mounts"].insert(-1, ["bind", f"/dev/{found[0]}", f"/dev/{found[0]}", True])
 
 
 def _every_capability(body: dict[str, Any]) -> None:
@@ -110,7 +113,7 @@ def _nothing_hidden(body: dict[str, Any]) -> None:
     pytest.param("kernel files", _uncovered), ("kernel files", _another_sys),
     pytest.param("kernel files", _writable, marks=pytest.mark.skipif(
         not IS_ROOT, reason="the kernel itself lets nobody but root write there")),
-    pytest.param("devices", _the_hosts_devices), ("privileges", _every_capability), ("system calls", _no_filter),
+    pytest.param("devices", _a_device_of_the_hosts), ("privileges", _every_capability), ("system calls", _no_filter),
     ("secrets", _nothing_hidden),
 ], ids=lambda one: one if isinstance(one, str) else one.__name__)
 def test_a_sandbox_without_one_of_its_protections(
