@@ -94,6 +94,11 @@ class Guest:
             compat.silence_progress(item.config)
         if conductor.fault_descriptor is not None:
             faulthandler.enable(conductor.fault_descriptor)
+        if not gc.get_freeze_count():
+            # All objects that there are become old, without a look at them: a collection of what a test leaves then
+            # looks at the test's own, and copies no page of others.
+            gc.freeze()
+            gc.unfreeze()
         if ahead:  # of any test
             self.item = item
             self.waits = True
@@ -117,7 +122,6 @@ class Guest:
         self._databases = {}
         self.waits = False
         self._before = before
-        self._collections = gc.get_count()[1:]
         self._line = compat.current_line(item.config)
         self._phase = self._due = "setup"  # where the test is, and what has yet to be reported
         self._left = False
@@ -387,10 +391,10 @@ class Guest:
     def _collect_garbage(self) -> None:
         """What the test left in cycles: nothing collects it later, and ``__del__`` may have something to say.
 
-        Only what is young: a full collection would touch, and so copy, all of pytest's memory.
+        Only what is younger than the fork: a full collection would touch, and so copy, all of pytest's memory.
         """
         if self.item.config.pluginmanager.has_plugin("unraisableexception"):
-            gc.collect(0 if gc.get_count()[1:] == self._collections else 1)
+            gc.collect(1)
 
     def _is_shared(self, node: pytest.Item | pytest.Collector) -> bool:
         """Whether what is set up for ``node`` in here belongs to all tests of the group."""
