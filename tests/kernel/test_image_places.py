@@ -99,9 +99,13 @@ def test_interrupting_a_command_prints_no_traceback(tmp_path: Path) -> None:
         diff_id = json.loads(APP.config)["rootfs"]["diff_ids"][0]
         held = lock(store.layout.staging(f"{diff_id[7:]}.lock"), exclusive=True, create=True)
         assert held is not None
+
+    def heed() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a job in the background ignores it
+
     with subprocess.Popen([sys.executable, "-m", "pytest_sandbox.cli", "pull", f"oci:{layout}"], text=True,
-                          stderr=subprocess.PIPE, env={**os.environ, "PYTEST_SANDBOX_CACHE": str(tmp_path / "cache")}
-                          ) as child:
+                          stderr=subprocess.PIPE, env={**os.environ, "PYTEST_SANDBOX_CACHE": str(tmp_path / "cache")},
+                          preexec_fn=heed) as child:
         assert child.stderr is not None
         said = child.stderr.readline()
         assert said.startswith("waiting for layer 1/1"), said
