@@ -8,6 +8,7 @@ in which it is root. It ends when its socket closes or the caller ends.
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found] # of the signal module, whose enums cost 5 ms
+import errno
 import gc
 import os
 import select
@@ -106,6 +107,7 @@ class _Helper:
         self.sock, self.lifeline, self.privileged = sock, lifeline, privileged
         self.plans: dict[str, dict[str, Any]] = {}
         self.ready: set[str] = set()  # our own layers that are there; plans of the same root share them
+        self.users: dict[int, str] = {}  # by the pid of an init: the layers that its sandbox stands on
         self.groups = cgroup_make.Groups()
         self.spawner: spawner.Spawner | None = None
         self.forsaken = True  # unless the caller says goodbye
@@ -166,6 +168,7 @@ class _Helper:
             pass
         try:
             while pid := os.waitpid(-1, os.WNOHANG)[0]:
+                self.users.pop(pid, None)
                 self.unwatch(self.groups.ended(pid))
         except ChildProcessError:
             pass
@@ -253,9 +256,12 @@ class _Helper:
     def make(self, key: str, control: socket.socket, name: str | None) -> None:
         body = self.plans[key]
         if body["layers"] not in self.ready:
-            own.own_nothing(body["layers"])  # a first attempt may have failed halfway
-            mounts.prepare(body["template"])
-            self.ready.add(body["layers"])
+            try:
+                self.prepare(body)
+            except mounts.StepFailed as failure:
+                if failure.errno != errno.ENOSPC or not self.make_room():
+                    raise
+                self.prepare(body)
         group = self.group(body["group"], name) if name is not None else None
         ours, theirs = socket.socketpair() if self.privileged else (None, None)
         try:
@@ -264,6 +270,7 @@ class _Helper:
             if name is not None:
                 self.groups.abandon(name)
             raise
+        self.users[pid] = body["layers"]
         if group is not None:
             self.groups.started(group, pid)
             if group.event >= 0:
@@ -272,6 +279,20 @@ class _Helper:
             theirs.close()
             self.waiting[ours.fileno()] = (ours, pid, body)
             self.poll.register(ours, select.POLLIN)
+
+    def prepare(self, body: dict[str, Any]) -> None:
+        """Makes the layers of our own that sandboxes of a plan stand on."""
+        own.own_nothing(body["layers"])  # a first attempt may have failed halfway
+        mounts.prepare(body["template"])
+        self.ready.add(body["layers"])
+
+    def make_room(self) -> bool:
+        """Removes the layers that no sandbox stands on now; they are made anew when they are wanted again."""
+        unused = self.ready.difference(self.users.values())
+        for layers in unused:
+            own.own_nothing(layers)
+        self.ready -= unused
+        return bool(unused)
 
     def spawn(self, key: str, control: socket.socket, sync: socket.socket | None,
               group: cgroup_make.Made | None) -> int:

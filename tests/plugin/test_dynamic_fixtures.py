@@ -112,7 +112,9 @@ def test_of_those_that_override_each_other_one(pytester: pytest.Pytester, fixtur
     ("--log-file=run.log", "--log-file-level=INFO", "-rA"), ("--tb=short", "-v"),
 ], ids=" ".join)
 def test_what_they_say_is_where_the_test_asks(pytester: pytest.Pytester, both: Callable[..., Both],
-                                              args: tuple[str, ...]) -> None:
+                                              args: tuple[str, ...],
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")  # else a pipe shows what was written raw before what was printed
     pytester.makepyfile("""
         import logging, os, pytest, sys
 
