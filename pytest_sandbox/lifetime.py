@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from .errors import SandboxClosedError, SandboxError, SandboxStartError, SandboxUsageError
-from .planning import is_host, latest_plan, plan_for
+from .planning import is_host, plan_for
 from .runtime import launch
 from .runtime import syscalls as sc
 from .runtime.children import ForkedChild
@@ -68,13 +68,13 @@ class Lifetime:
         Never raises, never waits.
         """
         with suppress(Exception):  # a real start will raise it where somebody can act on it
-            plan = latest_plan(spec)  # which may bring another supervisor
+            plan = plan_for(spec)  # which may bring another supervisor
             launch.supervisor().prepare(plan, count)
 
     @staticmethod
     def when_ready(spec: SandboxSpec) -> int:
         """A descriptor that can be read when :meth:`ready` will find one; -1 if there is none to come."""
-        plan = latest_plan(spec)
+        plan = plan_for(spec)
         return launch.supervisor().when_ready(plan)
 
     @classmethod

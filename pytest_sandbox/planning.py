@@ -45,7 +45,6 @@ _host_image: HostImage | None = None
 _generation = 0
 _store: tuple[str, ImageSettings, ImageStore] | None = None
 _plans: dict[Any, tuple[Root, Plan]] = {}
-_latest: dict[int, tuple[SandboxSpec, Plan]] = {}  # by the spec's id
 _roots: dict[str, tuple[LayerStack, Root]] = {}
 _layouts: dict[tuple[Any, ...], cgroups.Layout | None] = {}
 _built: dict[str, str] = {}
@@ -80,20 +79,7 @@ def plan_for(spec: SandboxSpec) -> Plan:
     made = _plans.get(key)
     if made is None or made[0] != root or spec.mounts:  # the source of a mount may have gone since
         made = _plans[key] = root, make_plan(spec, root, host, layout)
-    if not isinstance(spec.image, Image):  # which shall be let go one day
-        if len(_latest) > 100:
-            _latest.clear()
-        _latest[id(spec)] = spec, made[1]
     return made[1]
-
-
-def latest_plan(spec: SandboxSpec) -> Plan:
-    """As :func:`plan_for`, but without another look at the host where there was one for this very spec.
-
-    For what is made ahead: the look comes when it is used.
-    """
-    known = _latest.get(id(spec))
-    return known[1] if known is not None and known[0] is spec else plan_for(spec)
 
 
 def _layout(spec: SandboxSpec) -> cgroups.Layout | None:
@@ -105,7 +91,6 @@ def _layout(spec: SandboxSpec) -> cgroups.Layout | None:
             launch.renew()  # one that is there already may not enter what is below our new place
             _layouts.clear()
             _plans.clear()
-            _latest.clear()
         _layouts[limits] = layout
     return _layouts[limits]
 

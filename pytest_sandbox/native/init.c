@@ -45,10 +45,7 @@ _Noreturn static void fail(int control)
     else
         text_add(&text, "{\"failed\":{\"step\":[\"init\"]");
     text_add(&text, ",\"errno\":%d,\"path\":", error);
-    if (failed_path != NULL)
-        text_string(&text, failed_path, strlen(failed_path), false);
-    else
-        text_add(&text, "null");
+    text_path(&text, failed_path);
     text_add(&text, "}}");
     say(control, &text, 0);
     _exit(1);
@@ -228,12 +225,10 @@ static void obey_spawn(const struct json *what, struct message *message)
 
     if (pid < 0) {
         text_add(&text, "{\"errno\":%d,\"path\":", error);
-        if (path != NULL)
-            text_string(&text, path, strlen(path), false);
-        else
-            text_add(&text, "null");
+        text_path(&text, path);
         text_add(&text, "}");
     } else if (command_keep(pid, channel) < 0) {
+        kill(-pid, SIGKILL);  // nobody would hear of its end; the channel's tells that it is gone
         return;
     } else {
         message->fd_count = 3;  // the channel is kept

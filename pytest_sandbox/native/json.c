@@ -344,3 +344,11 @@ void text_string(struct text *text, const char *bytes, size_t length, bool repla
     }
     text_add(text, "\"");
 }
+
+void text_path(struct text *text, const char *path)
+{
+    if (path == NULL)
+        text_add(text, "null");
+    else
+        text_string(text, path, strlen(path), false);
+}

@@ -42,5 +42,7 @@ struct text {
 void text_add(struct text *text, const char *format, ...) __attribute__((format(printf, 2, 3)));
 // A JSON string. What is not UTF-8 becomes what os.fsdecode makes of it, or the replacement character.
 void text_string(struct text *text, const char *bytes, size_t length, bool replace);
+// A path as a JSON string, or null.
+void text_path(struct text *text, const char *path);
 
 #endif

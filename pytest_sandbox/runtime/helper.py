@@ -288,6 +288,7 @@ class _Helper:
 
     def make_room(self) -> bool:
         """Removes the layers that no sandbox stands on now; they are made anew when they are wanted again."""
+        self.reap()  # those that have ended stand on nothing
         unused = self.ready.difference(self.users.values())
         for layers in unused:
             own.own_nothing(layers)

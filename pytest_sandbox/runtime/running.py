@@ -40,6 +40,9 @@ def start_error(failed: dict[str, Any]) -> SandboxStartError:
     if step[0] == "bind" and number != errno.EPERM:
         remedy = ("A file can be mounted on a file and a directory on a directory only, and nothing within /proc or "
                   "/sys: correct the sandbox's mounts option.")
+    elif number == errno.ENOSPC and str(step[0]).startswith("own_"):
+        remedy = ("What is made once for each kind of sandbox lies in memory, and half of the host's is full of it: "
+                  "close sandboxes that differ in image, user or hide.")
     elif number == errno.ENOSPC:
         remedy = "The writable layer is too small for the sandbox's own start: raise its disk option."
     return SandboxStartError(f"a sandbox could not start: it failed to {words}", step=str(step[0]), path=path,

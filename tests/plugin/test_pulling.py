@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import re
 import subprocess
 import sys
@@ -165,6 +166,8 @@ def test_quiet_workers_are_quiet(pytester: pytest.Pytester, suite: str) -> None:
     assert "sandbox:" not in result.stdout.str() + result.stderr.str()
 
 
+@pytest.mark.skipif(importlib.util.find_spec("dockerfile") is None,
+                    reason="the parser is not installed: pip install pytest-sandbox[build]")
 def test_a_build_says_which_step_it_is_at(pytester: pytest.Pytester, registry: FakeRegistry) -> None:
     pytester.makeconftest(AT_ONCE)
     pytester.makepyfile("def test_it(sandbox): assert sandbox.path('/etc/made').read_text() == 'x'")
