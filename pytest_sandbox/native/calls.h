@@ -2,6 +2,7 @@
 #ifndef SANDBOX_CALLS_H
 #define SANDBOX_CALLS_H
 
+#include <errno.h>
 #include <fcntl.h>
 #include <linux/openat2.h>
 #include <sched.h>
@@ -45,8 +46,13 @@ static inline int call_mount_setattr(int at, const char *path, unsigned flags, u
 static inline int call_openat2(int at, const char *path, uint64_t flags, uint64_t resolve)
 {
     struct open_how how = {.flags = flags | O_CLOEXEC, .resolve = resolve};
+    int fd, attempts = 1000;
 
-    return (int)syscall(CALL_OPENAT2, at, path, &how, sizeof how);
+    // EAGAIN: something was renamed or mounted while ".." was resolved.
+    do {
+        fd = (int)syscall(CALL_OPENAT2, at, path, &how, sizeof how);
+    } while (fd < 0 && errno == EAGAIN && --attempts > 0);
+    return fd;
 }
 
 static inline int call_pidfd_open(int pid)

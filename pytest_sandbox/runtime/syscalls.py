@@ -7,6 +7,7 @@ module stays small and imports nothing heavier than ctypes.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 
 _libc = ctypes.PyDLL(None, use_errno=True)  # PyDLL keeps the interpreter lock: a clone must not let it go
@@ -175,17 +176,28 @@ def mount_setattr(dirfd: int, path: str, flags: int, attr_set: int) -> None:
                          ctypes.sizeof(attr)), path)
 
 
+_ATTEMPTS = 1000
+
+
 class _OpenHow(ctypes.Structure):
     _fields_ = [(name, ctypes.c_uint64) for name in ("flags", "mode", "resolve")]
 
 
 def openat2(dirfd: int, path: str | bytes, flags: int, mode: int = 0, resolve: int = 0) -> int:
-    """openat2(2): opens ``path`` below ``dirfd`` under the ``RESOLVE_*`` rules (Linux 5.6)."""
+    """openat2(2): opens ``path`` below ``dirfd`` under the ``RESOLVE_*`` rules (Linux 5.6).
+
+    Tries again where the kernel could not be sure of a ``..`` (EAGAIN): something on the machine was renamed or mounted
+    meanwhile. A file that somebody has a lease on says the same for ever, so not without end.
+    """
     how = _OpenHow(flags=flags | os.O_CLOEXEC, mode=mode, resolve=resolve)
     name = os.fsencode(path)
     if b"\0" in name:
         raise ValueError("embedded null byte")  # as Python's own calls; C would stop reading there
-    return _check(_libc.syscall(_SYS_OPENAT2, dirfd, name, ctypes.byref(how), ctypes.sizeof(how)), path)
+    for _ in range(_ATTEMPTS):
+        fd: int = _libc.syscall(_SYS_OPENAT2, dirfd, name, ctypes.byref(how), ctypes.sizeof(how))
+        if fd >= 0 or ctypes.get_errno() != errno.EAGAIN:
+            break
+    return _check(fd, path)
 
 
 def pidfd_open(pid: int) -> int:

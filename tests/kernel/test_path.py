@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -252,3 +253,17 @@ def test_a_sandbox_that_has_ended(started: Sandbox) -> None:
         with pytest.raises(SandboxClosedError):
             attempt()
     assert Path("/etc/passwd").exists()
+
+
+def test_paths_open_while_the_machine_renames() -> None:
+    """The kernel cannot be sure of ``..`` then, and says EAGAIN."""
+    link = "/tmp/a/../a/.."
+    with Sandbox() as sandbox:
+        sandbox.path("/tmp/a").mkdir()
+        (sandbox.path("/tmp/a") / "file").write_text("x")
+        shuffle = [sys.executable, "-S", "-c", "import os\nos.chdir('/tmp')\nopen('p', 'w')\n"
+                   "while True: os.rename('p', 'q'); os.rename('q', 'p')"]
+        with sandbox.popen(shuffle, stdout=None, stderr=None) as process:
+            for _ in range(1000):
+                assert sandbox.path(f"{link}/a/file").read_text() == "x"
+            process.kill()
