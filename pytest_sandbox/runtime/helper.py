@@ -106,7 +106,8 @@ class _Helper:
     def __init__(self, sock: socket.socket, lifeline: int, privileged: bool) -> None:
         self.sock, self.lifeline, self.privileged = sock, lifeline, privileged
         self.plans: dict[str, dict[str, Any]] = {}
-        self.ready: set[str] = set()  # our own layers that are there; plans of the same root share them
+        # Our own layers that are there, which plans of the same root share. The first has been unwanted longest.
+        self.ready: dict[str, None] = {}
         self.users: dict[int, str] = {}  # by the pid of an init: the layers that its sandbox stands on
         self.groups = cgroup_make.Groups()
         self.spawner: spawner.Spawner | None = None
@@ -256,12 +257,8 @@ class _Helper:
     def make(self, key: str, control: socket.socket, name: str | None) -> None:
         body = self.plans[key]
         if body["layers"] not in self.ready:
-            try:
-                self.prepare(body)
-            except mounts.StepFailed as failure:
-                if failure.errno != errno.ENOSPC or not self.make_room():
-                    raise
-                self.prepare(body)
+            self.prepare(body)
+        self.ready[body["layers"]] = self.ready.pop(body["layers"])  # now the last that was wanted
         group = self.group(body["group"], name) if name is not None else None
         ours, theirs = socket.socketpair() if self.privileged else (None, None)
         try:
@@ -282,18 +279,26 @@ class _Helper:
 
     def prepare(self, body: dict[str, Any]) -> None:
         """Makes the layers of our own that sandboxes of a plan stand on."""
-        own.own_nothing(body["layers"])  # a first attempt may have failed halfway
-        mounts.prepare(body["template"])
-        self.ready.add(body["layers"])
+        while True:
+            own.own_nothing(body["layers"])  # an attempt may have failed halfway
+            try:
+                mounts.prepare(body["template"])
+                break
+            except mounts.StepFailed as failure:
+                if failure.errno != errno.ENOSPC or not self.make_room():
+                    raise
+        self.ready[body["layers"]] = None
 
     def make_room(self) -> bool:
-        """Removes the layers that no sandbox stands on now; they are made anew when they are wanted again."""
-        self.reap()  # those that have ended stand on nothing
-        unused = self.ready.difference(self.users.values())
-        for layers in unused:
-            own.own_nothing(layers)
-        self.ready -= unused
-        return bool(unused)
+        """Removes layers that no sandbox stands on; they are made anew when they are wanted again."""
+        self.reap()  # what has ended stands on nothing
+        used = set(self.users.values())
+        for layers in self.ready:
+            if layers not in used:
+                own.own_nothing(layers)
+                del self.ready[layers]
+                return True
+        return False
 
     def spawn(self, key: str, control: socket.socket, sync: socket.socket | None,
               group: cgroup_make.Made | None) -> int:

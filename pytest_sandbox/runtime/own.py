@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import stat
 
+from . import syscalls as sc
+
 #: How deep, and how far, :func:`own_ways` looks for directories that the caller may write to.
 DEPTH = 4
 SCANNED = 20_000
@@ -17,6 +19,12 @@ SCANNED = 20_000
 
 def own_nothing(layers: str) -> None:
     """Removes what there is of the layers of one root filesystem. Not a step of a plan: the helper clears up so."""
+    for name in os.listdir(layers) if os.path.isdir(layers) else ():
+        try:
+            sc.umount2(f"{layers}/{name}", sc.MNT_DETACH)  # what own_shadow shows of the host's files
+        except OSError as error:
+            if error.errno != 22:  # EINVAL: nothing is mounted there
+                raise
     for folder, directories, files in os.walk(layers, topdown=False):
         for name in files:
             os.unlink(f"{folder}/{name}")
