@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from . import compat, persist, reporting, wire
+from .abroad import Abroad, is_foreign
 from .guest import Elsewhere, Guest
 from .household import form_groups
 from .item import RUN, ItemRun
@@ -52,6 +53,7 @@ class Conductor:
         self._persists: tuple[Mount, ...] | None = None
         self._specs: dict[SandboxSpec, SandboxSpec] = {}
         self._warm = False
+        self.abroad: Abroad | None = None
         self._runs: list[ItemRun] = []
         self.patch = compat.SetupPatch(session, self._setup, self._teardown_exact)
         self._runner = compat.RunnerPatch(self._call_and_report, self._shows)
@@ -59,6 +61,11 @@ class Conductor:
     def adopt(self, node: pytest.Item, spec: SandboxSpec) -> None:
         """Makes ``node`` a sandboxed item."""
         run = node.stash[RUN] = ItemRun(node, spec, self)
+        if self.abroad is not None or (is_foreign(spec) and not self.settings.visiting):
+            if self.abroad is None:
+                self.abroad = Abroad(self)
+            if is_foreign(spec):
+                self.abroad.adopt(run)
         if spec.scope != "function":
             self._runs.append(run)
 
@@ -67,6 +74,8 @@ class Conductor:
 
         :raises pytest.UsageError: for tests that are to share a sandbox and cannot.
         """
+        if self.abroad is not None:
+            self.abroad.adopted()
         if self._runs:
             form_groups(self._runs, {item: index for index, item in enumerate(self.session.items)})
 
@@ -88,6 +97,8 @@ class Conductor:
             if run.group is not None:
                 run.group.close()
         self.spares.retire()
+        if self.abroad is not None:
+            self.abroad.close()
         self._runner.undo()
         self.patch.undo()
         if self.held is not None:
@@ -134,6 +145,8 @@ class Conductor:
         self, item: pytest.Item, nextitem: pytest.Item | None,
     ) -> Generator[None, object, object]:
         run = item.stash.get(RUN, None)
+        if self.abroad is not None and self.guest is None:
+            self.abroad.near(item, nextitem)
         if run is None:
             self.spares.changed()
             return (yield)
@@ -191,17 +204,21 @@ class Conductor:
 
     def sandbox_of(self, run: ItemRun) -> SandboxSpec:
         """The spec of ``run``'s sandbox, with what persists of every test."""
-        if self._persists is None:
-            self._persists = persist.mounts(self.session.config)
         known = self._specs.get(run.spec)
         if known is None:
-            known = self._specs[run.spec] = run.spec.merged({"persist": self._persists, "timeout": None})
+            known = self._specs[run.spec] = self.with_persistence(run.spec)
         return known
+
+    def with_persistence(self, spec: SandboxSpec) -> SandboxSpec:
+        """``spec`` with what persists of every test."""
+        if self._persists is None:
+            self._persists = persist.mounts(self.session.config)
+        return spec.merged({"persist": self._persists, "timeout": None})
 
     def prepare_for(self, current: ItemRun) -> None:
         """Says that the next item's sandbox is wanted soon; it is made while the ``current`` test runs."""
         run = self.run_of(current.nextitem)
-        if run is not None and (run.group is None or run.group is not current.group):
+        if run is not None and run.party is None and (run.group is None or run.group is not current.group):
             from pytest_sandbox.sandbox import Sandbox
 
             Sandbox.prepare(self.sandbox_of(run))
