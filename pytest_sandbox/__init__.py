@@ -103,6 +103,7 @@ __all__ = [
     "SandboxConnectionRefused",
     "SandboxCrashed",
     "SandboxError",
+    "SandboxGuestError",
     "SandboxPath",
     "SandboxProtocolError",
     "SandboxSpec",

@@ -18,8 +18,8 @@ from .errors import SandboxUnavailable
 from .planning import cache_directory
 
 #: The modules and packages that are grafted, where the caller has them.
-MODULES = ("pytest", "_pytest", "py", "pluggy", "iniconfig", "packaging", "pygments", "pytest_sandbox", "exceptiongroup",
-             "tomli", "typing_extensions")
+MODULES = ("pytest", "_pytest", "py", "pluggy", "iniconfig", "packaging", "pygments", "pytest_sandbox",
+           "exceptiongroup", "tomli", "typing_extensions")
 #: Their distributions: what importlib.metadata says of them in there.
 DISTRIBUTIONS = ("pytest", "pluggy", "iniconfig", "packaging", "pygments", "exceptiongroup", "tomli")
 #: Where a guest, and each of its tests, finds the graft.

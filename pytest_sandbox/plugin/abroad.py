@@ -463,8 +463,8 @@ class Party:
             return None
         report = None
         try:
-            place = self._positions[item.nodeid]
-            answer = guest.ask({"leave": place, "next": self._positions.get(following.nodeid)
+            place = self._positions.get(item.nodeid)
+            answer = {} if place is None else guest.ask({"leave": place, "next": self._positions.get(following.nodeid)
                                 if following is not None else None}, (), self._patience(), "tore down fixtures")
             data = answer.get("left")
             if data is not None:

@@ -414,9 +414,13 @@ class Attempt:
         inbox = self.inbox
         phase = inbox.phases.get(when)
         report = None
+        abroad = self.run.party is not None
         if phase is not None:
             self._log_extras(phase)
             report = phase.report
+        if abroad and report is not None:
+            reporting.join_sections(report)
+            neighbours.reported(item, report)
         if when == "setup":
             neighbours.after_setup(item)
         elif report is not None and inbox.ending is None and self._is_out_of_memory(when):

@@ -261,10 +261,10 @@ class Conductor:
         if faulthandler.is_enabled() and hasattr(os, "memfd_create"):
             self.fault_descriptor = os.memfd_create("faulthandler", os.MFD_CLOEXEC)
 
-    def take_fault_dump(self) -> str:
+    def take_fault_dump(self, run: ItemRun) -> str:
         """What faulthandler wrote in a child that died."""
-        descriptor = self.fault_descriptor
-        if descriptor is None or not os.fstat(descriptor).st_size:
+        descriptor = self.fault_descriptor if run.party is None else run.party.dump
+        if descriptor is None or descriptor < 0 or not os.fstat(descriptor).st_size:
             return ""
         text = os.pread(descriptor, 200_000, 0).decode(errors="replace")
         os.ftruncate(descriptor, 0)

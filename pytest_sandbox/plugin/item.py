@@ -61,10 +61,7 @@ class ItemRun:
             if conductor.guest is not None:
                 conductor.guest.hears_interrupts()
             if when != "call" and self.party is not None and conductor.guest is None:
-                if when == "setup":
-                    report = attempt.call_abroad(log)
-                else:
-                    report = attempt.end_abroad(log, kwds.get("nextitem"))
+                report = attempt.call_abroad(log) if when == "setup" else attempt.end_abroad(log, kwds.get("nextitem"))
             else:
                 report = original(self.item, when, log and shared is None, **kwds)
             if conductor.guest is not None:

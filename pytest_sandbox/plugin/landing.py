@@ -1,6 +1,7 @@
+# ruff: noqa: UP031, UP036
+# mypy: disable-error-code="no-untyped-def,no-untyped-call"
 # The first of our lines that an image's Python runs, whatever that is: any Python must be able to read this file.
 # Its arguments: the directory of the graft, and a descriptor.
-import os
 import socket
 import sys
 
@@ -22,10 +23,11 @@ def land():
         sock = socket.fromfd(descriptor, socket.AF_UNIX, 5)
         sock.send(json.dumps({"unfit": problem}).encode())
         sys.exit(0)
-    own = [one for one in sys.path if one]
-    sys.path[:] = own + [graft]  # last: what the image has itself is its own
+    sys.path[:] = filter(None, sys.path)
+    sys.path.append(graft)  # last: what the image has itself is its own
     if not _is_new_enough("pytest", (8, 4)):
-        sys.path[:] = [graft] + own
+        sys.path.remove(graft)
+        sys.path.insert(0, graft)
     from pytest_sandbox.plugin.visiting import visit
     visit(socket.socket(fileno=descriptor))
 

@@ -118,6 +118,7 @@ def _leave(body: dict[str, Any]) -> None:
             theirs.send(b"m")
             theirs.recv(1)
             mounts.carry_out(body["inside"])
+            sc.unshare(sc.CLONE_NEWUSER | sc.CLONE_NEWNS)  # those that were made just now are locked, too
             theirs.send(b"r")
             theirs.recv(1)
         except mounts.StepFailed as failure:

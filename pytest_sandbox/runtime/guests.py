@@ -25,7 +25,7 @@ from .boarding import LAYER
 from .launch import Supervisor
 from .plan import Host, Plan, disk_of, tmpfs_limits
 from .protocol import wait_readable
-from .running import Running, start_error
+from .running import GONE, Running, start_error
 from .zygote import END, RemoteChild
 
 #: The namespaces that a guest's child enters, in the order in which it may: name in /proc, and flag.
@@ -125,12 +125,12 @@ class Guest:
                                     "Raise sandbox_guest_timeout, or see where it stands in what it printed.")
                 try:
                     got = protocol.receive(self.sock)
-                except ConnectionResetError:
-                    got = None
+                except ConnectionResetError:  # it had not read all; its last words come after this error
+                    continue
                 if got is None:
                     raise self._end(self._how(), doing)
                 message, fds = got
-                if "failed" in message and not self._boarded:
+                if "failed" in message:
                     protocol.close(fds)
                     raise self._unstarted(message["failed"])
                 if "boarded" not in message or self._boarded:
@@ -168,8 +168,11 @@ class Guest:
         assert self.sock is not None
         try:
             protocol.send(self.sock, message, fds)
-        except OSError:
-            raise self._end(self._how(), doing) from None
+        except OSError as error:
+            if error.errno not in GONE:
+                raise self._end(f"it cannot be sent what it needs: {error.strerror}", doing) from None
+            while True:  # its last words
+                protocol.close(self.receive(None, doing)[1])
 
     def _wait(self, until: float | None) -> bool:
         import select
@@ -333,8 +336,10 @@ class GuestChild(RemoteChild):
 
     def __init__(self, guest: Guest, into: Running, status: int, seconds: float | None) -> None:
         self._guest: Guest | None = guest
+        self._of = guest
         self._until = guest.by(seconds)
         self._zygote = None
+        self.said: protocol.Message = {}  # about what was set up for it
         self._attach(into, status)
 
     def is_there(self) -> bool:
@@ -352,11 +357,10 @@ class GuestChild(RemoteChild):
                 protocol.close(fds)
         return self._pidfd >= 0
 
-    said: protocol.Message = {}
-
     def _end(self) -> int:
         self.is_there()
-        told = os.read(self._status, END.size) if wait_readable(self._status, _PATIENCE) else b""
+        patience = _PATIENCE if self._of.ended is None else 0.1
+        told = os.read(self._status, END.size) if wait_readable(self._status, patience) else b""
         os.close(self._status)
         if len(told) != END.size:
             return -signal.SIGKILL

@@ -59,7 +59,8 @@ class Supervisor:
             try:
                 self.launcher: subprocess.Popen[bytes] | None = subprocess.Popen(
                     [sys.executable, "-I", "-S", "-B", "-c", code, package, str(theirs.fileno()), str(lifeline),
-                     ("root" if host.privileged else "user") + (" nested" if host.nested else ""), os.environ.get(spawner.VARIABLE, "")],
+                     f"{'root' if host.privileged else 'user'}{' nested' if host.nested else ''}",
+                     os.environ.get(spawner.VARIABLE, "")],
                     stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/",
                     env={name: os.environ[name] for name in _KEPT if name in os.environ},
                     pass_fds=(theirs.fileno(), lifeline), start_new_session=True)

@@ -213,11 +213,12 @@ class _Zygote:
         self.fork(order, into, status, [reports, orders], {})
         return True
 
-    def enter(self, into: Running, order: protocol.Message) -> ForkedChild | None:
+    def enter(self, into: Any, order: protocol.Message) -> ForkedChild | None:
         """Forks into a sandbox. Returns None in the child."""
-        return into.fork(tuple(order["ids"]), self.folders)
+        child: ForkedChild | None = into.fork(tuple(order["ids"]), self.folders)
+        return child
 
-    def fork(self, order: protocol.Message, into: Running, status: int, descriptors: list[int],
+    def fork(self, order: protocol.Message, into: Any, status: int, descriptors: list[int],
              said: protocol.Message) -> None:
         """Forks a child into a sandbox and says so, with ``said``."""
         ours, theirs = socket.socketpair() if self.pages.learns else (None, None)

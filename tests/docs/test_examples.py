@@ -3,7 +3,7 @@
 A comment above a block can say more: ``<!-- example: failed=1 -->`` names other outcomes than all passed,
 ``<!-- example: conftest -->`` keeps the block as conftest.py for the next block of its page, and
 ``<!-- example: not run, because ... -->`` gives a reason; ``<!-- example: needs=memory -->`` runs it where this host
-can enforce that limit.
+can enforce that limit. An image that the page would pull stands for one that is made of this machine's Python.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import guestimage
 import pytest
 from pages import Block, blocks
 
 from pytest_sandbox.runtime.cgroups import host_control
 
+REGISTRY = "python:3.13-slim"
 ALL = list(blocks("python"))
 CONFTESTS = {block.name: block for block in ALL if block.note == "conftest"}
 RUN = [block for block in ALL if block.name not in CONFTESTS and not block.note.startswith("not run, because ")]
@@ -40,7 +42,10 @@ def test_an_example_does_what_the_page_says(block: Block, pytester: pytest.Pytes
     if not count:
         subprocess.run([sys.executable, "-c", block.text], cwd=pytester.path, check=True)
         return
-    pytester.makepyfile(test_example=block.text)
+    text = block.text
+    if "guests.md" in block.name and REGISTRY in text:
+        text = text.replace(REGISTRY, f"rootfs:{guestimage.make_python_root(pytester.path.with_suffix('.image'))}")
+    pytester.makepyfile(test_example=text)
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "--strict-markers")
     if note:
         result.assert_outcomes(**{name: int(number) for name, number in (one.split("=") for one in note.split())})
