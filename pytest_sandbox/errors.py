@@ -236,6 +236,7 @@ class SandboxGuestError(SandboxError, RuntimeError):
         self._tell(what, why, remedy)
         if output:
             self._text += f"\n\nWhat it had printed:\n{output.rstrip()}"
+            Exception.__init__(self, self._text)
 
 
 class LimitExceeded(SandboxError, RuntimeError):

@@ -160,7 +160,8 @@ def test_reports_come_back_whole(suite: pytest.Pytester) -> None:
     result.assert_outcomes(passed=4, failed=3, errors=4, skipped=1, xfailed=1)
     result.stdout.fnmatch_lines_random([
         "*assert {'a': 1} == {'a': 2}", "*Differing items:*", "*Captured stdout call*", "printed",
-        "*x:test_kinds.py*logged", "test_kinds.py:10: AssertionError", "*fixture 'no_such_fixture' not found", "*UserWarning: beware",
+        "*x:test_kinds.py*logged",
+        "test_kinds.py:10: AssertionError", "*fixture 'no_such_fixture' not found", "*UserWarning: beware",
         "*SandboxCrashed: *SIGABRT*", "last words", "*TimeLimitExceeded*", "*ValueError: at its end",
         "*LookupError: at its begin", "*Captured stdout setup*", "tries", "SKIPPED*test_kinds.py:*not in there"])
     assert '<property name="colour" value="green"' in (suite.path / "out.xml").read_text()
@@ -306,8 +307,8 @@ def test_a_guest_that_cannot_collect_fails_its_own_tests(suite: pytest.Pytester)
     suite.makeini("[pytest]\nsandbox_guest_timeout = 3\n")
     result = run(suite)
     result.assert_outcomes(passed=1, errors=3)
-    result.stdout.fnmatch_lines_random(["*the guest of image *first* failed when it collected the tests: it exited with "
-                                        "status 3*", "*second* failed when it collected the tests: *"])
+    result.stdout.fnmatch_lines_random(["*the guest of image *first* failed when it collected the tests: it exited "
+                                        "with status 3*", "*second* failed when it collected the tests: *"])
 
 
 @pytest.mark.parametrize(("option", "value"), [("scope", "'module'"), ("seccomp", "'unconfined'")])
