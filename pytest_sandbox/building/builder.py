@@ -21,11 +21,11 @@ from ..image.commit import Written, add_image, empty_document, now
 from ..image.roots import PATH, find_user
 from ..image.store import ImageStore, StoredImage
 from .configure import CONFIGURE, configure
-from .context import Context
+from .context import Context, Missing
 from .hosted import HostMaker, fingerprint, mapping, opened, owner, split
 from .layers import LayerMaker
 from .stages import Stages
-from .text import Containerfile, Instruction, Stage, expand, parse
+from .text import LATER, Containerfile, Instruction, Stage, expand, parse
 
 
 @dataclass
@@ -139,7 +139,7 @@ class Builder:
             found = self.stages.of(other)
             return State(found.base, json.loads(json.dumps(found.document)), found.key, host=found.host)
         if other is not None and other.name == reference.lower():
-            raise self.file.error(f"the stage {reference!r} comes later, or is this one", stage.base)
+            raise self.file.error(f"the stage {reference!r} comes later, or is this one", stage.base, LATER)
         return self._base(reference, stage.base, outer)
 
     def _base(self, reference: str, where: Instruction, outer: Mapping[str, str]) -> State:
@@ -188,8 +188,12 @@ class Builder:
             raise
         except SandboxError as error:
             raise self.file.error(str(error), step) from error
-        except (OSError, ValueError) as error:
-            raise self.file.error(str(error), step) from None
+        except Missing as error:
+            raise self.file.error(str(error), step, error.remedy) from None
+        except OSError as error:
+            raise self.file.error(str(error), step, "Mend that, and build again: the steps so far are kept.") from None
+        except ValueError as error:
+            raise self.file.error(str(error), step, "Correct the line, or what it names.") from None
 
     def _declare(self, step: Instruction, into: dict[str, str], seen: Mapping[str, str]) -> None:
         for word in step.words:
@@ -211,7 +215,8 @@ class Builder:
         try:
             return expand(text, variables, escape=self.file.escape, keep_quotes=keep_quotes)
         except ValueError as error:
-            raise self.file.error(str(error), where) from None
+            raise self.file.error(str(error), where,
+                                  "Correct the line; a dollar sign that means itself is written \\$.") from None
 
     def expand(self, state: State, text: str, where: Instruction, *, keep_quotes: bool = False) -> str:
         """A text with the stage's variables replaced."""
