@@ -111,7 +111,8 @@ def parse(text: str, path: str) -> Containerfile:
     for command in commands:
         one = _instruction(command)
         if one.name not in KNOWN:
-            raise empty.error(f"there is no instruction {one.name!r}", one, f"{_close(one.name)}Known: {', '.join(sorted(KNOWN))}.")
+            raise empty.error(f"there is no instruction {one.name!r}", one,
+                              f"{_close(one.name)}Known: {', '.join(sorted(KNOWN))}.")
         if one.name == "FROM":
             stages.append((one, []))
         elif stages:
