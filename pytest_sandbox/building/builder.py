@@ -23,6 +23,7 @@ from ..image.store import ImageStore, StoredImage
 from .configure import CONFIGURE, configure
 from .context import Context, Missing
 from .hosted import HostMaker, fingerprint, mapping, opened, owner, split
+from .identities import Identities
 from .layers import LayerMaker
 from .stages import Stages
 from .text import LATER, Containerfile, Instruction, Stage, expand, parse
@@ -82,6 +83,7 @@ class Builder:
         self.store, self.file, self.context, self.options = store, file, context, options
         self.hits = self.steps = 0
         self.stages = Stages(self)
+        self.identities = Identities(store, options.say)
         epoch = options.arguments.get("SOURCE_DATE_EPOCH") or os.environ.get("SOURCE_DATE_EPOCH") or ""
         self.latest = int(epoch) if epoch.isdigit() else None
 
@@ -97,7 +99,10 @@ class Builder:
                 names = ", ".join(one.name or str(one.number) for one in self.file.stages)
                 raise self.file.error(f"there is no stage {self.options.target!r}", None, f"Its stages: {names}.")
             stage = found
-        state = self.stages.make(stage)
+        try:
+            state = self.stages.make(stage)
+        finally:
+            self.identities.close()
         return self.image_of(state, record=True)
 
     def image_of(self, state: State, *, record: bool = False) -> StoredImage:

@@ -14,7 +14,9 @@ from .. import planning
 from ..errors import ImageError
 from ..image.locks import lock
 from ..images import Image
+from ..runtime.subids import REMEDY
 from ..sandbox import Sandbox
+from ..spec import SandboxSpec
 from .context import Source, checksum
 from .hosted import HostFiles, changed, image_of, opened
 from .layers import StageFiles
@@ -30,6 +32,7 @@ _SHELL = ["/bin/sh", "-c"]
 PREDEFINED = ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "FTP_PROXY", "ftp_proxy", "NO_PROXY",
               "no_proxy", "ALL_PROXY", "all_proxy", "SOURCE_DATE_EPOCH")
 _DISK_SIGNS = ("No space left on device", "ENOSPC", "Disk quota exceeded")
+_OWNER_SIGNS = ("Operation not permitted", "Invalid argument", "setgroups", "seteuid", "setegid", "chown")
 _SHOWN = 4000  # characters of a failed command's output that its error keeps
 
 
@@ -239,7 +242,9 @@ def _sandbox(build: Builder, state: State, network: str, made: Mounts, visible: 
                        **options)
     image = build.image_of(state)
     build.store.know(image)
-    return Sandbox(image=f"image:{image.image_id}", network=network, mounts=made.binds, env=env, **options)
+    owners = build.identities.owners(image.keys)
+    return Sandbox(SandboxSpec(owners=owners), image=f"image:{image.image_id}", network=network, mounts=made.binds,
+                   env=env, **options)
 
 
 def _carry_out(build: Builder, state: State, step: Instruction, command: list[str], sandbox: Sandbox,
@@ -277,6 +282,8 @@ def _failed(build: Builder, step: Instruction, done: Any, said: str, sandbox: Sa
     if any(sign in said for sign in _DISK_SIGNS):
         remedy = ("What a RUN writes lies in memory, at most half of it: give it more (--disk SIZE), or write less in "
                   "one step.")
+    elif build.identities.why_single is not None and any(sign in said for sign in _OWNER_SIGNS):
+        remedy = f"It may have wanted other users' ids, and {build.identities.why_single}. {REMEDY}"
     tail = "\n".join(said.splitlines()[-20:])
     error = build.file.error(f"{why}\n{tail}" if tail else why, step, remedy)
     error.output = said
