@@ -28,7 +28,7 @@ from measure import Series, Table  # noqa: E402
 
 OURS = "import sys; from pytest_sandbox.image.store import ImageStore; ImageStore(sys.argv[1]).resolve(sys.argv[2])"
 FETCH = """
-import sys, tempfile, threading
+import sys, threading
 from contextlib import closing
 from pathlib import Path
 from pytest_sandbox.image.blobs import fetch_blob
