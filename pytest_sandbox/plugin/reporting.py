@@ -132,6 +132,8 @@ def _check_shape(report: pytest.TestReport) -> None:
     for figure in (report.duration, report.start, report.stop):
         if isinstance(figure, bool) or not isinstance(figure, (int, float)) or not -1e12 < figure < 1e12:
             raise refuse("a time that is not a sensible number")
+    if not isinstance(report.keywords, dict):
+        raise refuse("keywords that are none")
     if not isinstance(getattr(report, "wasxfail", ""), str):
         raise refuse("a reason for an expected failure that is not text")
     longrepr: Any = report.longrepr

@@ -43,6 +43,8 @@ MESSAGE_LIMIT = 64 << 20
 TOTAL_LIMIT = 256 << 20
 #: Values nested deeper than this are not data that a report carries.
 DEPTH_LIMIT = 40
+#: And a whole message than this: each level of a value may take two, and a report has some of its own.
+LEVELS_LIMIT = 100
 
 KINDS = {"report": 5, "shown": 2, "debugger": 4, "fixture": 6, "exit": 6, "broken": 3, "coverage": 3, "done": 1,
          "waits": 1}
@@ -129,9 +131,22 @@ def _message(body: bytes) -> list[Any]:
         raise SandboxProtocolError("the sandboxed test sent bytes that are not a message", why="not an array")
     if KINDS.get(message[0]) != len(message):
         raise SandboxProtocolError(f"the sandboxed test sent an unknown message {message[0][:40]!r}")
+    if _is_deep(message):
+        raise SandboxProtocolError("the sandboxed test sent a message that is nested too deeply",
+                                   why=f"more than {LEVELS_LIMIT} levels")
     if len(message) > 1 and message[1] not in PHASES and (message[1] != "over" or message[0] not in ("exit", "broken")):
         raise SandboxProtocolError(f"the sandboxed test sent a message of phase {message[1]!r:.40}")
     return message
+
+
+def _is_deep(message: list[Any]) -> bool:
+    level: list[Any] = [message]
+    for _ in range(LEVELS_LIMIT):
+        level = [inner for outer in level for inner in (outer.values() if type(outer) is dict else outer)
+                 if type(inner) is dict or type(inner) is list]
+        if not level:
+            return False
+    return True
 
 
 def pack(value: object, name_of: Callable[[object], str | None], opaque: bool = True, depth: int = 0) -> Any:
