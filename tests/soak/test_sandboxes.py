@@ -186,7 +186,7 @@ def alone(seconds: float) -> list[str]:
 
 def files(place: Path) -> list[str]:
     return sorted(str(one.relative_to(place)) for one in (place / "tmp").rglob("*")
-                  if "base" not in one.parts and not one.name.startswith("soak-"))
+                  if "base" not in one.parts and not any(part.startswith("soak-") for part in one.parts))
 
 
 def directories_of(pids: set[int]) -> list[str]:
