@@ -178,7 +178,7 @@ def _ask(text: str, path: str) -> dict[str, Any]:
 
 
 def _instruction(command: dict[str, Any]) -> Instruction:
-    words, original = tuple(command["value"]), command["original"]
+    words, original = tuple(command["value"]), command["original"] or ""
     name = (command["cmd"] or "").upper()
     heredocs = tuple(Heredoc(one, content, not _quoted(original, one)) for one, content in command["heredocs"])
     if name == "ONBUILD":

@@ -132,7 +132,8 @@ def check(output: str, cases: list[str]) -> None:
         told = [line for line in output.splitlines() if re.match(rf"(FAILED|ERROR) .*test_attack_{number}\b", line)]
         assert len(told) == 1, (name, told, output[-4000:])
         assert re.search(f"Sandbox(ProtocolError|Crashed).*({FORGERIES[name][1]})", told[0]), (name, told)
-    counted = {word: int(number) for number, word in re.findall(r"(\d+) (failed|passed|error)", output.splitlines()[-2])}
+    last = output.splitlines()[-2]
+    counted = {word: int(number) for number, word in re.findall(r"(\d+) (failed|passed|error)", last)}
     # One that is found out after its call had passed is an error of its teardown.
     assert counted["failed"] + counted.get("error", 0) == len(cases), output[-6000:]
     assert counted["passed"] == len(cases) + counted.get("error", 0), output[-6000:]

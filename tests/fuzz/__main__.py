@@ -1,9 +1,9 @@
 """Fuzzes every parser that reads bytes which nobody vouches for. ``tox -e fuzz``, or ``python tests/fuzz``.
 
 Each parser gets its share of the time, in slices, each in a process of its own with bounded memory. What a slice found
-new lines with is there for the next. Ends with 1 if an input made a parser fail in a way that it should not: a crash, an
-error that is not ours, or a hang. The input lies in the output directory; put it into ``tests/fuzz/found/PARSER/`` when
-it is mended, where ``tests/unit/test_fuzz.py`` tries it from then on.
+new lines with is there for the next. Ends with 1 if an input made a parser fail in a way that it should not: a crash,
+an error that is not ours, or a hang. The input lies in the output directory; put it into ``tests/fuzz/found/PARSER/``
+when it is mended, where ``tests/unit/test_fuzz.py`` tries it from then on.
 """
 
 from __future__ import annotations

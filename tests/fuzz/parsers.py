@@ -372,7 +372,7 @@ class Reports(Parser):
             Path(place, "test_x.py").write_text("def test_x(): pass\n")
             Path(place, "pytest.ini").write_text("[pytest]\n")
             try:
-                pytest.main(["-c", f"{place}/pytest.ini", f"--rootdir={place}", "-p", "no:cacheprovider", "-rA",
+                pytest.main(["-c", f"{place}/pytest.ini", f"--rootdir={place}", "-p", "no:cacheprovider", "--import-mode=importlib", "-rA",
                              "--durations=3", f"--junitxml={place}/junit.xml", f"{place}/test_x.py"],
                             plugins=[Plugin()])
             finally:

@@ -66,7 +66,8 @@ def dies(box: Sandbox, chance: random.Random, place: str) -> None:
 
 def daemon(box: Sandbox, chance: random.Random, place: str) -> None:
     with open(os.devnull) as null:
-        box.popen(["sh", "-c", "setsid sleep 1000 & setsid sh -c 'sleep 1000; true' &"], stdout=null, stderr=null).wait()
+        code = "setsid sleep 1000 & setsid sh -c 'sleep 1000; true' &"
+        box.popen(["sh", "-c", code], stdout=null, stderr=null).wait()
 
 
 def changes(box: Sandbox, chance: random.Random, place: str) -> None:

@@ -1,11 +1,11 @@
-"""Thousands of random sandboxes, one in fifty killed at a random moment and level: nothing is left, every outcome right.
+"""Thousands of random sandboxes, one in fifty killed at a random moment and level: nothing is left, all outcomes right.
 
-Not part of the default suite: ``tox -e soak``, or ``python -m pytest -s tests/soak/test_sandboxes.py``. SOAK_SANDBOXES says
-how many (20000), SOAK_SEED repeats a run, SOAK_BEFORE is a command that runs before each thousand.
+Not part of the default suite: ``tox -e soak``, or ``python -m pytest -s tests/soak/test_sandboxes.py``. SOAK_SANDBOXES
+says how many (20000), SOAK_SEED repeats a run, SOAK_BEFORE is a command that runs before each thousand.
 
-Two workers make sandboxes by themselves (``sandboxes.py``), then pytest with two workers of its own runs marked tests and
-tests with fixtures; half of those runs are killed as a whole. This process takes in every orphan (PR_SET_CHILD_SUBREAPER),
-so that whatever outlives its caller is seen, and counted, here.
+Two workers make sandboxes by themselves (``sandboxes.py``), then pytest with two workers of its own runs marked tests
+and tests with fixtures; half of those runs are killed as a whole. This process takes in every orphan
+(PR_SET_CHILD_SUBREAPER), so that whatever outlives its caller is seen, and counted, here.
 """
 
 from __future__ import annotations
@@ -91,8 +91,9 @@ class Run:
         self.pids: set[int] = set()
         self.grown = 0
         self.most_descriptors = 0
-        self.environment = {**os.environ, "PYTHONPATH": PACKAGE, "TMPDIR": str(place / "tmp"), "PYTHONDONTWRITEBYTECODE":
-                            "1", "PYTEST_SANDBOX_CACHE": str(place / "cache"), "SOAK_COUNTER": str(place / "counter")}
+        self.environment = {**os.environ, "PYTHONPATH": PACKAGE, "PYTHONDONTWRITEBYTECODE": "1",
+                            "PYTEST_SANDBOX_CACHE": str(place / "cache"), "TMPDIR": str(place / "tmp"),
+                            "SOAK_COUNTER": str(place / "counter")}
 
     def workers(self, chance: random.Random, count: int) -> None:
         """Two at once; one of them is killed, and begun again, now and then."""
@@ -194,7 +195,7 @@ def directories_of(pids: set[int]) -> list[str]:
 
 
 def devices() -> set[str]:
-    return {one for one in os.listdir("/sys/class/net")}
+    return set(os.listdir("/sys/class/net"))
 
 
 def lsns() -> collections.Counter[str]:
