@@ -13,6 +13,14 @@ from ..errors import ImageBuildError
 from .patterns import Pattern, compiled
 
 
+class Missing(FileNotFoundError):
+    """What a ``COPY`` names is not there; ``remedy`` says what to do."""
+
+    def __init__(self, why: str, remedy: str) -> None:
+        super().__init__(why)
+        self.remedy = remedy
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """One file of a source: ``name`` is where it goes, relative to the destination ("" for the destination itself).
@@ -46,7 +54,7 @@ class Context:
     def find(self, pattern: str) -> list[tuple[str, str]]:
         """What a source of ``COPY`` names: names relative to the context, and where they lie.
 
-        :raises FileNotFoundError: when it is nothing, or lies outside.
+        :raises Missing: when it is nothing, or lies outside.
         """
         clean = os.path.normpath("/" + pattern).lstrip("/")  # "../x" is "x": the context is the root
         if not clean:
@@ -68,7 +76,11 @@ class Context:
         return not (keeps and os.path.isdir(f"{self.root}/{name}"))
 
     def _missing(self, pattern: str) -> list[tuple[str, str]]:
-        raise FileNotFoundError(f"the context has no {pattern!r}")
+        remedy = f"Files are taken from {self.root} alone: check the name, or build with another directory."
+        clean = os.path.normpath("/" + pattern).lstrip("/")
+        if os.path.lexists(f"{self.root}/{clean}") and self.ignored(clean):
+            remedy = "It is there, but .dockerignore leaves it out: change that, or add a line with ! and the name."
+        raise Missing(f"the context has no {pattern!r}", remedy)
 
     def _inside(self, name: str) -> str:
         """Where a name lies, no link on the way followed."""
@@ -82,7 +94,8 @@ class Context:
                 self._missing(name)
             if number + 1 < len(parts) and not stat.S_ISDIR(status.st_mode):
                 above = "/".join(parts[:number + 1])
-                raise FileNotFoundError(f"{above!r} is not a directory, and links are not followed")
+                raise Missing(f"{above!r} is not a directory, and links are not followed",
+                              "Name the file where it really is, below the context.")
         return path
 
     def _names(self, below: str, depth: int) -> Iterator[str]:
