@@ -100,6 +100,12 @@ def parse(text: str, path: str) -> Containerfile:
     :raises ImageError: when the parser is not installed.
     """
     empty = Containerfile(path, (), ())
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ImageBuildError(f"{path} cannot be built", reference=path, file=path,
+                              line=text.count("\n", 0, error.start) + 1, why="there are bytes in it that are not UTF-8",
+                              remedy="Save it as UTF-8.") from None
     answer = _ask(text, path)
     if "error" in answer:
         raise ImageBuildError(f"{path} cannot be built", reference=path, file=path, line=answer["line"],
@@ -113,6 +119,8 @@ def parse(text: str, path: str) -> Containerfile:
         if one.name not in KNOWN:
             raise empty.error(f"there is no instruction {one.name!r}", one,
                               f"{_close(one.name)}Known: {', '.join(sorted(KNOWN))}.")
+        if one.name == "ONBUILD" and not one.words:
+            raise empty.error("nothing follows ONBUILD", one, "An instruction follows it: ONBUILD RUN make.")
         if one.name == "FROM":
             stages.append((one, []))
         elif stages:
@@ -182,11 +190,11 @@ def _close(name: str) -> str:
 
 
 def _instruction(command: dict[str, Any]) -> Instruction:
-    words, original = tuple(command["value"]), command["original"]
-    name = command["cmd"].upper()
+    words, original = tuple(command["value"]), command["original"] or ""
+    name = (command["cmd"] or "").upper()
     heredocs = tuple(Heredoc(one, content, not _quoted(original, one)) for one, content in command["heredocs"])
     if name == "ONBUILD":
-        words = (original.split(None, 1)[1].strip(),)
+        words = tuple(one.strip() for one in original.split(None, 1)[1:])
     return Instruction(name, words, tuple(command["flags"]), command["json"], original, command["line"], heredocs)
 
 
