@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_sandbox.errors import SandboxError
+from pytest_sandbox.errors import SandboxError, SandboxProtocolError
 
 from . import aftermath, asked, compat, entering, extensions, higher, limits, neighbours, reporting, traffic
 from .guest import SECTION_LIMIT, Before, Guest
@@ -111,6 +111,7 @@ class Attempt:
             self._let_interrupts_through()
             return False
         self._before = before
+        self.inbox.may_start_over = before is not None
         self._go_on_with(spare)
         extensions.started(self.item.config, spare.sandbox)
         conductor.spares.ahead(self.run)
@@ -161,8 +162,9 @@ class Attempt:
             return False
         extensions.started(item.config, sandbox)
         reading, writing = conductor.open_pipe()
-        orders, commands = os.pipe2(os.O_CLOEXEC) if conductor.live or group is not None else (-1, -1)
+        orders, commands = conductor.open_orders() if conductor.live or group is not None else (-1, -1)
         before = self._before = Before(conductor, item, self._may_start_over())
+        self.inbox.may_start_over = before.printed is not None
         timers = self._timers = Timers(item, conductor.faults)
         self._hold_interrupts()
         conductor.copies.before_fork(group is None and sandbox.takes_one_fork())
@@ -238,7 +240,7 @@ class Attempt:
                 self._let_interrupts_through()
                 inbox.read(fork.child, fork.reading, until, self._answering(),
                            self._limits.clock if self._limits is not None else None, self.conductor.spares,
-                           self._suspension)
+                           self._suspension, self.conductor.outputs)
             except KeyboardInterrupt as error:
                 if inbox.debugging:
                     self._pass_on_interrupt(fork)
@@ -282,6 +284,9 @@ class Attempt:
         assert self._fork is not None
         self._fork.child.kill()
         self.inbox.ending = error
+        if isinstance(error, SandboxProtocolError):
+            for phase in self.inbox.phases.values():
+                phase.extras.clear()  # who lies once is not believed
 
     @staticmethod
     def _pass_on_interrupt(fork: Fork) -> None:
@@ -318,7 +323,8 @@ class Attempt:
             return
         if not main and when != "setup":  # a set-up is heard in the middle of its hook: no place for reports
             self._log_extras(self.inbox.phases[when])
-        self._fork.command("go")
+        if not self._fork.command("go") and self._fork.child.is_alive():
+            raise SandboxProtocolError("the sandboxed test does not read what it is answered")
 
     def _log_extras(self, phase: Phase) -> None:
         """What a phase brought beside its own report."""

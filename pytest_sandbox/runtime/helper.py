@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 def main() -> None:
     """Entry of the new process.
 
-    Arguments: the socket's descriptor, a pidfd of the caller, 1 if the caller is root, and how it wants sandboxes to be
-    started (:data:`.spawner.VARIABLE`).
+    Arguments: the socket's descriptor, a pidfd of the caller, 1 if the caller is root, how it wants sandboxes to be
+    started (:data:`.spawner.VARIABLE`), and the commands that map subordinate ids, if these are wanted.
     """
     stand_back()
     gc.disable()  # a collection writes to every object, so that each sandbox would copy the whole heap
@@ -40,7 +40,8 @@ def main() -> None:
     os.set_inheritable(lifeline, False)
     program = -1
     try:
-        _isolate(privileged)
+        maps = [one.split("\t") for one in argv[4:]]
+        _isolate(privileged, maps)
         program = os.open(spawner.PROGRAM, os.O_RDONLY | os.O_CLOEXEC) if spawner.is_there(argv[3]) else -1
         _new_root()
         message: protocol.Message = {"hello": True}
@@ -54,7 +55,7 @@ def main() -> None:
     os.close(pidfd)
     if "failed" in message:
         os._exit(1)
-    helper = _Helper(sock, lifeline, privileged)
+    helper = _Helper(sock, lifeline, privileged or bool(maps))
     if program >= 0:
         helper.spawner = spawner.Spawner(program, lifeline)
     try:
@@ -64,17 +65,29 @@ def main() -> None:
         os._exit(0)
 
 
-def _isolate(privileged: bool) -> None:
+def _isolate(privileged: bool, maps: list[list[str]]) -> None:
     """Continues in a new process: the first of a pid namespace, with a mount namespace to build in."""
     uid, gid = os.getuid(), os.getgid()
+    mapped, told = os.pipe2(os.O_CLOEXEC)
     flags = sc.CLONE_NEWPID | sc.CLONE_NEWNS | (0 if privileged else sc.CLONE_NEWUSER)
     # A sibling, not a child: the caller can wait for it, and the process in between is gone at once.
-    if sc.clone3(flags | sc.CLONE_PARENT, exit_signal=0):
+    if pid := sc.clone3(flags | sc.CLONE_PARENT, exit_signal=0):
+        if maps:
+            os.write(told, b"m" if all(_map(pid, one) for one in maps) else b"x")
         os._exit(0)
-    if not privileged:
+    os.close(told)
+    if maps and os.read(mapped, 1) != b"m":
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM), maps[0][0])
+    os.close(mapped)
+    if not privileged and not maps:
         for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
             with open(f"/proc/self/{name}", "w") as file:
                 file.write(text)
+
+
+def _map(pid: int, command: list[str]) -> bool:
+    """Has newuidmap(1) or newgidmap(1) map ids for a process."""
+    return os.spawnv(os.P_WAIT, command[0], [command[0], str(pid), *command[1:]]) == 0
 
 
 def _new_root() -> None:
@@ -103,8 +116,8 @@ def _new_root() -> None:
 class _Helper:
     """Serves one caller for as long as that lives."""
 
-    def __init__(self, sock: socket.socket, lifeline: int, privileged: bool) -> None:
-        self.sock, self.lifeline, self.privileged = sock, lifeline, privileged
+    def __init__(self, sock: socket.socket, lifeline: int, writes_maps: bool) -> None:
+        self.sock, self.lifeline, self.writes_maps = sock, lifeline, writes_maps
         self.plans: dict[str, dict[str, Any]] = {}
         # Our own layers that are there, which plans of the same root share. The first has been unwanted longest.
         self.ready: dict[str, None] = {}
@@ -121,7 +134,7 @@ class _Helper:
         self.poll = select.poll()
         for fd in (sock.fileno(), lifeline, self.wake):
             self.poll.register(fd, select.POLLIN)
-        if privileged:
+        if writes_maps:
             sc.mount("proc", "/proc", "proc", sc.MS_NOSUID | sc.MS_NODEV | sc.MS_NOEXEC)
 
     def serve(self) -> None:
@@ -260,7 +273,7 @@ class _Helper:
             self.prepare(body)
         self.ready[body["layers"]] = self.ready.pop(body["layers"])  # now the last that was wanted
         group = self.group(body["group"], name) if name is not None else None
-        ours, theirs = socket.socketpair() if self.privileged else (None, None)
+        ours, theirs = socket.socketpair() if self.writes_maps else (None, None)
         try:
             pid = self.spawn(key, control, theirs, group) or self.fork(body, control, (ours, theirs), group)
         except OSError:

@@ -200,6 +200,11 @@ def openat2(dirfd: int, path: str | bytes, flags: int, mode: int = 0, resolve: i
     return _check(fd, path)
 
 
+def punch_hole(fd: int, begin: int, length: int) -> None:
+    """Lets go of the disk space of a part of a file, whose size stays (FALLOC_FL_PUNCH_HOLE)."""
+    _check(_libc.fallocate(fd, 0x01 | 0x02, ctypes.c_longlong(begin), ctypes.c_longlong(length)))
+
+
 def pidfd_open(pid: int) -> int:
     """pidfd_open(2), close-on-exec."""
     return _check(_libc.syscall(_SYS_PIDFD_OPEN, pid, 0))
