@@ -167,6 +167,7 @@ class Attempt:
         self.inbox.may_start_over = before.printed is not None
         timers = self._timers = Timers(item, conductor.faults)
         self._hold_interrupts()
+        conductor.copies.before_fork(group is None and sandbox.takes_one_fork())
         try:
             child = entering.fork_into(sandbox, self.run)
         except (SandboxError, OSError) as error:
@@ -179,6 +180,7 @@ class Attempt:
         if child is None:
             if commands >= 0:
                 os.close(commands)
+            conductor.copies.inside()
             if self.run.spec.network == "none":
                 traffic.watch()
             guest = conductor.guest = Guest(conductor, item, before, (writing, orders), group)
@@ -193,6 +195,7 @@ class Attempt:
         os.close(writing)
         if orders >= 0:
             os.close(orders)
+        conductor.copies.outside()
         timers.stand_still()
         conductor.spares.ahead(self.run)
         self._go_on_with(Fork(sandbox, child, reading, commands))
@@ -255,6 +258,7 @@ class Attempt:
                 if inbox.wanted is not None:
                     raise KeyboardInterrupt
                 inbox.ending = KeyboardInterrupt()  # the test was over, or did not care: its reports first
+            self.conductor.copies.look(fork.child.pid)
             return  # it has nothing more to say, and ends while its reports are dealt with
         if inbox.ending is None and until is not None and inbox.phases[until].report is not None:
             return

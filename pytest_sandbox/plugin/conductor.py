@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from . import compat, persist, reporting, wire
+from .copies import Copies
 from .guest import Elsewhere, Guest
 from .household import form_groups
 from .item import RUN, ItemRun
@@ -48,6 +49,7 @@ class Conductor:
         self.live = compat.shows_as_it_happens(session.config)
         self.faults = faulthandler_timer(session.config)
         self.spares = Spares(self)
+        self.copies = Copies()
         self.keeper: Keeper | None = session.config.pluginmanager.get_plugin("sandbox-keeper")
         if self.keeper is not None:
             self.keeper.open_gate()
@@ -90,6 +92,7 @@ class Conductor:
             if run.group is not None:
                 run.group.close()
         self.spares.retire()
+        self.copies.over()
         self._runner.undo()
         self.patch.undo()
         if self.held is not None:
