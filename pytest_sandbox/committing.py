@@ -170,13 +170,21 @@ def write_upper(image: Image, running: Running, latest: int | None) -> Written:
 
     :param latest: the latest modification time that is kept.
     """
-    from .image.commit import write_diff
+    from .image.commit import Written, write_diff
 
     plan = running.plan
     [tree] = plan.root.trees
     layers = [*tree.lowers, f"/proc/self/fd/{running.scratch}/0/upper"]
     skip = frozenset(path.lstrip("/") for path in plan.made)
-    return write_diff(planning.store(), layers, skip=skip, owner=None if os.getuid() == 0 else plan.ids, latest=latest,
+    store = planning.store()
+    if "wide" in plan.body:
+        from .runtime.apart import in_namespace_of
+
+        def write() -> dict[str, Any]:
+            one = write_diff(store, layers, skip=skip, latest=latest, root=plan.root.look)
+            return {"digest": one.digest, "size": one.size, "entries": one.entries}
+        return Written(**in_namespace_of(running, write))
+    return write_diff(store, layers, skip=skip, owner=None if os.getuid() == 0 else plan.ids, latest=latest,
                       root=plan.root.look)
 
 

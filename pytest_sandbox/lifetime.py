@@ -270,6 +270,11 @@ class Lifetime:
         return where
 
     @staticmethod
+    def takes_one_fork() -> bool:
+        """Whether :meth:`fork` is one fork of this process; where the caller is not root it is a fork of a fork."""
+        return launch.supervisor().host.privileged
+
+    @staticmethod
     def zygote(ready: Callable[[], Inside], specs: Iterable[SandboxSpec]) -> Zygote:
         """Forks a process that stays as this one is now, and forks the children of :meth:`fork_by`.
 

@@ -71,12 +71,12 @@ def plan_for(spec: SandboxSpec) -> Plan:
     _build(spec.image.base if isinstance(spec.image, Image) else spec.image)
     with _planning:
         layout = _layout(spec)  # first: it may move this process, and a helper must be where its caller is
-    host = launch.supervisor().host
+    host = (launch.supervisor() if spec.owners is None else launch.builder()).host
     with _planning:
         root = _root(spec, host)
     image = spec.image.token if isinstance(spec.image, Image) else spec.image  # not itself: it shall be let go one day
     key = (image, network_kind(spec.network), spec.user, spec.mounts, spec.persist, spec.hostname, spec.capabilities,
-           spec.seccomp, spec.hide, spec.workdir, host, *_limits(spec))
+           spec.seccomp, spec.hide, spec.workdir, spec.owners, host, *_limits(spec))
     made = _plans.get(key)
     if made is None or made[0] != root or spec.mounts:  # the source of a mount may have gone since
         made = _plans[key] = root, make_plan(spec, root, host, layout)

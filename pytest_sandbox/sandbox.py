@@ -154,8 +154,8 @@ class Sandbox(Lifetime):
                 environment[name] = value
         spec = self.spec if user is None else self.spec.merged(parse_options({"user": user}))
         ids = user_ids(spec, running.host, root)
-        own = (0, 0) if running.host.privileged else running.plan.ids
-        if ids != own and not running.host.privileged:
+        own = (0, 0) if running.host.has_users else running.plan.ids
+        if ids != own and not running.host.has_users:
             raise SandboxUsageError(f"user={user!r} cannot be used in this sandbox", option="user", value=user,
                                     why="an unprivileged sandbox has a single user id",
                                     remedy=f"Start a sandbox with user={user!r}.")

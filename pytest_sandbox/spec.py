@@ -77,8 +77,9 @@ LIMITS = ("memory", "swap", "cpus", "cpu_weight", "io_weight", "io", "pids", "di
 class SandboxSpec:
     """One sandbox's description. Sizes are bytes, times are seconds; ``None`` means that nothing was asked for.
 
-    ``io`` holds pairs of ``"read"`` or ``"write"`` and bytes a second. ``persist`` is not an option: what the plugin
-    lets show through in every test's sandbox.
+    ``io`` holds pairs of ``"read"`` or ``"write"`` and bytes a second. ``persist`` and ``owners`` are not options: what
+    the plugin lets show through in every test's sandbox; and for a build's step that has subordinate ids, the path of
+    the list of what belongs to others ("" if nothing does).
     """
 
     image: Any = "host"
@@ -103,6 +104,7 @@ class SandboxSpec:
     python: str | None = None
     hide: tuple[str, ...] = HIDDEN_BY_DEFAULT
     persist: tuple[Mount, ...] = ()
+    owners: str | None = None
     given: frozenset[str] = field(default=frozenset(), compare=False)
 
     def merged(self, options: Mapping[str, Any]) -> SandboxSpec:

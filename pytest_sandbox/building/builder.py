@@ -21,11 +21,12 @@ from ..image.commit import Written, add_image, empty_document, now
 from ..image.roots import PATH, find_user
 from ..image.store import ImageStore, StoredImage
 from .configure import CONFIGURE, configure
-from .context import Context
+from .context import Context, Missing
 from .hosted import HostMaker, fingerprint, mapping, opened, owner, split
+from .identities import Identities
 from .layers import LayerMaker
 from .stages import Stages
-from .text import Containerfile, Instruction, Stage, expand, parse
+from .text import LATER, Containerfile, Instruction, Stage, expand, parse
 
 
 @dataclass
@@ -82,6 +83,7 @@ class Builder:
         self.store, self.file, self.context, self.options = store, file, context, options
         self.hits = self.steps = 0
         self.stages = Stages(self)
+        self.identities = Identities(store, options.say)
         epoch = options.arguments.get("SOURCE_DATE_EPOCH") or os.environ.get("SOURCE_DATE_EPOCH") or ""
         self.latest = int(epoch) if epoch.isdigit() else None
 
@@ -97,7 +99,10 @@ class Builder:
                 names = ", ".join(one.name or str(one.number) for one in self.file.stages)
                 raise self.file.error(f"there is no stage {self.options.target!r}", None, f"Its stages: {names}.")
             stage = found
-        state = self.stages.make(stage)
+        try:
+            state = self.stages.make(stage)
+        finally:
+            self.identities.close()
         return self.image_of(state, record=True)
 
     def image_of(self, state: State, *, record: bool = False) -> StoredImage:
@@ -139,7 +144,7 @@ class Builder:
             found = self.stages.of(other)
             return State(found.base, json.loads(json.dumps(found.document)), found.key, host=found.host)
         if other is not None and other.name == reference.lower():
-            raise self.file.error(f"the stage {reference!r} comes later, or is this one", stage.base)
+            raise self.file.error(f"the stage {reference!r} comes later, or is this one", stage.base, LATER)
         return self._base(reference, stage.base, outer)
 
     def _base(self, reference: str, where: Instruction, outer: Mapping[str, str]) -> State:
@@ -188,8 +193,12 @@ class Builder:
             raise
         except SandboxError as error:
             raise self.file.error(str(error), step) from error
-        except (OSError, ValueError) as error:
-            raise self.file.error(str(error), step) from None
+        except Missing as error:
+            raise self.file.error(str(error), step, error.remedy) from None
+        except OSError as error:
+            raise self.file.error(str(error), step, "Mend that, and build again: the steps so far are kept.") from None
+        except ValueError as error:
+            raise self.file.error(str(error), step, "Correct the line, or what it names.") from None
 
     def _declare(self, step: Instruction, into: dict[str, str], seen: Mapping[str, str]) -> None:
         for word in step.words:
@@ -211,7 +220,8 @@ class Builder:
         try:
             return expand(text, variables, escape=self.file.escape, keep_quotes=keep_quotes)
         except ValueError as error:
-            raise self.file.error(str(error), where) from None
+            raise self.file.error(str(error), where,
+                                  "Correct the line; a dollar sign that means itself is written \\$.") from None
 
     def expand(self, state: State, text: str, where: Instruction, *, keep_quotes: bool = False) -> str:
         """A text with the stage's variables replaced."""

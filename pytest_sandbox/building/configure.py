@@ -58,7 +58,7 @@ def _expose(file: Containerfile, state: State, step: Instruction, words: list[st
         port, _, kind = word.partition("/")
         first, _, last = port.partition("-")
         if not first.isdigit() or (last and not last.isdigit()) or kind.lower() not in ("", "tcp", "udp", "sctp"):
-            raise file.error(f"{word!r} is not a port, such as 80 or 53/udp", step)
+            raise file.error(f"{word!r} is not a port", step, "Write it like 80, 8000-8010 or 53/udp.")
         for number in range(int(first), int(last or first) + 1):
             ports[f"{number}/{kind.lower() or 'tcp'}"] = {}
     state.config["ExposedPorts"] = ports
@@ -70,7 +70,7 @@ def _volume(file: Containerfile, state: State, step: Instruction, words: list[st
 
 def _shell(file: Containerfile, state: State, step: Instruction, words: list[str]) -> None:
     if not step.is_json or not words:
-        raise file.error('SHELL takes a list, such as ["/bin/bash", "-c"]', step)
+        raise file.error("SHELL takes a list in JSON", step, 'Write it like ["/bin/bash", "-c"].')
     state.config["Shell"] = words
 
 
@@ -85,7 +85,7 @@ def _maintainer(file: Containerfile, state: State, step: Instruction, words: lis
 def _on_build(file: Containerfile, state: State, step: Instruction, words: list[str]) -> None:
     name = words[0].split(None, 1)[0].upper()
     if name in ("ONBUILD", "FROM", "MAINTAINER"):
-        raise file.error(f"ONBUILD cannot be followed by {name}", step)
+        raise file.error(f"ONBUILD cannot be followed by {name}", step, "Use any other instruction.")
     state.config["OnBuild"] = [*(state.config.get("OnBuild") or []), words[0]]
 
 
@@ -95,7 +95,8 @@ def _health_check(file: Containerfile, state: State, step: Instruction, words: l
         state.config["Healthcheck"] = {"Test": ["NONE"]}
         return
     if kind != "CMD" or len(words) < 2:
-        raise file.error("HEALTHCHECK takes CMD and a command, or NONE", step)
+        raise file.error("HEALTHCHECK says neither CMD and a command, nor NONE", step,
+                         "Write it like HEALTHCHECK --interval=30s CMD curl -f http://localhost/.")
     check: dict[str, Any] = {"Test": ["CMD", *words[1:]] if step.is_json else ["CMD-SHELL", words[1]]}
     for flag, key in (("interval", "Interval"), ("timeout", "Timeout"), ("start-period", "StartPeriod"),
                       ("start-interval", "StartInterval")):
@@ -103,7 +104,7 @@ def _health_check(file: Containerfile, state: State, step: Instruction, words: l
             check[key] = _nanoseconds(file, step, given)
     if (retries := step.flag("retries")) is not None:
         if not retries.isdigit():
-            raise file.error(f"--retries={retries} is not a number", step)
+            raise file.error(f"--retries={retries} is not a number", step, "Write it like --retries=3.")
         check["Retries"] = int(retries)
     state.config["Healthcheck"] = check
 
@@ -111,7 +112,7 @@ def _health_check(file: Containerfile, state: State, step: Instruction, words: l
 def _nanoseconds(file: Containerfile, step: Instruction, text: str) -> int:
     parts = re.findall(r"(\d+(?:\.\d+)?)(ns|us|ms|s|m|h)", text)
     if not parts or "".join(number + unit for number, unit in parts) != text:
-        raise file.error(f"{text!r} is not a time such as 30s or 1m30s", step)
+        raise file.error(f"{text!r} is not a time", step, "Write it like 500ms, 30s or 1m30s.")
     return int(sum(float(number) * _UNITS[unit] for number, unit in parts))
 
 

@@ -9,6 +9,17 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ..errors import ImageBuildError
+from .patterns import Pattern, compiled
+
+
+class Missing(FileNotFoundError):
+    """What a ``COPY`` names is not there; ``remedy`` says what to do."""
+
+    def __init__(self, why: str, remedy: str) -> None:
+        super().__init__(why)
+        self.remedy = remedy
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -43,14 +54,17 @@ class Context:
     def find(self, pattern: str) -> list[tuple[str, str]]:
         """What a source of ``COPY`` names: names relative to the context, and where they lie.
 
-        :raises FileNotFoundError: when it is nothing, or lies outside.
+        :raises Missing: when it is nothing, or lies outside.
         """
         clean = os.path.normpath("/" + pattern).lstrip("/")  # "../x" is "x": the context is the root
         if not clean:
             return [("", self.root)]
         if not re.search(r"[*?\[]", clean):
             return [(clean, self._inside(clean))] if not self._hidden(clean) else self._missing(pattern)
-        match = re.compile(_translate(clean))
+        try:
+            match = compiled(clean)
+        except ValueError as error:
+            raise FileNotFoundError(str(error)) from None
         found = [name for name in self._names("", clean.count("/")) if match.fullmatch(name) and not self._hidden(name)]
         return [(name, self._inside(name)) for name in sorted(found)] or self._missing(pattern)
 
@@ -62,7 +76,11 @@ class Context:
         return not (keeps and os.path.isdir(f"{self.root}/{name}"))
 
     def _missing(self, pattern: str) -> list[tuple[str, str]]:
-        raise FileNotFoundError(f"the context has no {pattern!r}")
+        remedy = f"Files are taken from {self.root} alone: check the name, or build with another directory."
+        clean = os.path.normpath("/" + pattern).lstrip("/")
+        if os.path.lexists(f"{self.root}/{clean}") and self.ignored(clean):
+            remedy = "It is there, but .dockerignore leaves it out: change that, or add a line with ! and the name."
+        raise Missing(f"the context has no {pattern!r}", remedy)
 
     def _inside(self, name: str) -> str:
         """Where a name lies, no link on the way followed."""
@@ -76,7 +94,8 @@ class Context:
                 self._missing(name)
             if number + 1 < len(parts) and not stat.S_ISDIR(status.st_mode):
                 above = "/".join(parts[:number + 1])
-                raise FileNotFoundError(f"{above!r} is not a directory, and links are not followed")
+                raise Missing(f"{above!r} is not a directory, and links are not followed",
+                              "Name the file where it really is, below the context.")
         return path
 
     def _names(self, below: str, depth: int) -> Iterator[str]:
@@ -121,47 +140,26 @@ def _source(name: str, path: str, status: os.stat_result) -> Source:
 def _read_ignore(root: str) -> str:
     for name in (".containerignore", ".dockerignore"):
         try:
-            with open(f"{root}/{name}", encoding="utf-8") as file:
+            with open(f"{root}/{name}", encoding="utf-8", errors="surrogateescape") as file:
                 return file.read()
         except FileNotFoundError:
             continue
     return ""
 
 
-def _rules(text: str) -> Iterator[tuple[re.Pattern[str], bool]]:
-    for line in text.splitlines():
+def _rules(text: str) -> Iterator[tuple[Pattern, bool]]:
+    for number, line in enumerate(text.splitlines(), 1):
         rule = line.strip()
         if not rule or rule.startswith("#"):
             continue
         keeps = rule.startswith("!")
         clean = os.path.normpath("/" + rule.lstrip("!").strip()).lstrip("/")
         if clean:
-            yield re.compile(_translate(clean)), keeps
-
-
-def _translate(pattern: str) -> str:
-    """Go's ``filepath.Match`` with ``**`` as a regular expression (moby's patternmatcher)."""
-    out, at = "", 0
-    while at < len(pattern):
-        char = pattern[at]
-        if pattern.startswith("**/", at):
-            out, at = out + "(?:.*/)?", at + 3
-        elif pattern.startswith("**", at):
-            out, at = out + ".*", at + 2
-        elif char == "*":
-            out, at = out + "[^/]*", at + 1
-        elif char == "?":
-            out, at = out + "[^/]", at + 1
-        elif char == "[" and "]" in pattern[at + 1:]:
-            close = pattern.index("]", at + 1)
-            inner = pattern[at + 1:close]
-            listed = ("^" + inner[1:] if inner[:1] in "^!" else inner).replace("\\", "\\\\")
-            out, at = f"{out}[{listed}]", close + 1
-        elif char == "\\" and at + 1 < len(pattern):
-            out, at = out + re.escape(pattern[at + 1]), at + 2
-        else:
-            out, at = out + re.escape(char), at + 1
-    return out
+            try:
+                yield compiled(clean), keeps
+            except ValueError as error:
+                raise ImageBuildError("the context's .dockerignore cannot be used", reference=".dockerignore",
+                                      file=".dockerignore", line=number, why=str(error)) from None
 
 
 def checksum(sources: list[Source]) -> str:

@@ -20,7 +20,7 @@ from ..image.restack import Restacker
 from ..runtime import launch
 from ..runtime import syscalls as sc
 from ..spec import SandboxSpec
-from .context import Source
+from .context import Missing, Source
 from .layers import LayerMaker
 
 if TYPE_CHECKING:
@@ -101,13 +101,13 @@ class HostFiles:
     def tree(self, path: str) -> list[Source]:
         """A file or a directory and all below it.
 
-        :raises FileNotFoundError: when there is none.
+        :raises Missing: when there is none.
         """
         clean = os.path.normpath("/" + path)
         try:
             fd = sc.openat2(self._root, clean, os.O_PATH, resolve=sc.RESOLVE_IN_ROOT)
         except (FileNotFoundError, NotADirectoryError):
-            raise FileNotFoundError(f"there is no {path!r} in it") from None
+            raise Missing(f"there is no {path!r} in it", "Check the path on this host and in the stage.") from None
         try:
             real = os.readlink(f"/proc/self/fd/{fd}")
         finally:

@@ -14,13 +14,15 @@ from .. import planning
 from ..errors import ImageError
 from ..image.locks import lock
 from ..images import Image
+from ..runtime.subids import REMEDY
 from ..sandbox import Sandbox
+from ..spec import SandboxSpec
 from .context import Source, checksum
 from .hosted import HostFiles, changed, image_of, opened
 from .layers import StageFiles
 from .remote import fetch, is_git, is_url, name_of
-from .runmounts import Mounts, mounts
-from .text import Instruction
+from .runmounts import SCRIPT, Mounts, mounts, script
+from .text import LATER, Instruction
 
 if TYPE_CHECKING:
     from .builder import Builder, State
@@ -30,6 +32,7 @@ _SHELL = ["/bin/sh", "-c"]
 PREDEFINED = ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "FTP_PROXY", "ftp_proxy", "NO_PROXY",
               "no_proxy", "ALL_PROXY", "all_proxy", "SOURCE_DATE_EPOCH")
 _DISK_SIGNS = ("No space left on device", "ENOSPC", "Disk quota exceeded")
+_OWNER_SIGNS = ("Operation not permitted", "Invalid argument", "setgroups", "seteuid", "setegid", "chown")
 _SHOWN = 4000  # characters of a failed command's output that its error keeps
 
 
@@ -67,7 +70,8 @@ def copy(build: Builder, state: State, step: Instruction) -> None:
     _refuse_flags(build, step, {"chown", "chmod", "link", *(["from"] if step.name == "COPY" else ["checksum"])})
     words = [build.expand(state, one, step) for one in step.words]
     if len(words) < 2:
-        raise build.file.error(f"{step.name} takes sources and a destination", step)
+        raise build.file.error(f"{step.name} has no destination", step,
+                               f"Write it like {step.name} SOURCE... DESTINATION.")
     *sources, destination = words
     heredocs = {one.name: one for one in step.heredocs}
     target = os.path.join(state.config.get("WorkingDir") or "/", destination)
@@ -80,7 +84,8 @@ def copy(build: Builder, state: State, step: Instruction) -> None:
         files = stack.enter_context(origin(build, state, step, taken)) if taken is not None else None
         checksum_given = build.expand(state, step.flag("checksum") or "", step) or None
         if checksum_given is not None and not (len(sources) == 1 and is_url(sources[0])):
-            raise build.file.error("--checksum goes with one URL", step)
+            raise build.file.error("--checksum goes with one URL", step,
+                                   "Leave it out, or give each URL an ADD of its own.")
         for source in sources:
             if source.startswith("<<"):
                 name = source[2:].lstrip("-").strip("'\"")
@@ -152,7 +157,7 @@ def origin(build: Builder, state: State, step: Instruction, given: str) -> Itera
         return
     if other is not None:
         if other.number >= state.number:
-            raise build.file.error(f"the stage {name!r} comes later, or is this one", step)
+            raise build.file.error(f"the stage {name!r} comes later, or is this one", step, LATER)
         found = build.stages.of(other)
         if found.host:
             with opened(build, found) as sandbox:
@@ -180,7 +185,7 @@ def _mode(build: Builder, step: Instruction, text: str) -> int | None:
     except ValueError:
         mode = -1
     if not 0 <= mode <= 0o7777:
-        raise build.file.error(f"--chmod={text} is not an octal mode such as 755", step)
+        raise build.file.error(f"--chmod={text} is not an octal mode", step, "Write it like --chmod=755.")
     return mode
 
 
@@ -207,11 +212,15 @@ def run(build: Builder, state: State, step: Instruction) -> None:
     network = {None: build.options.network, "default": build.options.network, "host": "host", "none": "none"}.get(
         step.flag("network"))
     if network is None:
-        raise build.file.error(f"--network={step.flag('network')} is not default, host or none", step)
+        raise build.file.error(f"--network={step.flag('network')} is not available", step,
+                               "Known: default, host, none.")
     command = _command(state, step)
     with ExitStack() as stack:
         made = mounts(build, state, step, stack)
         visible = {name: value for name, value in state.arguments.items() if name not in state.env}
+        if is_script(step):
+            made.sums.append(f"script {step.heredocs[0].content}")
+            made.late.append(lambda: script(build, step, made))
         key = step_key(state.key, "RUN", *command, *(f"{name}={value}" for name, value in sorted(visible.items())
                                                      if name not in PREDEFINED), *made.sums, network)
         if build.known(state, key, step):
@@ -233,7 +242,9 @@ def _sandbox(build: Builder, state: State, network: str, made: Mounts, visible: 
                        **options)
     image = build.image_of(state)
     build.store.know(image)
-    return Sandbox(image=f"image:{image.image_id}", network=network, mounts=made.binds, env=env, **options)
+    owners = build.identities.owners(image.keys)
+    return Sandbox(SandboxSpec(owners=owners), image=f"image:{image.image_id}", network=network, mounts=made.binds,
+                   env=env, **options)
 
 
 def _carry_out(build: Builder, state: State, step: Instruction, command: list[str], sandbox: Sandbox,
@@ -256,7 +267,7 @@ def _carry_out(build: Builder, state: State, step: Instruction, command: list[st
 
 
 def _failed(build: Builder, step: Instruction, done: Any, said: str, sandbox: Sandbox) -> Exception:
-    remedy = None
+    remedy = "Mend the command and build again: the steps above it are kept."
     if done.timed_out:
         why = f"it ran longer than {build.options.timeout} s"
         remedy = "Give it longer (--timeout), or find out what it waits for: it has no terminal and no input."
@@ -271,6 +282,8 @@ def _failed(build: Builder, step: Instruction, done: Any, said: str, sandbox: Sa
     if any(sign in said for sign in _DISK_SIGNS):
         remedy = ("What a RUN writes lies in memory, at most half of it: give it more (--disk SIZE), or write less in "
                   "one step.")
+    elif build.identities.why_single is not None and any(sign in said for sign in _OWNER_SIGNS):
+        remedy = f"It may have wanted other users' ids, and {build.identities.why_single}. {REMEDY}"
     tail = "\n".join(said.splitlines()[-20:])
     error = build.file.error(f"{why}\n{tail}" if tail else why, step, remedy)
     error.output = said
@@ -281,16 +294,24 @@ def _command(state: State, step: Instruction) -> list[str]:
     if step.is_json:
         return list(step.words)
     shell = list(state.config.get("Shell") or _SHELL)
-    if step.heredocs and step.words and step.words[0].strip().startswith("<<") and len(step.words[0].split()) == 1:
+    if _is_whole(step):
         body = step.heredocs[0].content
-        if body.startswith("#!"):
-            interpreter = body[2:body.index("\n")].split()
-            return [*interpreter[:1], *interpreter[1:], "-c", body] if interpreter else [*shell, body]
-        return [*shell, body]
+        return [SCRIPT] if is_script(step) else [*shell, body]
     if step.heredocs:
         text = step.words[0] + "\n" + "".join(f"{one.content}{one.name}\n" for one in step.heredocs)
         return [*shell, text]
     return [*shell, step.words[0]]
+
+
+def _is_whole(step: Instruction) -> bool:
+    """Whether a heredoc is the whole command."""
+    first = step.words[0].split() if step.words else []
+    return bool(step.heredocs) and len(first) == 1 and first[0].startswith("<<")
+
+
+def is_script(step: Instruction) -> bool:
+    """Whether that one names its interpreter."""
+    return _is_whole(step) and not step.is_json and step.heredocs[0].content.startswith("#!")
 
 
 LAYERED: dict[str, Callable[[Builder, State, Instruction], None]] = {

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, cast
 from ..image.commit import Written, write_archive
 from ..image.lower import LowerView
 from ..image.store import ImageStore
-from .context import Source
+from .context import Missing, Source
 
 
 class LayerMaker:
@@ -160,14 +160,14 @@ class StageFiles:
     def tree(self, path: str) -> list[Source]:
         """A file or a directory and all below it.
 
-        :raises FileNotFoundError: when there is none.
+        :raises Missing: when there is none.
         """
         parts = _parts(os.path.normpath("/" + path))
         if not parts:
             return self._below([], "")
         found = self._view.follow(parts)
         if found is None:
-            raise FileNotFoundError(f"there is no {path!r} in it")
+            raise Missing(f"there is no {path!r} in it", "Check the path in the stage or image that --from names.")
         real = found.path.split(b"/")
         if stat.S_ISDIR(found.status.st_mode):
             return [self._source("", found), *self._below(real, "")]

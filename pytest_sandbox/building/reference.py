@@ -56,7 +56,7 @@ def build(store: ImageStore, path: str, context: str, options: Options) -> tuple
 def _own_ignore(path: str) -> str | None:
     """A file's own rules, ``NAME.dockerignore``, come before those of its context."""
     try:
-        with open(f"{path}.dockerignore", encoding="utf-8") as file:
+        with open(f"{path}.dockerignore", encoding="utf-8", errors="surrogateescape") as file:
             return file.read()
     except FileNotFoundError:
         return None

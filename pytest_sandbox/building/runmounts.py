@@ -27,6 +27,10 @@ _SSH = ("it would hand your agent's keys to what the step downloads. Fetch befor
         "a secret: --mount=type=secret.")
 
 
+#: Where a heredoc is that names its interpreter.
+SCRIPT = "/dev/pipes/EOF"
+
+
 @dataclass
 class Mounts:
     """What ``--mount`` asks for. ``sums`` is what of it counts for the cache; ``stack`` removes what was made."""
@@ -169,6 +173,16 @@ def _secret(build: Builder, state: State, step: Instruction, fields: dict[str, s
     if "env" not in fields or target:
         made.binds.append(Mount(os.path.realpath(path), target or f"/run/secrets/{name}", read_only=True))
     made.sums.append(f"secret {name} {target}")  # not what it holds: that must not show anywhere
+
+
+def script(build: Builder, step: Instruction, made: Mounts) -> None:
+    """Lets a heredoc show through as a program, where BuildKit has it, too."""
+    one = step.heredocs[0]
+    path = f"{_place(build, made)()}/it"
+    with open(path, "xb") as file:
+        file.write(one.content.encode("utf-8", "surrogateescape"))
+    os.chmod(path, 0o755)
+    made.binds.append(Mount(path, SCRIPT, read_only=True))
 
 
 _KINDS: dict[str, Callable[..., None]] = {"bind": _bind, "cache": _cache, "secret": _secret, "tmpfs": _tmpfs}

@@ -18,6 +18,9 @@ from ..errors import ImageBuildError, ImageError
 
 KNOWN = frozenset({"ADD", "ARG", "CMD", "COPY", "ENTRYPOINT", "ENV", "EXPOSE", "FROM", "HEALTHCHECK", "LABEL",
                    "MAINTAINER", "ONBUILD", "RUN", "SHELL", "STOPSIGNAL", "USER", "VOLUME", "WORKDIR"})
+#: What to do about a stage that takes from itself, or from one that takes from it.
+LATER = "A stage can take from those above it: move that one up, and mind that two do not take from each other."
+_REFERENCE = "Instructions are written as in https://docs.docker.com/reference/dockerfile/."
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -97,10 +100,16 @@ def parse(text: str, path: str) -> Containerfile:
     :raises ImageError: when the parser is not installed.
     """
     empty = Containerfile(path, (), ())
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ImageBuildError(f"{path} cannot be built", reference=path, file=path,
+                              line=text.count("\n", 0, error.start) + 1, why="there are bytes in it that are not UTF-8",
+                              remedy="Save it as UTF-8.") from None
     answer = _ask(text, path)
     if "error" in answer:
         raise ImageBuildError(f"{path} cannot be built", reference=path, file=path, line=answer["line"],
-                              why=answer["error"])
+                              why=answer["error"], remedy=_REFERENCE)
     commands: list[dict[str, Any]] = answer["commands"]
     found = re.match(r"(?:\s*#[^\n]*\n)*?\s*#\s*escape\s*=\s*([\\`])", text, re.IGNORECASE)
     arguments: list[Instruction] = []
@@ -108,7 +117,10 @@ def parse(text: str, path: str) -> Containerfile:
     for command in commands:
         one = _instruction(command)
         if one.name not in KNOWN:
-            raise empty.error(f"there is no instruction {one.name!r}", one, f"Known: {', '.join(sorted(KNOWN))}.")
+            raise empty.error(f"there is no instruction {one.name!r}", one,
+                              f"{_close(one.name)}Known: {', '.join(sorted(KNOWN))}.")
+        if one.name == "ONBUILD" and not one.words:
+            raise empty.error("nothing follows ONBUILD", one, "An instruction follows it: ONBUILD RUN make.")
         if one.name == "FROM":
             stages.append((one, []))
         elif stages:
@@ -116,14 +128,16 @@ def parse(text: str, path: str) -> Containerfile:
         elif one.name == "ARG":
             arguments.append(one)
         else:
-            raise empty.error(f"{one.name} stands before the first FROM", one)
+            raise empty.error(f"{one.name} stands before the first FROM", one,
+                              "Begin with FROM and an image, or with ARG for the FROM lines.")
     if not stages:
-        raise empty.error("there is no FROM in it", None)
+        raise empty.error("there is no FROM in it", None, "Begin with FROM and an image, scratch or host.")
     made = []
     for number, (base, steps) in enumerate(stages):
         words = base.words
         if len(words) not in (1, 3) or (len(words) == 3 and words[1].upper() != "AS"):
-            raise empty.error("FROM takes an image, and AS with a name", base)
+            raise empty.error("FROM takes an image, and AS with a name", base,
+                              "Write it like FROM debian:bookworm AS tools.")
         made.append(Stage(number, words[2].lower() if len(words) == 3 else "", base, tuple(steps)))
     return Containerfile(path, tuple(arguments), tuple(made), found[1] if found else "\\")
 
@@ -169,12 +183,18 @@ def _ask(text: str, path: str) -> dict[str, Any]:
                      remedy="pip install 'pytest-sandbox[build]'.")
 
 
+def _close(name: str) -> str:
+    from difflib import get_close_matches
+    found = get_close_matches(name, KNOWN, 1)
+    return f"Did you mean {found[0]}? " if found else ""
+
+
 def _instruction(command: dict[str, Any]) -> Instruction:
-    words, original = tuple(command["value"]), command["original"]
-    name = command["cmd"].upper()
+    words, original = tuple(command["value"]), command["original"] or ""
+    name = (command["cmd"] or "").upper()
     heredocs = tuple(Heredoc(one, content, not _quoted(original, one)) for one, content in command["heredocs"])
     if name == "ONBUILD":
-        words = (original.split(None, 1)[1].strip(),)
+        words = tuple(one.strip() for one in original.split(None, 1)[1:])
     return Instruction(name, words, tuple(command["flags"]), command["json"], original, command["line"], heredocs)
 
 

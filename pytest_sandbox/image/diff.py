@@ -51,7 +51,7 @@ class DiffWriter:
             look = self._look(status)
             if self._root is not None and look != self._root:
                 self._add_root(look)
-            with LowerView(self._layers) as self._view:
+            with LowerView(self._layers) as self._view, LowerView(self._layers[:-1]) as self._below:
                 self._folder(upper, "")
             if self._root is None and self.entries:  # of a host's tree: a layer without it would say 0755
                 self._add_root(look, int(status.st_mtime))
@@ -104,7 +104,8 @@ class DiffWriter:
             self._mark(f"{path}/x", ".wh..wh..opq", look)
             self._merged(path)
             return
-        if _has(where, "opaque"):
+        # Real root's overlays mark every new directory so, others none: what hides nothing is not written down.
+        if _has(where, "opaque") and self._below.lookup(os.fsencode(path).split(b"/")) is not None:
             self._mark(f"{path}/x", ".wh..wh..opq", look)
         with opened(fd, look, os.O_RDONLY | os.O_DIRECTORY, 0o500) as inner:
             self._folder(inner, path)

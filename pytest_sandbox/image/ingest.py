@@ -27,6 +27,7 @@ from .layout import Layout, store_error, sync_directory, write_file
 from .locks import FileLock, lock
 from .lower import LowerView
 from .manifest import Descriptor, RootDirectory, chain_id
+from .owners import OWNERS, pack
 from .resolve import syncfs
 from .source import Progress, Source, SourceImage
 from .tree import finish_tree
@@ -241,11 +242,13 @@ class Ingest:
         meta: dict[str, Any] = {
             "version": 1, "key": key, "diff_id": diff_id, "bound": applied.bound, "opaque_root": applied.opaque_root,
             "root": {"mode": root[0], "uid": root[1], "gid": root[2]} if root and applied.root_given else None,
-            "entries": measured.entries, "bytes": measured.bytes, "owners": "kept" if abilities.owners else "caller",
+            "entries": measured.entries, "bytes": measured.bytes, "owners": "kept" if abilities.owners else "listed",
             "overlay_xattrs": list(abilities.overlay_xattrs), "whiteouts": abilities.whiteouts, "notes": applied.notes,
             "tree": f"sha256:{hashlib.sha256(tree).hexdigest()}", "created": int(time.time()),
         }
         write_file(f"{staging}/tree.mtree.gz", tree)
+        if applied.owned:
+            write_file(f"{staging}/{OWNERS}", pack(applied.owned))
         write_file(f"{staging}/meta.json", json.dumps(meta, sort_keys=True).encode())
         write_file(f"{staging}/lock", b"")
         return meta

@@ -37,6 +37,8 @@ class Applied:
     :param implicit: directories that were made only since something lies in them.
     :param copied: what was brought up from lower layers, as inode number of the directory and name.
     :param hashes: SHA-256 of regular files' content; empty for sparse ones.
+    :param others: uid and gid of what belongs to others, by inode number, where owners cannot be kept.
+    :param owned: the same by name, as :mod:`.owners` has it: written by :mod:`.tree`.
     :param opaque_root: the layer hides all that is below it.
     :param notes: what could not be kept, in words, bounded.
     """
@@ -45,6 +47,8 @@ class Applied:
     hashes: dict[int, bytes] = field(default_factory=dict)
     implicit: set[int] = field(default_factory=set)
     copied: set[tuple[int, bytes]] = field(default_factory=set)
+    others: dict[int, tuple[int, int]] = field(default_factory=dict)
+    owned: list[tuple[str, int, int]] = field(default_factory=list)
     bound: bool = False
     opaque_root: bool = False
     root_given: bool = False

@@ -4,7 +4,7 @@
 
     <cache>/v1/                    0700, ours
       layers/<key>/                a finished layer, never written again
-        fs/  tree.mtree.gz  meta.json  lock
+        fs/  tree.mtree.gz  owners.json.gz  meta.json  lock
       blobs/sha256/<hex>           verified compressed layers, as the registry has them
       images/<hex>.json            manifest, configuration and layer keys of one image, by image id
       names/<hex>.json             what a reference meant when it was resolved

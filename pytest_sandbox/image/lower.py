@@ -76,6 +76,10 @@ class LowerView:
         fd, path, status = found[0]
         return Found(fd, path, status, _readlink(fd, path) if stat.S_ISLNK(status.st_mode) else b"")
 
+    def places(self, parts: Sequence[bytes]) -> list[int]:
+        """Which layers have a part in the entry at ``parts``, uppermost first; 0 is the uppermost of all."""
+        return [self._fds.index(fd) for fd, _, _ in self._merged(parts)]
+
     def names(self, parts: Sequence[bytes]) -> set[bytes]:
         """What a directory holds, seen from above; nothing if it is none."""
         shown: set[bytes] = set()

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .inside import Applied
+from .owners import AS_BELOW
 
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789/._-+,:@~%^!()[]{}<>|;$&'`")
@@ -61,6 +62,10 @@ def finish_tree(root: str, applied: Applied, *, owners: bool) -> tuple[bytes, Me
             if owners:
                 os.fchown(fd, new_uid, new_gid)
                 uid, gid = new_uid, new_gid
+            elif status.st_ino in applied.implicit:
+                applied.owned.append((os.fsdecode(path[2:]), *AS_BELOW))
+            elif (new_uid, new_gid) != (0, 0):
+                applied.owned.append((os.fsdecode(path[2:]), new_uid, new_gid))
             os.fchmod(fd, mode)
             os.utime(fd, ns=(mtime, mtime))
         elif kind == stat.S_IFREG:
@@ -71,6 +76,11 @@ def finish_tree(root: str, applied: Applied, *, owners: bool) -> tuple[bytes, Me
             extra = f" link={_vis(os.readlink(name, dir_fd=fd))}"
         elif kind in (stat.S_IFCHR, stat.S_IFBLK):
             extra = f" device=linux,{os.major(status.st_rdev)},{os.minor(status.st_rdev)}"
+        if not owners and kind != stat.S_IFDIR:
+            if status.st_ino in applied.others:
+                applied.owned.append((os.fsdecode(path[2:]), *applied.others[status.st_ino]))
+            elif applied.copied and (os.fstat(fd).st_ino, name) in applied.copied:
+                applied.owned.append((os.fsdecode(path[2:]), *AS_BELOW))
         entries += 1
         if status.st_ino not in seen:
             size += status.st_blocks * 512

@@ -146,6 +146,7 @@ class _Applier:
             digest = self._sparse(fd, entry) if entry.pieces is not None else self._content(fd, entry.stored)
             made = os.fstat(fd)
             self.applied.hashes[made.st_ino] = digest
+            self._remember(made.st_ino, entry)
             # What is right already is left alone: on a disk each of these is an entry in its journal.
             moved = self._abilities.owners and (made.st_uid, made.st_gid) != (entry.uid, entry.gid)
             if moved:
@@ -215,10 +216,18 @@ class _Applier:
         finally:
             os.close(parent)
 
+    def _remember(self, number: int, entry: Entry) -> None:
+        """Whom it belongs to, where that cannot be kept."""
+        self.applied.others.pop(number, None)
+        if not self._abilities.owners and (entry.uid, entry.gid) != (0, 0):
+            self.applied.others[number] = entry.uid, entry.gid
+
     def _finish_named(self, parent: int, leaf: bytes, entry: Entry, *, mode: bool = False) -> None:
         """Attributes of what cannot be opened."""
         if self._abilities.owners:
             os.chown(leaf, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
+        else:
+            self._remember(os.lstat(leaf, dir_fd=parent).st_ino, entry)
         if mode:
             os.chmod(leaf, entry.mode, dir_fd=parent)  # just made by O_EXCL-like calls: no link can stand there
         if entry.xattrs:

@@ -419,7 +419,7 @@ class Party:
         sandbox = self.sandbox(run)
         conductor = self.conductor
         reading, writing = conductor.open_pipe()
-        orders, commands = os.pipe2(os.O_CLOEXEC)
+        orders, commands = conductor.open_orders()
         try:
             child = guest.fork(sandbox._ready(), sandbox.spec.workdir or self._directory(), list(sandbox.spec.env),
                                (writing, orders), {"item": position}, self._patience())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_sandbox.errors import SandboxError, SandboxUnavailable
+from pytest_sandbox.errors import SandboxError, SandboxProtocolError, SandboxUnavailable
 
 from . import aftermath, asked, compat, entering, extensions, higher, limits, neighbours, reporting, traffic
 from .guest import SECTION_LIMIT, Before, Guest
@@ -158,6 +158,7 @@ class Attempt:
             self._let_interrupts_through()
             return False
         self._before = before
+        self.inbox.may_start_over = before is not None
         self._go_on_with(spare)
         extensions.started(self.item.config, spare.sandbox)
         conductor.spares.ahead(self.run)
@@ -208,10 +209,12 @@ class Attempt:
             return False
         extensions.started(item.config, sandbox)
         reading, writing = conductor.open_pipe()
-        orders, commands = os.pipe2(os.O_CLOEXEC) if conductor.live or group is not None else (-1, -1)
+        orders, commands = conductor.open_orders() if conductor.live or group is not None else (-1, -1)
         before = self._before = Before(conductor, item, self._may_start_over())
+        self.inbox.may_start_over = before.printed is not None
         timers = self._timers = Timers(item, conductor.faults)
         self._hold_interrupts()
+        conductor.copies.before_fork(group is None and sandbox.takes_one_fork())
         try:
             child = entering.fork_into(sandbox, self.run)
         except (SandboxError, OSError) as error:
@@ -224,6 +227,7 @@ class Attempt:
         if child is None:
             if commands >= 0:
                 os.close(commands)
+            conductor.copies.inside()
             if self.run.spec.network == "none":
                 traffic.watch()
             guest = conductor.guest = Guest(conductor, item, before, (writing, orders), group)
@@ -238,6 +242,7 @@ class Attempt:
         os.close(writing)
         if orders >= 0:
             os.close(orders)
+        conductor.copies.outside()
         timers.stand_still()
         conductor.spares.ahead(self.run)
         self._go_on_with(Fork(sandbox, child, reading, commands))
@@ -282,7 +287,7 @@ class Attempt:
                 self._let_interrupts_through()
                 inbox.read(fork.child, fork.reading, until, self._answering(),
                            self._limits.clock if self._limits is not None else None, self.conductor.spares,
-                           self._suspension)
+                           self._suspension, self.conductor.outputs)
             except KeyboardInterrupt as error:
                 if inbox.debugging:
                     self._pass_on_interrupt(fork)
@@ -300,6 +305,8 @@ class Attempt:
                 if inbox.wanted is not None:
                     raise KeyboardInterrupt
                 inbox.ending = KeyboardInterrupt()  # the test was over, or did not care: its reports first
+            if self.run.party is None:
+                self.conductor.copies.look(fork.child.pid)
             return  # it has nothing more to say, and ends while its reports are dealt with
         if inbox.ending is None and until is not None and inbox.phases[until].report is not None:
             return
@@ -326,6 +333,9 @@ class Attempt:
         assert self._fork is not None
         self._fork.child.kill()
         self.inbox.ending = error
+        if isinstance(error, SandboxProtocolError):
+            for phase in self.inbox.phases.values():
+                phase.extras.clear()  # who lies once is not believed
 
     @staticmethod
     def _pass_on_interrupt(fork: Fork) -> None:
@@ -362,7 +372,8 @@ class Attempt:
             return
         if not main and when != "setup":  # a set-up is heard in the middle of its hook: no place for reports
             self._log_extras(self.inbox.phases[when])
-        self._fork.command("go")
+        if not self._fork.command("go") and self._fork.child.is_alive():
+            raise SandboxProtocolError("the sandboxed test does not read what it is answered")
 
     def _log_extras(self, phase: Phase) -> None:
         """What a phase brought beside its own report."""

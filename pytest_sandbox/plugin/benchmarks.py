@@ -46,6 +46,8 @@ def from_data(data: Any, item: pytest.Item, named: Callable[[str], object]) -> l
     callspec: Any = getattr(item, "callspec", None)
     for one in data:
         figures = [float(figure) for figure in one["data"]]
+        if not all(0 <= figure < 1e12 for figure in figures):
+            raise ValueError("a measured time that is none")
         iterations = int(one["iterations"])
         extra = wire.unpack(one["extra_info"], named)
         options = wire.unpack(one["options"], named)

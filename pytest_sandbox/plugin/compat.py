@@ -58,6 +58,7 @@ from .compat_output import cache_directory as cache_directory
 from .compat_output import capturing as capturing
 from .compat_output import current_line as current_line
 from .compat_output import leave_temporary_base as leave_temporary_base
+from .compat_output import may_debug as may_debug
 from .compat_output import set_current_line as set_current_line
 from .compat_output import shows_as_it_happens as shows_as_it_happens
 from .compat_output import temporary_base as temporary_base

@@ -224,12 +224,12 @@ class Held:
     """
 
     def __init__(self, config: pytest.Config) -> None:
-        self._descriptors = [os.memfd_create(name, os.MFD_CLOEXEC) for name in ("stdout", "stderr")]
+        self.descriptors = [os.memfd_create(name, os.MFD_CLOEXEC) for name in ("stdout", "stderr")]
         self._is_sys = config.getoption("capture", "fd") == "sys"
 
     def begin(self, config: pytest.Config) -> None:
         """In the child, whose test begins."""
-        for descriptor in self._descriptors:
+        for descriptor in self.descriptors:
             os.ftruncate(descriptor, 0)
         if self._is_sys:
             capture: Any = config.pluginmanager.get_plugin("capturemanager")
@@ -251,7 +251,7 @@ class Held:
         self._hold(value._capture)
 
     def _hold(self, multi: Any) -> None:
-        for name, descriptor in zip(("stdout", "stderr"), self._descriptors, strict=True):
+        for name, descriptor in zip(("stdout", "stderr"), self.descriptors, strict=True):
             one: Any = getattr(multi, name[3:], None)
             file: Any = getattr(one, "tmpfile", None)
             if hasattr(one, "targetfd"):
@@ -270,7 +270,7 @@ class Held:
     def added_to(self, captured: dict[str, str]) -> dict[str, str]:
         """In the parent: what is left of a child that died, and what pytest itself has ``captured`` of it."""
         found = {}
-        for name, descriptor in zip(("stdout", "stderr"), self._descriptors, strict=True):
+        for name, descriptor in zip(("stdout", "stderr"), self.descriptors, strict=True):
             size = os.fstat(descriptor).st_size
             half = HELD_LIMIT // 2
             data = os.pread(descriptor, half, 0) if size > HELD_LIMIT else os.pread(descriptor, HELD_LIMIT, 0)
@@ -284,7 +284,7 @@ class Held:
 
     def close(self) -> None:
         """The session is over."""
-        for descriptor in self._descriptors:
+        for descriptor in self.descriptors:
             os.close(descriptor)
 
 

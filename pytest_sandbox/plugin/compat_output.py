@@ -60,6 +60,18 @@ def shows_as_it_happens(config: pytest.Config) -> bool:
         config.pluginmanager.has_plugin("logging-plugin") and bool(config.getini("log_cli")))
 
 
+def may_debug(config: pytest.Config) -> bool:
+    """Whether somebody may sit at a debugger's prompt: it was asked for, or there is a terminal to type into."""
+    option = config.option
+    if getattr(option, "usepdb", False) or getattr(option, "trace", False):
+        return True
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
 def terminal_writer(config: pytest.Config, file: Any) -> Any:
     """A writer that writes to ``file`` as wide as the terminal is."""
     from _pytest._io import TerminalWriter

@@ -15,10 +15,12 @@ import pytest
 
 from . import compat, persist, reporting, wire
 from .abroad import Abroad, is_foreign
+from .copies import Copies
 from .guest import Elsewhere, Guest
 from .household import form_groups
 from .item import RUN, ItemRun
 from .options import Settings
+from .outputs import Outputs
 from .spares import Spares
 from .timers import faulthandler_timer
 from .traces import leave_out_own_frames
@@ -44,9 +46,11 @@ class Conductor:
         self.uid = os.getuid()
         self.fault_descriptor: int | None = None
         self.held: compat.Held | None = None
+        self.outputs: Outputs | None = None
         self.live = compat.shows_as_it_happens(session.config)
         self.faults = faulthandler_timer(session.config)
         self.spares = Spares(self)
+        self.copies = Copies()
         self.keeper: Keeper | None = session.config.pluginmanager.get_plugin("sandbox-keeper")
         if self.keeper is not None:
             self.keeper.open_gate()
@@ -97,6 +101,7 @@ class Conductor:
             if run.group is not None:
                 run.group.close()
         self.spares.retire()
+        self.copies.over()
         if self.abroad is not None:
             self.abroad.close()
         self._runner.undo()
@@ -230,6 +235,13 @@ class Conductor:
         os.set_blocking(reading, False)
         return reading, writing
 
+    @staticmethod
+    def open_orders() -> tuple[int, int]:
+        """A pipe from here to a child. Its writing end does not block: a child may never read."""
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(writing, False)
+        return reading, writing
+
     def shared_objects(self, node: pytest.Item) -> dict[str, object]:
         """The objects that exist inside and outside, by the name under which they travel."""
         shared: dict[str, object] = {"config": node.config}
@@ -247,6 +259,7 @@ class Conductor:
             return
         self._warm = True
         self.held = compat.Held(node.config)
+        self.outputs = Outputs(node.config, self)
         compat.temporary_base(node.config)
         call = pytest.CallInfo.from_call(lambda: None, when="setup")
         report = pytest.TestReport.from_item_and_call(node, call)

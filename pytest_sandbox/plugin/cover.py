@@ -121,28 +121,59 @@ def add(sent: Any) -> None:
     data = collector.covdata
     try:
         arcs: Measured = {}
+        room = _MOST_LINES
         for context, files in sent["seen"].items():
-            arcs[context] = {name: [_place(one, collector.branch) for one in found] for name, found in files.items()}
+            measured = {_text(name): [_place(one, collector.branch) for one in found]
+                        for name, found in files.items()}
+            arcs[_text(context)] = measured
+            # coverage.py keeps a bit for each line up to the last one.
+            room -= sum(max((one if type(one) is int else max(one) for one in found), default=0)
+                        for found in measured.values())
+            if room < 0:
+                raise ValueError("files of too many lines")
         tracers = {str(name): str(tracer) for name, tracer in sent["tracers"].items()}
         context = sent["context"]
         if context is not None and not isinstance(context, str):
             raise TypeError("a context that is no text")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise SandboxProtocolError("the sandboxed test sent coverage data that cannot be read",
-                                   why=f"{type(error).__name__}: {error}"[:200]) from None
+        raise _unreadable(error) from None
     collector.flush_data()
-    for name, files in arcs.items():
-        data.set_context(name or None)
-        if collector.branch:
-            data.add_arcs(files)
-        else:
-            data.add_lines(files)
-    data.add_file_tracers({name: tracer for name, tracer in tracers.items() if name in data.measured_files()})
-    data.set_context(context)
+    before = data._current_context
+    try:
+        for name, files in arcs.items():
+            data.set_context(name or None)
+            if collector.branch:
+                data.add_arcs(files)
+            else:
+                data.add_lines(files)
+        known = data.measured_files()
+        data.add_file_tracers({name: tracer for name, tracer in tracers.items() if name in known})
+        before = context
+    except Exception as error:  # noqa: BLE001 - coverage's own, of data that contradicts what it has
+        raise _unreadable(error) from None
+    finally:
+        data.set_context(before)
+
+
+#: Of all files together, in the greatest numbers of lines: what none has, but a message may say.
+_MOST_LINES = 1 << 29
+
+
+def _unreadable(error: Exception) -> SandboxProtocolError:
+    return SandboxProtocolError("the sandboxed test sent coverage data that cannot be read",
+                                why=f"{type(error).__name__}: {error}"[:200])
+
+
+def _text(name: Any) -> str:
+    if not isinstance(name, str) or "\0" in name:
+        raise ValueError(f"not a name: {name!r:.50}")
+    name.encode()
+    return name
 
 
 def _place(one: Any, branch: bool) -> Any:
     numbers = tuple(one) if branch else (one,)
-    if len(numbers) != (2 if branch else 1) or not all(type(number) is int for number in numbers):
+    if len(numbers) != (2 if branch else 1) or not all(
+            type(number) is int and abs(number) < 1 << 24 for number in numbers):
         raise ValueError(f"not a place in a file: {one!r:.50}")
     return numbers if branch else one

@@ -20,8 +20,13 @@ if TYPE_CHECKING:
     from pytest_sandbox.sandbox import ForkedChild
 
     from .clock import Clock
+    from .outputs import Outputs
     from .spares import Spares
     from .suspending import Suspension
+
+
+#: Milliseconds between two looks at what a silent test has printed.
+LOOK = 250
 
 
 class BrokenInside(RuntimeError):
@@ -51,11 +56,12 @@ class Inbox:
     whether it stays for the next test instead, ``ending`` what it ended with if that was not a report: an exception to
     raise or to report in phase ``now``, or to raise after the last. ``wanted`` is the fixture that it asks to have
     set up outside, ``debugging`` says that someone sits at a debugger's prompt in there, ``coverage`` is what was
-    measured.
+    measured. ``may_start_over`` says whether there can be another attempt, so that the child may ask for one.
     """
 
     def __init__(self, item: pytest.Item, shared: Callable[[pytest.Item], dict[str, object]],
                  first: str = "setup") -> None:
+        self.may_start_over = False
         self.item = item
         self.phases = {first: Phase()}
         self.now = first
@@ -70,7 +76,8 @@ class Inbox:
 
     def read(self, child: ForkedChild, descriptor: int, until: str | None = None,
              answer: Callable[[str, bool], None] | None = None, clock: Clock | None = None,
-             spares: Spares | None = None, suspension: Suspension | None = None) -> None:
+             spares: Spares | None = None, suspension: Suspension | None = None,
+             outputs: Outputs | None = None) -> None:
         """Reads messages from ``descriptor`` until the child has said goodbye or ended.
 
         The child's end is learnt from its pidfd: a process that it left behind may hold the pipe open for ever.
@@ -80,6 +87,7 @@ class Inbox:
         :param clock: the test's timeout.
         :param spares: go on meanwhile.
         :param suspension: stops the child with pytest.
+        :param outputs: the files that the child's output goes to.
         :raises SandboxProtocolError: for anything that is not a message that fits here.
         :raises TimeLimitExceeded: when the time is up.
         """
@@ -99,10 +107,18 @@ class Inbox:
                 if until is not None and until in self.phases and self.phases[until].report is not None:
                     return
                 if not ended:
-                    events = poll.poll(clock.patience(self.debugging) if clock is not None else None)
-                    if not events and clock is not None:
-                        clock.tick(self.now)
+                    patience = clock.patience(self.debugging) if clock is not None else None
+                    waiting = patience
+                    if outputs is not None:
+                        outputs.look()
+                        waiting = LOOK if patience is None else min(patience, LOOK)
+                    events = poll.poll(waiting)
+                    if not events and waiting != patience:
                         continue
+                    if clock is not None and (not events or (patience is not None and patience <= 1)):
+                        clock.tick(self.now)  # also while it sends without end
+                        if not events:
+                            continue
                     if suspension is not None and any(ready == stopping for ready, _ in events):
                         suspension.stop(child)
                         continue
@@ -133,7 +149,19 @@ class Inbox:
                     return
 
     def receive(self, message: list[Any]) -> None:
-        """Takes in one message."""
+        """Takes in one message.
+
+        :raises SandboxProtocolError: when it does not fit.
+        """
+        try:
+            self._receive(message)
+        except (SandboxProtocolError, *ENDS_THE_RUN):
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever its reader stumbles over, it is the message that is wrong
+            raise SandboxProtocolError(f"the sandboxed test sent a {message[0]!r} message that cannot be read",
+                                       why=f"{type(error).__name__}: {error}"[:500]) from None
+
+    def _receive(self, message: list[Any]) -> None:
         kind = message[0]
         if self.done or (self.ending is not None and kind not in ("done", "coverage")):
             raise SandboxProtocolError("the sandboxed test sent messages after its last one")
@@ -144,7 +172,8 @@ class Inbox:
             self.waits = kind == "waits"
             return
         if kind == "debugger":  # of a phase that was reported already, if it is a post-mortem
-            self.debugging = message[2] is True
+            # A clock that stands still for nobody would be a way around every timeout.
+            self.debugging = message[2] is True and compat.may_debug(self.item.config)
             compat.set_current_line(self.item.config, str(message[3])[:1000])
             return
         if kind == "coverage":
@@ -159,6 +188,8 @@ class Inbox:
         if kind == "report":
             self._report(*message[2:])
         elif kind == "fixture":
+            if not self.may_start_over:
+                raise SandboxProtocolError("the sandboxed test asked for a fixture that it cannot have")
             self.wanted = Wanted(str(message[2]), _number(message[3]), _number(message[4]),
                                  message[5] is True)
             self.done = True

@@ -119,7 +119,21 @@ def _report_from_data(data: Any, item: pytest.Item, named: Callable[[str], objec
     _check_shape(report)
     if isinstance(context, dict):
         _restore_subtest(report, context)
+    if hasattr(item.config, "workerinput"):
+        _check_passage(report, item.config)
     return report
+
+
+def _check_passage(report: pytest.TestReport, config: pytest.Config) -> None:
+    """In a worker of pytest-xdist: what its controller cannot be sent would end the worker."""
+    dumps: Any = getattr(sys.modules.get("execnet"), "dumps", None)
+    if dumps is None:
+        return
+    try:
+        dumps(config.hook.pytest_report_to_serializable(config=config, report=report))
+    except Exception as error:  # noqa: BLE001 - execnet's own, or another plugin's
+        raise SandboxProtocolError("the sandboxed test sent a report that cannot travel to pytest-xdist's controller",
+                                   why=str(error)) from None
 
 
 def _check_shape(report: pytest.TestReport) -> None:
@@ -132,6 +146,8 @@ def _check_shape(report: pytest.TestReport) -> None:
     for figure in (report.duration, report.start, report.stop):
         if isinstance(figure, bool) or not isinstance(figure, (int, float)) or not -1e12 < figure < 1e12:
             raise refuse("a time that is not a sensible number")
+    if not isinstance(report.keywords, dict):
+        raise refuse("keywords that are none")
     if not isinstance(getattr(report, "wasxfail", ""), str):
         raise refuse("a reason for an expected failure that is not text")
     longrepr: Any = report.longrepr
@@ -187,7 +203,11 @@ def set_place(error: BaseException, place: Any) -> None:
 
     tree = ast.increment_lineno(ast.parse("raise error"), place[1] - 1)
     try:
-        exec(compile(tree, place[0], "exec"), {"error": error})  # our own text: only its place is the child's
+        code = compile(tree, place[0], "exec")
+    except ValueError:  # a name that no file can have
+        return
+    try:
+        exec(code, {"error": error})  # our own text: only its place is the child's
     except (KeyboardInterrupt, pytest.exit.Exception) as raised:
         traceback = raised.__traceback__
         raised.__traceback__ = traceback.tb_next if traceback is not None else None
@@ -236,20 +256,28 @@ def warning_to_data(message: warnings.WarningMessage) -> dict[str, Any]:
             "source": message.source is not None}
 
 
-def warning_from_data(data: Any) -> warnings.WarningMessage:
+def warning_from_data(data: Any, travels: bool = False) -> warnings.WarningMessage:
     """The warning that ``data`` describes.
 
+    :param travels: on to pytest-xdist's controller, which imports the module of its category.
     :raises SandboxProtocolError: when it describes none.
     """
     try:
-        category = _category(str(data["module"]), str(data["category"]))
-        text = str(data["text"])
-        line = None if data["line"] is None else str(data["line"])
+        category = _category(_text(data["module"]), _text(data["category"]))
+        text = _text(data["text"])
+        if travels and getattr(sys.modules.get(category.__module__), category.__name__, None) is not category:
+            category, text = UserWarning, f"{category.__name__}: {text}"
+        line = None if data["line"] is None else _text(data["line"])
         return warnings.WarningMessage(
-            _instance(category, text), category, str(data["filename"]), int(data["lineno"]), None, line,
+            _instance(category, text), category, _text(data["filename"]), int(data["lineno"]), None, line,
             object() if data["source"] else None)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise SandboxProtocolError("the sandboxed test sent a warning that cannot be read") from None
+
+
+def _text(value: object) -> str:
+    """As text that every file and every channel can hold."""
+    return str(value).encode("utf-8", "backslashreplace").decode()
 
 
 def _category(module: str, name: str) -> type[Warning]:
@@ -308,7 +336,7 @@ def changes_from_data(data: Any, item: pytest.Item, named: Callable[[str], objec
                 raise SandboxProtocolError(f"the sandboxed test tried to change {name!r} of its item")
         return Changes(
             attributes,
-            [warning_from_data(one) for one in data.get("warnings", ())],
+            [warning_from_data(one, hasattr(item.config, "workerinput")) for one in data.get("warnings", ())],
             int(data.get("failed_subtests", 0)),
             [(str(name), str(value)) for name, value in data.get("suite_properties", ())],
             {str(name): str(value) for name, value in data.get("xml_attributes", {}).items()},

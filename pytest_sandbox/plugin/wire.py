@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePath
 from typing import Any
@@ -41,8 +42,13 @@ from pytest_sandbox.errors import SandboxProtocolError
 #: One message and all messages of one test, in bytes. A report that is larger than this cannot be shown to anybody.
 MESSAGE_LIMIT = 64 << 20
 TOTAL_LIMIT = 256 << 20
+#: All messages of one test, and the values in them: a small message can take much memory, and each takes time.
+MESSAGES_LIMIT = 100_000
+VALUES_LIMIT = 4_000_000
 #: Values nested deeper than this are not data that a report carries.
 DEPTH_LIMIT = 40
+#: And a whole message than this: each level of a value may take two, and a report has some of its own.
+LEVELS_LIMIT = 100
 
 KINDS = {"report": 5, "shown": 2, "debugger": 4, "fixture": 6, "exit": 6, "broken": 3, "coverage": 3, "done": 1,
          "waits": 1}
@@ -95,7 +101,7 @@ class Decoder:
 
     def __init__(self) -> None:
         self._pending = bytearray()
-        self._total = 0
+        self._total = self._messages = self._values = 0
 
     def feed(self, data: bytes) -> Iterator[list[Any]]:
         """The messages that ``data`` completes.
@@ -114,9 +120,28 @@ class Decoder:
                                            why=f"a length of {size:,} bytes")
             if len(pending) < 4 + size:
                 return
-            body = bytes(pending[4:4 + size])
+            with memoryview(pending) as view:
+                body = bytes(view[4:4 + size])
             del pending[:4 + size]
+            self._count(body)
             yield _message(body)
+
+    def _count(self, body: bytes) -> None:
+        self._messages += 1
+        values = _values(body)
+        if self._values + values > VALUES_LIMIT and body.count(b'"') <= VALUES_LIMIT:
+            values = _values(_TEXT.sub(b"", body))  # it may be text that looks like values
+        self._values += values
+        if self._messages > MESSAGES_LIMIT or self._values > VALUES_LIMIT:
+            what = f"{MESSAGES_LIMIT:,} messages" if self._messages > MESSAGES_LIMIT else f"{VALUES_LIMIT:,} values"
+            raise SandboxProtocolError("the sandboxed test sent too much", why=f"more than {what}")
+
+
+_TEXT = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
+
+
+def _values(body: bytes) -> int:
+    return body.count(b",") + body.count(b"[") + body.count(b"{")
 
 
 def _message(body: bytes) -> list[Any]:
@@ -129,9 +154,22 @@ def _message(body: bytes) -> list[Any]:
         raise SandboxProtocolError("the sandboxed test sent bytes that are not a message", why="not an array")
     if KINDS.get(message[0]) != len(message):
         raise SandboxProtocolError(f"the sandboxed test sent an unknown message {message[0][:40]!r}")
+    if _is_deep(message):
+        raise SandboxProtocolError("the sandboxed test sent a message that is nested too deeply",
+                                   why=f"more than {LEVELS_LIMIT} levels")
     if len(message) > 1 and message[1] not in PHASES and (message[1] != "over" or message[0] not in ("exit", "broken")):
         raise SandboxProtocolError(f"the sandboxed test sent a message of phase {message[1]!r:.40}")
     return message
+
+
+def _is_deep(message: list[Any]) -> bool:
+    level: list[Any] = [message]
+    for _ in range(LEVELS_LIMIT):
+        level = [inner for outer in level for inner in (outer.values() if type(outer) is dict else outer)
+                 if type(inner) is dict or type(inner) is list]
+        if not level:
+            return False
+    return True
 
 
 def pack(value: object, name_of: Callable[[object], str | None], opaque: bool = True, depth: int = 0) -> Any:

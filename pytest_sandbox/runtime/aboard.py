@@ -68,7 +68,7 @@ class Aboard(_Zygote):
         self.children = {}
         self.handlers: dict[int, Any] = {}
         self.folders: entering.Folders = []
-        self.pages = Pages()
+        self.pages = Pages(pins=True)
         self.examined = {}
         self.poll = select.poll()
         self.poll.register(sock, select.POLLIN)

@@ -31,6 +31,8 @@ when_inside: list[Callable[[], None]] = []
 when_joined: list[Callable[[], None]] = []
 #: Called in a fork of the caller when it has done its work, before it tells so.
 when_done: list[Callable[[], None]] = []
+#: And when it has told so.
+when_told: list[Callable[[], None]] = []
 #: Descriptors of directories, and their paths.
 Folders = list[tuple[int, str]]
 

@@ -39,7 +39,7 @@ SHOWN = 4000
 
 def nested(host: Host) -> Host:
     """The host as the plans of guests and of their sandboxes see it."""
-    return replace(host, nested=True)
+    return replace(host, nested=True, ids=None)
 
 
 def upon(plan: Plan) -> Plan:

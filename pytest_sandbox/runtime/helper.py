@@ -30,8 +30,8 @@ def main() -> None:
     """Entry of the new process.
 
     Arguments: the socket's descriptor, a pidfd of the caller, what kind of helper it is (``root`` where the caller is
-    that, ``nested`` where its sandboxes are for a guest), and how it wants sandboxes to be started
-    (:data:`.spawner.VARIABLE`).
+    that, ``nested`` where its sandboxes are for a guest), how it wants sandboxes to be started
+    (:data:`.spawner.VARIABLE`), and the commands that map subordinate ids, if these are wanted.
     """
     stand_back()
     gc.disable()  # a collection writes to every object, so that each sandbox would copy the whole heap
@@ -44,15 +44,16 @@ def main() -> None:
     os.set_inheritable(lifeline, False)
     program = -1
     try:
+        maps = [one.split("\t") for one in argv[4:]]
         if nested:
             from . import boarding  # noqa: F401 - while there is a tree to import from
         if "again" not in argv[2]:
-            _isolate(privileged, nested)
+            _isolate(privileged, nested, maps)
             if nested and not privileged and not compiled:
                 _begin_again(sock, lifeline)
         program = os.open(spawner.PROGRAM, os.O_RDONLY | os.O_CLOEXEC) if compiled else -1
         _new_root()
-        if privileged or nested:
+        if privileged or nested or maps:
             sc.mount("proc", "/proc", "proc", sc.MS_NOSUID | sc.MS_NODEV | sc.MS_NOEXEC)
         if nested:
             sc.prctl(sc.PR_SET_DUMPABLE, 0)  # the guest, which is below us, must not look into us
@@ -67,7 +68,7 @@ def main() -> None:
     os.close(pidfd)
     if "failed" in message:
         os._exit(1)
-    helper = _Helper(sock, lifeline, privileged or nested)
+    helper = _Helper(sock, lifeline, privileged or nested or bool(maps))
     if program >= 0:
         helper.spawner = spawner.Spawner(program, lifeline)
     try:
@@ -77,25 +78,26 @@ def main() -> None:
         os._exit(0)
 
 
-def _isolate(privileged: bool, nested: bool) -> None:
+def _isolate(privileged: bool, nested: bool, maps: list[list[str]]) -> None:
     """Continues in a new process: the first of a pid namespace, with a mount namespace to build in."""
     uid, gid = os.getuid(), os.getgid()
+    mapped, told = os.pipe2(os.O_CLOEXEC)
+    every = privileged and nested  # all ids are for root outside to map
     flags = sc.CLONE_NEWPID | sc.CLONE_NEWNS | (0 if privileged and not nested else sc.CLONE_NEWUSER)
-    mapped, mapping = os.pipe() if privileged and nested else (-1, -1)
     # A sibling, not a child: the caller can wait for it, and the process in between is gone at once.
-    pid = sc.clone3(flags | sc.CLONE_PARENT, exit_signal=0)
-    if pid:
-        if mapping >= 0:  # all ids are for root outside to map
+    if pid := sc.clone3(flags | sc.CLONE_PARENT, exit_signal=0):
+        if maps:
+            os.write(told, b"m" if all(_map(pid, one) for one in maps) else b"x")
+        elif every:
             for name in ("uid_map", "gid_map"):
                 cgroup_make.write(f"/proc/{pid}/{name}", ALL_IDS)
-            os.write(mapping, b"m")
+            os.write(told, b"m")
         os._exit(0)
-    if mapped >= 0:
-        os.close(mapping)
-        if not os.read(mapped, 1):
-            raise OSError(errno.EPERM, "the ids of a guest's user namespace could not be mapped")
-        os.close(mapped)
-    elif not privileged:
+    os.close(told)
+    if (maps or every) and os.read(mapped, 1) != b"m":
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM), maps[0][0] if maps else "uid_map")
+    os.close(mapped)
+    if not privileged and not maps:
         for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
             with open(f"/proc/self/{name}", "w") as file:
                 file.write(text)
@@ -113,6 +115,11 @@ def _begin_again(sock: socket.socket, lifeline: int) -> None:
     place = len(argv) - len(sys.argv[1:]) + 2
     argv[place] += " again"
     os.execv(sys.executable, argv)
+
+
+def _map(pid: int, command: list[str]) -> bool:
+    """Has newuidmap(1) or newgidmap(1) map ids for a process."""
+    return os.spawnv(os.P_WAIT, command[0], [command[0], str(pid), *command[1:]]) == 0
 
 
 def _new_root() -> None:
@@ -141,8 +148,8 @@ def _new_root() -> None:
 class _Helper:
     """Serves one caller for as long as that lives."""
 
-    def __init__(self, sock: socket.socket, lifeline: int, privileged: bool) -> None:
-        self.sock, self.lifeline, self.privileged = sock, lifeline, privileged
+    def __init__(self, sock: socket.socket, lifeline: int, writes_maps: bool) -> None:
+        self.sock, self.lifeline, self.writes_maps = sock, lifeline, writes_maps
         self.plans: dict[str, dict[str, Any]] = {}
         # Our own layers that are there, which plans of the same root share. The first has been unwanted longest.
         self.ready: dict[str, None] = {}
@@ -304,7 +311,7 @@ class _Helper:
             self.prepare(body)
         self.ready[body["layers"]] = self.ready.pop(body["layers"])  # now the last that was wanted
         group = self.group(body["group"], name) if name is not None else None
-        ours, theirs = socket.socketpair() if self.privileged else (None, None)
+        ours, theirs = socket.socketpair() if self.writes_maps else (None, None)
         try:
             pid = self.spawn(key, control, theirs, group) or self.fork(body, control, (ours, theirs), group)
         except OSError:

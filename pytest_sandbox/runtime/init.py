@@ -94,7 +94,7 @@ def _set_up(sync: socket.socket | None, body: dict[str, Any]) -> int:
     sc.drop_from_bounding_set(body["drop"])
     sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
     sc.new_session_keyring()
-    if sync is not None:
+    if sync is not None and not body.get("wide"):
         # Nobody inside may look into this process, whatever their capabilities. Unprivileged, the helper could not
         # enter its namespaces either: our memory is of a program that was started outside of the helper's.
         sc.prctl(sc.PR_SET_DUMPABLE, 0)

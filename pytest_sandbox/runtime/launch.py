@@ -13,8 +13,9 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 
 from ..errors import SandboxClosedError, SandboxError, SandboxStartError
 from . import cgroups, entering, frozen, protocol, spawner
@@ -23,6 +24,7 @@ from .hierarchies import announce
 from .plan import Host, Plan
 from .protocol import wait_readable
 from .running import GONE, Running, start_error
+from .subids import Ids
 
 _INITIAL = "0 0 4294967295"
 #: What the helper gets of the caller's environment, which nobody inside shall find in it: what Python needs to start.
@@ -60,7 +62,8 @@ class Supervisor:
                 self.launcher: subprocess.Popen[bytes] | None = subprocess.Popen(
                     [sys.executable, "-I", "-S", "-B", "-c", code, package, str(theirs.fileno()), str(lifeline),
                      f"{'root' if host.privileged else 'user'}{' nested' if host.nested else ''}",
-                     os.environ.get(spawner.VARIABLE, "")],
+                     os.environ.get(spawner.VARIABLE, ""),
+                     *("\t".join(one) for one in ((host.ids.uids, host.ids.gids) if host.ids is not None else ()))],
                     stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/",
                     env={name: os.environ[name] for name in _KEPT if name in os.environ},
                     pass_fds=(theirs.fileno(), lifeline), start_new_session=True)
@@ -281,6 +284,8 @@ class Supervisor:
 verify: list[Callable[[Running], object]] = []
 
 _supervisor: Supervisor | None = None
+_builder: Supervisor | None = None
+_ids: Ids | None = None
 _retired: list[Supervisor] = []
 _thawing: list[str] = []
 _lock = threading.Lock()
@@ -301,10 +306,41 @@ def supervisor() -> Supervisor:
         return _supervisor
 
 
+@contextmanager
+def with_ids(ids: Ids) -> Iterator[None]:
+    """While a build runs: sandboxes with ``owners`` are made by a helper of its own, which has subordinate ids."""
+    global _builder, _ids
+    _ids = ids
+    try:
+        yield
+    finally:
+        _ids = None
+        if _builder is not None:
+            _builder.close()
+            _builder = None
+
+
+def builder() -> Supervisor:
+    """The supervisor of :func:`with_ids`.
+
+    :raises SandboxClosedError: when there is none.
+    """
+    global _builder
+    with _lock:
+        if _ids is None:
+            raise SandboxClosedError("there is no build in this process whose step this sandbox could be")
+        if _builder is None or _builder.pid != os.getpid() or not _builder.alive:
+            _builder = Supervisor(replace(find_host(), ids=_ids))
+        return _builder
+
+
 def renew() -> None:
     """From now on sandboxes are made by a new helper; the old one goes when the last that it has made is closed."""
-    global _supervisor
+    global _supervisor, _builder
     with _lock:
+        if _builder is not None and _builder.pid == os.getpid():
+            _retired.append(_builder)
+            _builder = None
         if _supervisor is not None and _supervisor.pid == os.getpid():
             _supervisor.clear()
             _supervisor.recall()
@@ -334,7 +370,7 @@ def thaw(key: str) -> None:
 def _thaw_all() -> None:
     while _thawing:
         key = _thawing.pop()
-        for one in (*_retired, _supervisor):
+        for one in (*_retired, _builder, _supervisor):
             if one is not None and one.pid == os.getpid():
                 one.thaw(key)
         frozen.release(key)
@@ -342,6 +378,8 @@ def _thaw_all() -> None:
 
 def take(plan: Plan) -> Running:
     """A ready sandbox of this process's supervisor; of a new one where the old one's helper turns out to be gone."""
+    if plan.body.get("wide"):
+        return builder().take(plan)
     try:
         return supervisor().take(plan)
     except SandboxClosedError:
@@ -350,13 +388,13 @@ def take(plan: Plan) -> Running:
 
 def shutdown() -> None:
     """Ends the helper and every sandbox of this process. Does nothing when there is none."""
-    global _supervisor
+    global _supervisor, _builder
     with _lock:
-        for one in (*_retired, _supervisor):
+        for one in (*_retired, _builder, _supervisor):
             if one is not None and one.pid == os.getpid():
                 one.close()
         _retired.clear()
-        _supervisor = None
+        _supervisor = _builder = None
     cgroups.shutdown()
 
 
@@ -366,14 +404,15 @@ def _in_fork() -> None:
 
 
 def _entered() -> None:
-    for one in (*_retired, _supervisor):
+    for one in (*_retired, _builder, _supervisor):
         if one is not None:
             one.forget()
 
 
 def _announce(place: str) -> None:
-    if _supervisor is not None and _supervisor.pid == os.getpid():
-        _supervisor.tell({"place": place})
+    for one in (_builder, _supervisor):
+        if one is not None and one.pid == os.getpid():
+            one.tell({"place": place})
 
 
 os.register_at_fork(after_in_child=_in_fork)

@@ -25,6 +25,7 @@ from .own import (
     own_ways,
 )
 from .ownfiles import own_files
+from .ownowners import own_owners
 from .ownstate import own_state
 from .shadow import own_shadow
 
@@ -253,7 +254,7 @@ def loopback() -> list[Action]:
 TEMPLATE: dict[str, Callable[..., None]] = {
     one.__name__: one for one in (
         own_layer, own_parents, own_hide, own_link, own_file, own_dir, own_files, own_names, own_ways, own_shadow,
-        own_state)
+        own_state, own_owners)
 }
 #: What makes a sandbox.
 OPERATIONS: dict[str, Callable[..., list[Action]]] = {

@@ -29,15 +29,29 @@ def own_files(layer: str, lowers: list[str], short: str | None, options: str, gi
     ``workdir`` is made when the image has none; ``places`` must be directories, whatever the image has there.
     """
     os.makedirs(layer)
-    mounted = _show(lowers, short, options)
-    try:
-        view = sc.openat2(sc.AT_FDCWD, _VIEW if mounted else lowers[0], os.O_PATH | os.O_DIRECTORY)
+    with shown(lowers, short, options) as view:
+        _Layer(layer, view).make(given)
+
+
+class shown:  # used as a function; contextlib is more than the heap of the helper should hold
+    """``with`` it: a descriptor of the merged layers' root, while they are mounted."""
+
+    def __init__(self, lowers: list[str], short: str | None, options: str) -> None:
+        self._mounted = _show(lowers, short, options)
+        self._view = -1
         try:
-            _Layer(layer, view).make(given)
-        finally:
-            os.close(view)
-    finally:
-        if mounted:
+            self._view = sc.openat2(sc.AT_FDCWD, _VIEW if self._mounted else lowers[0], os.O_PATH | os.O_DIRECTORY)
+        except OSError:
+            self.__exit__()
+            raise
+
+    def __enter__(self) -> int:
+        return self._view
+
+    def __exit__(self, *_: object) -> None:
+        if self._view >= 0:
+            os.close(self._view)
+        if self._mounted:
             sc.umount2(_VIEW, sc.MNT_DETACH)
 
 

@@ -24,6 +24,7 @@ from . import syscalls as sc
 from .frozen import key_of, path_in_helper
 from .mounts import NODES
 from .seccomp import filter_for
+from .subids import Ids
 
 #: The address of an outbound sandbox's own name server.
 OUTBOUND_RESOLVER = "10.0.2.3"
@@ -36,6 +37,7 @@ _READS = {
     "own_link": "link {1} to {2} in {0}",
     "own_file": "copy {2} to {1} in {0}",
     "own_dir": "make the directory {1} in {0} like {2}",
+    "own_owners": "give back the owners that {4} lists, in {0}",
     "own_files": "make what is this sandbox's own, and not the image's, in {0}",
     "own_state": "bring the committed layer {1} into memory, at {0}",
     "own_names": "give the layers short names in {0}",
@@ -75,6 +77,7 @@ class Host:
     """What of this machine shapes a plan.
 
     :param privileged: real root of the initial user namespace, which may mount there.
+    :param ids: the subordinate ids that sandboxes are to have, for an ordinary user.
     :param nested: whether mounts are made in a user namespace of the helper's all the same, since the sandboxes are for
         a guest to enter (:mod:`.boarding`).
     """
@@ -82,7 +85,13 @@ class Host:
     privileged: bool
     uid: int
     gid: int
+    ids: Ids | None = None
     nested: bool = False
+
+    @property
+    def has_users(self) -> bool:
+        """Whether a sandbox has more than one user id."""
+        return self.privileged or self.ids is not None
 
     @property
     def own_marks(self) -> bool:
@@ -147,7 +156,11 @@ def make_plan(spec: SandboxSpec, root: Root, host: Host, group: dict[str, Any] |
     overlays: list[list[Any]] = []
     own = {} if root.host else _image_files(spec, (uid, gid), root)
     base = [(replace(tree, frozen=()), _states(tree)) for tree in root.trees]  # what our own layers are made from
-    layers = f"/own/{_layers_name(base, owns, host, spec.workdir, own)}"
+    if host.ids is not None and (uid >= host.ids.users or gid >= host.ids.groups):
+        raise SandboxStartError(f"a sandbox cannot run as {uid}:{gid}", step="ids", path=None, errno=None,
+                                why=f"this user has {host.ids.users} subordinate ids",
+                                remedy="Give it more of them (`sudo usermod --add-subuids`, `--add-subgids`).")
+    layers = f"/own/{_layers_name(base, owns, host, spec.workdir, own, spec.owners)}"
     for number, tree in enumerate(root.trees):
         lowers = [f"/host{lower}".rstrip("/") for lower in tree.lowers]
         committed = [path_in_helper(one) for one in tree.frozen]
@@ -173,8 +186,13 @@ def make_plan(spec: SandboxSpec, root: Root, host: Host, group: dict[str, Any] |
         short = f"{layer}.short" if len(lowers) + len(committed) > 20 else None
         seed = None
         if image:
+            marked = "userxattr" if host.own_marks else ""
+            if spec.owners:
+                short = short or f"{layer}.short"  # for as many as there will be
+                template.append(["own_owners", f"{layer}.owners", lowers, short, marked, f"/host{spec.owners}"])
+                lowers = [*lowers, f"{layer}.owners"]
             below, lowers = lowers, [*lowers, layer]
-            template.append(["own_files", layer, below, short, "userxattr" if host.own_marks else "", own])
+            template.append(["own_files", layer, below, short, marked, own])
             if len(lowers) > _MOST_LAYERS and not committed:
                 lowers, seed = below, layer
         lowers = [*lowers, *committed]
@@ -210,10 +228,12 @@ def make_plan(spec: SandboxSpec, root: Root, host: Host, group: dict[str, Any] |
         "inside": inside,
         "seccomp": filter_for(spec.seccomp, keep, spec.network == "host").hex(),
         "namespaces": namespaces,
-        "uid_map": "0 0 4294967295" if host.privileged else f"{uid} 0 1",
-        "gid_map": "0 0 4294967295" if host.privileged else f"{gid} 0 1",
+        "uid_map": _map(host, uid, host.ids.uids if host.ids is not None else ()),
+        "gid_map": _map(host, gid, host.ids.gids if host.ids is not None else ()),
         "drop": [number for number, one in enumerate(CAPABILITIES) if one not in keep and number <= _last_capability()],
     }
+    if host.ids is not None:
+        body["wide"] = True
     key = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:24]
     kept = sum(1 << number for number, one in enumerate(CAPABILITIES) if one in keep)
     made_paths = frozenset(_made(spec)) | (frozenset() if root.host else _MOUNTED)
@@ -221,6 +241,16 @@ def make_plan(spec: SandboxSpec, root: Root, host: Host, group: dict[str, Any] |
         made_paths |= _SEEDED
     kept_layers = frozenset(name for tree in root.trees for one in tree.frozen if (name := key_of(one)) is not None)
     return Plan(key, body, root, kept, made_paths, (uid, gid), kept_layers, _waived(spec))
+
+
+def _map(host: Host, own: int, command: tuple[str, ...]) -> str:
+    """Root's ids are the host's; an ordinary user has the one that it takes on, or those that the helper has.
+
+    These one range at a time: the kernel takes none that lies across two of the helper's.
+    """
+    if command:
+        return "\n".join(f"{first} {first} {count}" for first, count in zip(command[1::3], command[3::3], strict=True))
+    return "0 0 4294967295" if host.privileged else f"{own} 0 1"
 
 
 def _waived(spec: SandboxSpec) -> frozenset[str]:
@@ -367,7 +397,7 @@ def _run(uid: int, gid: int, spec: SandboxSpec, host: Host) -> list[Any]:
     if text and path.startswith("/run/"):
         files[os.path.relpath(path, "/run")] = text
     # Unprivileged, all that init makes is the caller's already.
-    owner = [uid, gid] if host.privileged else [-1, -1]
+    owner = [uid, gid] if host.has_users else [-1, -1]
     return ["run", [["lock", 0o1777, -1, -1], ["user", 0o755, -1, -1], [f"user/{uid}", 0o700, *owner]], files]
 
 

@@ -182,15 +182,12 @@ def _probe_setattr() -> None:
 
 
 def _probe_subordinate() -> None:
-    import pwd
-    import shutil
-    if shutil.which("newuidmap") is None:
-        raise _Failed("find newuidmap", 2)
-    name = pwd.getpwuid(os.getuid()).pw_name
-    for path in ("/etc/subuid", "/etc/subgid"):
-        with open(path) as file:
-            if not any(line.split(":")[0] in (name, str(os.getuid())) for line in file):
-                raise _Failed(f"find {name} in {path}", 2)
+    from .subids import NoSubordinateIds
+    from .subids import probe as try_ids
+    try:
+        try_ids()
+    except NoSubordinateIds as error:
+        raise _Failed(str(error), 0) from error
 
 
 def _probe_spawner() -> None:
@@ -235,8 +232,8 @@ _PROBES = (
     _Probe("mqueue", "mount /dev/mqueue", _probe_mqueue, False, "POSIX message queues are missing inside"),
     _Probe("spawner", "start sandboxes by the compiled spawner", _probe_spawner, False,
            "sandboxes start some milliseconds later, and are otherwise the same"),
-    _Probe("subordinate-ids", "have subordinate ids", _probe_subordinate, False,
-           "nothing yet: this version gives an unprivileged sandbox a single user id in any case"),
+    _Probe("subordinate-ids", "map subordinate ids", _probe_subordinate, False,
+           "steps of builds have a single user id: chown and packages that bring users of their own fail"),
 )
 
 
@@ -286,8 +283,8 @@ def remedy(name: str, step: str, errno: int) -> str:
         return (f"Use Linux 5.12 or newer (this is {os.uname().release}), or allow the call in the container's "
                 "seccomp profile.")
     if name == "subordinate-ids":
-        return ("Install them: `sudo apt-get install uidmap` and `sudo usermod --add-subuids 100000-165535 "
-                "--add-subgids 100000-165535 $USER`.")
+        from .subids import REMEDY
+        return REMEDY
     if name == "spawner":
         if step.endswith("is set"):
             return "Unset it."

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 _MOST_THREADS = 256
 _MOST_FRAMES = 256
 _ATTEMPTS = 5  # a thread that runs changes its frames under our eyes
+#: What is read of one process at most, in pieces and in bytes: lists that it has made up may have no end.
+_MOST_READS, _MOST_BYTES = 400_000, 16 << 20
 
 
 class NotPython(Exception):
@@ -100,8 +102,16 @@ class _Memory:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
+        self.reads = self.bytes = 0
+
+    def count(self, size: int) -> None:
+        self.reads += 1
+        self.bytes += size
+        if self.reads > _MOST_READS or self.bytes > _MOST_BYTES:
+            raise Unreadable("its threads and frames have no end")
 
     def read(self, address: int, size: int) -> bytes:
+        self.count(size)
         try:
             data = os.pread(self.fd, size, address)
         except (OSError, OverflowError) as error:

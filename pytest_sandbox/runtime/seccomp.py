@@ -197,7 +197,8 @@ def _read(profile: Any, machine: str, capabilities: frozenset[str]) -> tuple[int
         if not isinstance(entry, dict):
             raise _Wrong(f'an entry of "syscalls" is {entry!r}')
         names = entry.get("names") or ([entry["name"]] if "name" in entry else [])
-        if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        if not isinstance(names, list) or not names or not all(
+                isinstance(name, str) and name.isascii() for name in names):
             raise _Wrong('an entry of "syscalls" has no "names"')
         action = _action(entry.get("action"), entry.get("errnoRet"))
         if not _applies(entry, machine, capabilities) or action == default:
@@ -321,6 +322,8 @@ def _checked(rule: Rule) -> list[_Instruction]:
     code: list[_Instruction] = [(_RETURN, 0, 0, rule.action)]
     for condition in reversed(rule.conditions):
         code = [*_compared(condition, len(code)), *code]
+    if len(code) > 250:  # a jump's distance is one byte
+        raise _Wrong(f"a rule for {rule.name!r} has too many comparisons")
     return code
 
 

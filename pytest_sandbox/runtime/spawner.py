@@ -95,6 +95,8 @@ class Spawner:
 
 def compile_plan(body: dict[str, Any]) -> dict[str, Any] | None:
     """A plan with actions in place of its operations; None where one of these is not for the spawner."""
+    if body.get("wide"):
+        return None
     parts = {part: [mounts.actions_of(step) for step in body[part]] for part in ("scratch", "mounts", "inside")}
     if not all(_is_compiled(actions) for steps in parts.values() for actions in steps):
         return None

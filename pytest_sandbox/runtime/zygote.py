@@ -27,7 +27,7 @@ from . import syscalls as sc
 from .children import ForkedChild
 from .init import stand_back, step_forward
 from .plan import Host, Plan
-from .prefault import Pages
+from .prefault import Meeting, Pages
 from .protocol import wait_readable
 from .running import Running
 
@@ -154,8 +154,8 @@ class _Zygote:
         self.children: dict[int, tuple[ForkedChild, int, Running]] = {}  # by pidfd: and where to tell its end
         self.handlers: dict[int, Any] = {}
         self.folders: entering.Folders = []
-        self.pages = Pages()
-        self.examined: dict[int, tuple[socket.socket, ForkedChild]] = {}  # children that say when they have done
+        self.pages = Pages(pins=host.privileged)  # by two forks they would be copied for the first, and shared by it
+        self.examined: dict[int, tuple[Meeting, ForkedChild]] = {}  # children that say when they have done
         self.poll = select.poll()
         for fd in (sock.fileno(), lifeline):
             self.poll.register(fd, select.POLLIN)
@@ -199,10 +199,10 @@ class _Zygote:
     def examine(self, fd: int) -> None:
         """A child has done its work, and waits for us to look at it; or it has ended without a word."""
         self.poll.unregister(fd)
-        sock, child = self.examined.pop(fd)
-        with sock, suppress(OSError):
-            if sock.recv(1):
-                self.pages.look(child.pid)
+        meeting, child = self.examined.pop(fd)
+        if meeting.has_come():
+            self.pages.look(child.pid)
+        meeting.over()
 
     def obey(self) -> bool:
         got = protocol.receive(self.sock)
@@ -221,29 +221,28 @@ class _Zygote:
     def fork(self, order: protocol.Message, into: Any, status: int, descriptors: list[int],
              said: protocol.Message) -> None:
         """Forks a child into a sandbox and says so, with ``said``."""
-        ours, theirs = socket.socketpair() if self.pages.learns else (None, None)
+        meeting = Meeting() if self.pages.learns else None
         try:
             child = self.enter(into, order)
         except (OSError, SandboxClosedError):
             protocol.send(self.sock, {"pid": 0})
             os.close(status)
-            if ours is not None:
-                ours.close()
+            if meeting is not None:
+                meeting.over()
         else:
             if child is None:
                 os.close(status)
-                if ours is not None and theirs is not None:
-                    ours.close()
-                    entering.when_done.append(lambda: _be_examined(theirs))
+                if meeting is not None:
+                    meeting.inside()
+                    entering.when_done.append(meeting.come)
                 self.go_inside(order, descriptors)
-            if ours is not None:
-                self.examined[ours.fileno()] = ours, child
-                self.poll.register(ours, select.POLLIN)
+            if meeting is not None:
+                meeting.forked()
+                self.examined[meeting.fileno()] = meeting, child
+                self.poll.register(meeting, select.POLLIN)
             self.children[child.fileno()] = child, status, into
             self.poll.register(child.fileno(), select.POLLIN)
             protocol.send(self.sock, {**said, "pid": child.pid}, (child.fileno(),))
-        if theirs is not None:
-            theirs.close()
         into.forget()
         protocol.close(descriptors)
 
@@ -255,8 +254,8 @@ class _Zygote:
             for child, status, _ in self.children.values():
                 child.forget()
                 os.close(status)
-            for sock, _ in self.examined.values():
-                sock.close()
+            for meeting, _ in self.examined.values():
+                meeting.over()
             for number, handler in self.handlers.items():
                 signal.signal(number, handler)
             entering.go_to(order["where"], order["env"])
@@ -265,14 +264,6 @@ class _Zygote:
             self.inside(descriptors[0], descriptors[1])
         except BaseException as error:  # noqa: BLE001 - nothing of the caller's stack may run in this process
             entering.give_up(error)
-
-
-def _be_examined(sock: socket.socket) -> None:
-    """In a child that has done its work: lets the zygote look at it; does not wait for ever."""
-    with sock, suppress(OSError):
-        sock.settimeout(0.5)
-        sock.send(b"x")
-        sock.recv(1)  # its end is the answer
 
 
 _everyone: weakref.WeakSet[Zygote] = weakref.WeakSet()

@@ -16,8 +16,11 @@ import measure
 import network
 import noop
 import start
+import states
 
-PARTS = ("noop", "start", "installed", "limits", "network")
+import images
+
+PARTS = ("noop", "start", "installed", "limits", "network", "states", "images")
 
 
 def main() -> int:
@@ -37,7 +40,7 @@ def main() -> int:
         for part in ("noop", "installed"):
             (Path(name) / part).mkdir()
         if "noop" in chosen:
-            tables.append(noop.run(Path(name) / "noop", options.tests, options.runs))
+            tables += noop.run(Path(name) / "noop", options.tests, options.runs)
         if "start" in chosen:
             tables.append(start.run(options.rounds))
         if "installed" in chosen:
@@ -46,6 +49,10 @@ def main() -> int:
             tables += network.run(options.rounds)
         if "limits" in chosen:
             tables += limits.run(options.rounds)
+        if "states" in chosen:
+            tables += states.run(options.rounds)
+        if "images" in chosen:
+            tables += images.run(Path(name), max(3, options.rounds // 40))
     print(measure.save(output, facts, tables))
     return 0
 

@@ -5,9 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import sys
+from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "fuzz"))
+import parsers
 
 from pytest_sandbox.errors import SandboxError
 from pytest_sandbox.image.manifest import parse_config, parse_manifest
@@ -83,3 +89,20 @@ def test_messages_of_init(data: bytes) -> None:
 def test_profiles(profile: object) -> None:
     with contextlib.suppress(seccomp._Wrong):
         seccomp._read(profile, "x86_64", frozenset())
+
+
+FOUND = sorted((Path(parsers.__file__).parent / "found").glob("*/*"))
+
+
+@pytest.mark.parametrize("path", FOUND, ids=[f"{one.parent.name}-{one.name}" for one in FOUND])
+def test_what_fuzzing_has_found(path: Path) -> None:
+    parser = parsers.PARSERS[path.parent.name]
+    parser.read(parser.mend(path.read_bytes()))
+
+
+@pytest.mark.parametrize("name", parsers.PARSERS)
+def test_what_fuzzing_begins_with(name: str) -> None:
+    """The seeds are read: a parser that refused them all at the first byte would be fuzzed in vain."""
+    parser = parsers.PARSERS[name]
+    for data in parser.seeds():
+        parser.read(parser.mend(data))

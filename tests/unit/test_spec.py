@@ -196,7 +196,7 @@ def test_what_was_given_does_not_make_two_equal_specs_differ() -> None:
 
 
 def test_every_option_is_a_field_and_the_default_capabilities_exist() -> None:
-    assert set(spec.OPTIONS) == set(spec.SPEC_FIELDS) - {"given", "persist"}
+    assert set(spec.OPTIONS) == set(spec.SPEC_FIELDS) - {"given", "owners", "persist"}
     assert set(spec.DEFAULT_CAPABILITIES) <= set(spec.CAPABILITIES)
 
 
