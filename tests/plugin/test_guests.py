@@ -105,6 +105,38 @@ def test_each_body_runs_in_its_images_python_and_leaves_nothing(suite: pytest.Py
     assert [text.count(word) for word in ("prepares", "puts away")] == [2, 2]  # once an image
 
 
+def test_a_list_of_images_makes_a_test_of_each(suite: pytest.Pytester) -> None:
+    suite.makepyfile(test_lists="""
+        import pytest
+        from pathlib import Path
+        from images import FIRST, SECOND
+        pytestmark = pytest.mark.sandbox(image=[FIRST, SECOND, "host"])
+
+        def system():
+            return Path("/etc/os-release").read_text().strip()
+
+        @pytest.mark.parametrize("number", [1, 2])
+        def test_each(number, request):
+            name = request.node.name.rstrip("]").rpartition("-")[2]
+            assert name == "host" or system() == f"ID={name}"
+
+        @pytest.mark.sandbox(image=SECOND)
+        def test_nearest_wins():
+            assert system() == "ID=second"
+
+        class TestDriven:
+            def test_fixture(self, sandbox, request):
+                name = request.node.name.rstrip("]").rpartition("[")[2]
+                assert name == "host" or sandbox.path("/etc/os-release").read_text().strip() == f"ID={name}"
+    """)
+    result = run(suite, "-v")
+    result.assert_outcomes(passed=10)
+    result.stdout.fnmatch_lines([
+        "*test_lists.py::test_each?1-first? PASSED*", "*::test_each?1-second? PASSED*", "*::test_each?1-host? PASSED*",
+        "*::test_nearest_wins PASSED*", "*::test_fixture?second? PASSED*"])
+    run(suite, "-k", "first").assert_outcomes(passed=3, deselected=7)
+
+
 def test_reports_come_back_whole(suite: pytest.Pytester) -> None:
     suite.makepyfile(test_kinds="""
         import os, sys, warnings, logging
