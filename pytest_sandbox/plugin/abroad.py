@@ -236,7 +236,7 @@ class Party:
             argv = ["-c", f"exec(compile(open('{grafts.TARGET}/pytest_sandbox/plugin/landing.py').read(), "
                           "'landing.py', 'exec'))", grafts.TARGET]
             guest.start(plan, guests.disk(spec), python, argv, env, self._directory(),
-                        (0, 1, 2) if self.conductor.live else None)
+                        compat.true_streams(self.abroad.config) if self.conductor.live else None)
             guest.send({"session": self._order()}, doing="started")
         except BaseException:
             guest.close()

@@ -233,6 +233,31 @@ def test_higher_scopes_end_when_the_image_needs_them_no_more(suite: pytest.Pytes
     assert [text.count(f"both {what}") for what in ("x begins", "x ends", "y begins", "y ends")] == [1, 1, 1, 1]
 
 
+def test_a_fixture_by_name_and_one_that_works_sandboxes(suite: pytest.Pytester) -> None:
+    suite.makepyfile("""
+        import pytest
+        from images import FIRST
+        pytestmark = pytest.mark.sandbox(image=FIRST)
+        MADE = []
+
+        @pytest.fixture(scope="session")
+        def by_name():
+            MADE.append(1)
+            print("made now")
+            return len(MADE)
+        @pytest.fixture(scope="session")
+        def outside(sandbox_factory): pass
+
+        def test_first(request): assert request.getfixturevalue("by_name") == 1
+        def test_second(request): assert request.getfixturevalue("by_name") == 1 and MADE == [1]
+        def test_outside(outside): pass
+    """)
+    result = run(suite, "-rA")
+    result.assert_outcomes(passed=2, errors=1)
+    assert result.stdout.str().count("made now") == 1
+    result.stdout.fnmatch_lines(["the fixture 'sandbox_factory' works sandboxes from the host, and*"])
+
+
 def test_what_cannot_be_is_said_once_and_the_others_go_on(suite: pytest.Pytester, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     (empty / "etc").mkdir(parents=True)
