@@ -10,6 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import hardening
 import installed
 import limits
 import measure
@@ -17,7 +18,7 @@ import network
 import noop
 import start
 
-PARTS = ("noop", "start", "installed", "limits", "network")
+PARTS = ("noop", "start", "installed", "limits", "network", "hardening")
 
 
 def main() -> int:
@@ -46,6 +47,8 @@ def main() -> int:
             tables += network.run(options.rounds)
         if "limits" in chosen:
             tables += limits.run(options.rounds)
+        if "hardening" in chosen:
+            tables += hardening.run(options.rounds)
     print(measure.save(output, facts, tables))
     return 0
 
