@@ -40,7 +40,7 @@ def main() -> int:
         for part in ("noop", "installed"):
             (Path(name) / part).mkdir()
         if "noop" in chosen:
-            tables.append(noop.run(Path(name) / "noop", options.tests, options.runs))
+            tables += noop.run(Path(name) / "noop", options.tests, options.runs)
         if "start" in chosen:
             tables.append(start.run(options.rounds))
         if "installed" in chosen:
