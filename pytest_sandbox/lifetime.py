@@ -89,6 +89,10 @@ class Lifetime:
                 return sandbox
         return None
 
+    def adopt(self, running: Running) -> None:
+        """Takes a sandbox over that was made for it by another supervisor than this process's."""
+        self._running = running
+
     # The lifetime.
 
     def start(self: _Self) -> _Self:
@@ -264,6 +268,11 @@ class Lifetime:
         if running.alive:  # else the fork will say what is wrong
             os.close(sc.openat2(running.root, where, os.O_PATH | os.O_DIRECTORY, resolve=sc.RESOLVE_IN_ROOT))
         return where
+
+    @staticmethod
+    def takes_one_fork() -> bool:
+        """Whether :meth:`fork` is one fork of this process; where the caller is not root it is a fork of a fork."""
+        return launch.supervisor().host.privileged
 
     @staticmethod
     def zygote(ready: Callable[[], Inside], specs: Iterable[SandboxSpec]) -> Zygote:

@@ -22,7 +22,7 @@ class Fault:
 
     ``status`` answers that. ``cut`` ends the connection after so many bytes. ``flip`` changes the byte at that place.
     ``replace`` sends other bytes. ``endless`` goes on for ever. ``redirect`` sends elsewhere. ``deaf`` ignores Range.
-    ``wrong_range`` answers another one. ``silent`` sends no length.
+    ``wrong_range`` answers another one. ``silent`` sends no length. ``together`` answers nobody until so many ask.
     """
 
     match: str
@@ -38,6 +38,7 @@ class Fault:
     deaf: bool = False
     wrong_range: bool = False
     silent: bool = False
+    together: threading.Barrier | None = None
 
 
 @dataclass
@@ -200,6 +201,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _content(self, body: bytes, fault: Fault | None, headers: dict[str, str]) -> None:
         fault = fault or Fault("")
+        if fault.together is not None:
+            fault.together.wait(20)
         if fault.replace is not None:
             body = fault.replace
             headers.pop("Docker-Content-Digest", None)

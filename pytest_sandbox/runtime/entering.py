@@ -32,6 +32,8 @@ when_inside: list[Callable[[], None]] = []
 when_joined: list[Callable[[], None]] = []
 #: Called in a fork of the caller when it has done its work, before it tells so.
 when_done: list[Callable[[], None]] = []
+#: And when it has told so.
+when_told: list[Callable[[], None]] = []
 #: Descriptors of directories, and their paths.
 Folders = list[tuple[int, str]]
 
@@ -50,7 +52,7 @@ def fork_as_root(running: Running, ids: tuple[int, int], folders: Folders) -> in
     with forking:
         own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            sc.setns(running.pidfd, sc.CLONE_NEWPID)
+            running.enter(sc.CLONE_NEWPID)
             try:
                 pid = os.fork()
             finally:
@@ -112,7 +114,7 @@ def _join(running: Running, namespaces: int, ids: tuple[int, int], folders: Fold
         for function in when_joined:
             function()
         if namespaces:
-            sc.setns(running.pidfd, namespaces)
+            running.enter(namespaces)
         _inside = True
         come_first()
         # A session of its own: no terminal of the caller's to type into, no process group to send signals to.

@@ -27,12 +27,12 @@ from . import syscalls as sc
 from .children import ForkedChild
 from .init import stand_back, step_forward
 from .plan import Host, Plan
-from .prefault import Pages
+from .prefault import Meeting, Pages
 from .protocol import wait_readable
 from .running import Running
 
 #: How a child's end is told: its return code, user and system seconds, blocks read and written.
-_END = struct.Struct("=iddqq")
+END = struct.Struct("=iddqq")
 #: Runs in a child, inside, with the two descriptors that :meth:`Zygote.fork` was given for it. Never returns.
 Inside = Callable[[int, int], NoReturn]
 
@@ -135,12 +135,12 @@ class RemoteChild(ForkedChild):
 
     def _end(self) -> int:
         self.is_there()
-        told = os.read(self._status, _END.size)
+        told = os.read(self._status, END.size)
         os.close(self._status)
-        if len(told) != _END.size:
+        if len(told) != END.size:
             return -signal.SIGKILL  # the zygote is gone
         code: int
-        code, *used = _END.unpack(told)
+        code, *used = END.unpack(told)
         self._spent(*used)
         return code
 
@@ -154,8 +154,8 @@ class _Zygote:
         self.children: dict[int, tuple[ForkedChild, int, Running]] = {}  # by pidfd: and where to tell its end
         self.handlers: dict[int, Any] = {}
         self.folders: entering.Folders = []
-        self.pages = Pages()
-        self.examined: dict[int, tuple[socket.socket, ForkedChild]] = {}  # children that say when they have done
+        self.pages = Pages(pins=host.privileged)  # by two forks they would be copied for the first, and shared by it
+        self.examined: dict[int, tuple[Meeting, ForkedChild]] = {}  # children that say when they have done
         self.poll = select.poll()
         for fd in (sock.fileno(), lifeline):
             self.poll.register(fd, select.POLLIN)
@@ -173,66 +173,78 @@ class _Zygote:
             self.inside = ready()
             stand_back()
             entering.when_joined.append(self.pages.copy)
-            while True:
-                for fd, _ in self.poll.poll():
-                    if fd in self.children:
-                        self.reap(fd)
-                    elif fd in self.examined:
-                        self.examine(fd)
-                    elif fd == self.lifeline or not self.obey():
-                        os._exit(0)
+            self.loop()
         except BaseException:  # noqa: BLE001 - nothing of the caller's stack may run in this process
             os._exit(1)
+
+    def loop(self) -> NoReturn:
+        """Obeys and reaps until there is nobody to obey."""
+        while True:
+            for fd, _ in self.poll.poll():
+                if fd in self.children:
+                    self.reap(fd)
+                elif fd in self.examined:
+                    self.examine(fd)
+                elif fd == self.lifeline or not self.obey():
+                    os._exit(0)
 
     def reap(self, fd: int) -> None:
         self.poll.unregister(fd)
         child, status, into = self.children.pop(fd)
         code = child.wait()
         with suppress(OSError):
-            os.write(status, _END.pack(code, *into.spent))
+            os.write(status, END.pack(code, *into.spent))
         os.close(status)
 
     def examine(self, fd: int) -> None:
         """A child has done its work, and waits for us to look at it; or it has ended without a word."""
         self.poll.unregister(fd)
-        sock, child = self.examined.pop(fd)
-        with sock, suppress(OSError):
-            if sock.recv(1):
-                self.pages.look(child.pid)
+        meeting, child = self.examined.pop(fd)
+        if meeting.has_come():
+            self.pages.look(child.pid)
+        meeting.over()
 
     def obey(self) -> bool:
         got = protocol.receive(self.sock)
         if got is None:
             return False
         order, (pidfd, status, reports, orders, *joins) = got
-        descriptors = [reports, orders]
-        ours, theirs = socket.socketpair() if self.pages.learns else (None, None)
         into = Running.borrowed(pidfd, self.plans[order["fork"]], self.host, joins)
+        self.fork(order, into, status, [reports, orders], {})
+        return True
+
+    def enter(self, into: Any, order: protocol.Message) -> ForkedChild | None:
+        """Forks into a sandbox. Returns None in the child."""
+        child: ForkedChild | None = into.fork(tuple(order["ids"]), self.folders)
+        return child
+
+    def fork(self, order: protocol.Message, into: Any, status: int, descriptors: list[int],
+             said: protocol.Message) -> None:
+        """Forks a child into a sandbox and says so, with ``said``."""
+        meeting = Meeting() if self.pages.learns else None
         try:
-            child = into.fork(tuple(order["ids"]), self.folders)
+            child = self.enter(into, order)
         except (OSError, SandboxClosedError):
             protocol.send(self.sock, {"pid": 0})
             os.close(status)
-            if ours is not None:
-                ours.close()
+            if meeting is not None:
+                meeting.over()
         else:
             if child is None:
                 os.close(status)
-                if ours is not None and theirs is not None:
-                    ours.close()
-                    entering.when_done.append(lambda: _be_examined(theirs))
+                if meeting is not None:
+                    meeting.inside()
+                    entering.when_done.append(meeting.come)
                 self.go_inside(order, descriptors)
-            if ours is not None:
-                self.examined[ours.fileno()] = ours, child
-                self.poll.register(ours, select.POLLIN)
+            if meeting is not None:
+                meeting.forked()
+                self.examined[meeting.fileno()] = meeting, child
+                self.poll.register(meeting, select.POLLIN)
             self.children[child.fileno()] = child, status, into
             self.poll.register(child.fileno(), select.POLLIN)
-            protocol.send(self.sock, {"pid": child.pid}, (child.fileno(),))
-        if theirs is not None:
-            theirs.close()
+            protocol.send(self.sock, {**said, "pid": child.pid}, (child.fileno(),))
         into.forget()
         protocol.close(descriptors)
-        return True
 
     def go_inside(self, order: protocol.Message, descriptors: list[int]) -> NoReturn:
         """In a child, inside its sandbox."""
@@ -242,8 +254,8 @@ class _Zygote:
             for child, status, _ in self.children.values():
                 child.forget()
                 os.close(status)
-            for sock, _ in self.examined.values():
-                sock.close()
+            for meeting, _ in self.examined.values():
+                meeting.over()
             for number, handler in self.handlers.items():
                 signal.signal(number, handler)
             entering.go_to(order["where"], order["env"])
@@ -252,14 +264,6 @@ class _Zygote:
             self.inside(descriptors[0], descriptors[1])
         except BaseException as error:  # noqa: BLE001 - nothing of the caller's stack may run in this process
             entering.give_up(error)
-
-
-def _be_examined(sock: socket.socket) -> None:
-    """In a child that has done its work: lets the zygote look at it; does not wait for ever."""
-    with sock, suppress(OSError):
-        sock.settimeout(0.5)
-        sock.send(b"x")
-        sock.recv(1)  # its end is the answer
 
 
 _everyone: weakref.WeakSet[Zygote] = weakref.WeakSet()

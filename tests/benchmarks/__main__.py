@@ -17,8 +17,11 @@ import measure
 import network
 import noop
 import start
+import states
 
-PARTS = ("noop", "start", "installed", "limits", "network", "hardening")
+import images
+
+PARTS = ("noop", "start", "installed", "limits", "network", "states", "images", "hardening")
 
 
 def main() -> int:
@@ -38,7 +41,7 @@ def main() -> int:
         for part in ("noop", "installed"):
             (Path(name) / part).mkdir()
         if "noop" in chosen:
-            tables.append(noop.run(Path(name) / "noop", options.tests, options.runs))
+            tables += noop.run(Path(name) / "noop", options.tests, options.runs)
         if "start" in chosen:
             tables.append(start.run(options.rounds))
         if "installed" in chosen:
@@ -49,6 +52,10 @@ def main() -> int:
             tables += limits.run(options.rounds)
         if "hardening" in chosen:
             tables += hardening.run(options.rounds)
+        if "states" in chosen:
+            tables += states.run(options.rounds)
+        if "images" in chosen:
+            tables += images.run(Path(name), max(3, options.rounds // 40))
     print(measure.save(output, facts, tables))
     return 0
 

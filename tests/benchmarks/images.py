@@ -1,4 +1,4 @@
-"""Pulling and unpacking, beside skopeo, umoci and podman in one run. ``python tests/benchmarks/images.py --help``.
+"""Pulling and unpacking, beside skopeo, umoci and podman in one run. Also by itself: ``images.py --help``.
 
 Needs docker-registry, skopeo, umoci, podman, apache2-utils and mmdebstrap of Debian's. Each variant runs in a process
 of its own (ours with a whole Python to start), in turns; wall and CPU seconds, best and median, as ratios to the peer.
@@ -24,10 +24,11 @@ sys.path.insert(0, str(HERE.parent.parent))
 
 import imagemaker  # noqa: E402 - from the tests' own folder
 import realregistry  # noqa: E402
+from measure import Series, Table  # noqa: E402
 
 OURS = "import sys; from pytest_sandbox.image.store import ImageStore; ImageStore(sys.argv[1]).resolve(sys.argv[2])"
 FETCH = """
-import sys, tempfile, threading
+import sys, threading
 from contextlib import closing
 from pathlib import Path
 from pytest_sandbox.image.blobs import fetch_blob
@@ -59,19 +60,22 @@ def timed(command: list[str], prepare: Callable[[], None]) -> tuple[float, float
     return wall, (after.children_user + after.children_system) - (before.children_user + before.children_system)
 
 
-def report(title: str, against: str, runs: dict[str, list[tuple[float, float]]]) -> None:
-    base = statistics.median(wall for wall, _ in runs[against]), statistics.median(cpu for _, cpu in runs[against])
-    print(f"\n{title}\n{'':28} wall med  best   cpu med   wall/{against}  cpu/{against}")
-    for name, samples in runs.items():
-        walls, cpus = [wall for wall, _ in samples], [cpu for _, cpu in samples]
-        wall, cpu = statistics.median(walls), statistics.median(cpus)
-        print(f"{name:28} {wall:8.2f} {min(walls):6.2f} {cpu:8.2f} {wall / base[0]:10.2f} {cpu / base[1]:10.2f}")
+def table(title: str, against: str, runs: dict[str, list[tuple[float, float]]]) -> Table:
+    """Wall times as samples; what they cost in CPU time as notes."""
+    made = Table(title, [Series(name, [wall * 1000 for wall, _ in got]) for name, got in runs.items()], against)
+    base = statistics.median(cpu for _, cpu in runs[against])
+    for name, got in runs.items():
+        cpu = statistics.median(cpu for _, cpu in got)
+        made.notes.append(f"{name}: CPU {cpu * 1000:.0f} ms, {cpu / base:.2f} of {against}'s; best wall "
+                          f"{min(wall for wall, _ in got) * 1000:.0f} ms")
+    return made
 
 
-def second_use(scratch: Path) -> None:
+def second_use(scratch: Path) -> Table:
+    """A new ImageStore, and resolve() of an image that is there."""
     from pytest_sandbox.image.store import ImageStore
 
-    print("\nsecond use: a new ImageStore, resolve() of an image that is there (ms, median of 50)")
+    series = []
     for count in (1, 60):
         layers = [imagemaker.layer([imagemaker.directory("./"), imagemaker.file(f"f{at}", "x")]) for at in range(count)]
         layout = imagemaker.write_layout(scratch / f"l{count}", imagemaker.image(layers))
@@ -81,7 +85,32 @@ def second_use(scratch: Path) -> None:
             with ImageStore(scratch / "second") as store:
                 assert len(store.resolve(f"oci:{layout}").layers) == count
                 samples.append((time.perf_counter() - began) * 1000)
-        print(f"{count:3} layers: {statistics.median(samples[1:]):.2f}  worst {max(samples[1:]):.2f}")
+        series.append(Series(f"{count} layers", samples[1:]))
+    return Table("Second use of an image", series, "1 layers")
+
+
+def missing() -> list[str]:
+    """What of the peers is not installed."""
+    return [name for name in ("docker-registry", "skopeo", "umoci", "podman", "htpasswd", "mmdebstrap")
+            if shutil.which(name) is None]
+
+
+def run(scratch: Path, runs: int, tar: Path | None = None) -> list[Table]:
+    """Every table; an empty list where a peer is missing, which is said."""
+    if without := missing():
+        print(f"no images: {', '.join(without)} not installed", file=sys.stderr)
+        return []
+    if tar is None:
+        tar = scratch / "base.tar"
+        subprocess.run(["mmdebstrap", "--variant=minbase", "--include=python3-minimal", "bookworm", str(tar)],
+                       check=True, capture_output=True)
+    image = imagemaker.image([tar.read_bytes(), imagemaker.layer([imagemaker.file("etc/motd", "x")])])
+    layout = imagemaker.write_layout(scratch / "layout", image, names=["t"])
+    with realregistry.registry(scratch / "registry") as host:
+        subprocess.run(["skopeo", "--insecure-policy", "copy", "--dest-tls-verify=false", f"oci:{layout}:t",
+                        f"docker://{host}/app:1"], check=True, capture_output=True)
+        tables = compare(scratch, layout, f"{host}/app:1", runs)
+    return [*tables, second_use(scratch)]
 
 
 def main() -> int:
@@ -90,24 +119,13 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--scratch", type=Path, default=Path("/dev/shm"))
     options = parser.parse_args()
-    print(f"{platform.release()}, {os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}, {options.scratch}")
+    print(f"{platform.release()}, {os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}, {options.scratch}\n")
     with tempfile.TemporaryDirectory(dir=options.scratch) as name:
-        scratch = Path(name)
-        tar = options.tar or scratch / "base.tar"
-        if options.tar is None:
-            subprocess.run(["mmdebstrap", "--variant=minbase", "--include=python3-minimal", "bookworm", str(tar)],
-                           check=True, capture_output=True)
-        image = imagemaker.image([tar.read_bytes(), imagemaker.layer([imagemaker.file("etc/motd", "x")])])
-        layout = imagemaker.write_layout(scratch / "layout", image, names=["t"])
-        with realregistry.registry(scratch / "registry") as host:
-            subprocess.run(["skopeo", "--insecure-policy", "copy", "--dest-tls-verify=false", f"oci:{layout}:t",
-                            f"docker://{host}/app:1"], check=True, capture_output=True)
-            measure(scratch, layout, f"{host}/app:1", options.runs)
-        second_use(scratch)
+        print("\n".join(one.markdown() for one in run(Path(name), options.runs, options.tar)))
     return 0
 
 
-def measure(scratch: Path, layout: Path, reference: str, runs: int) -> None:
+def compare(scratch: Path, layout: Path, reference: str, runs: int) -> list[Table]:
     target = scratch / "target"
 
     def clear() -> None:
@@ -120,24 +138,26 @@ def measure(scratch: Path, layout: Path, reference: str, runs: int) -> None:
     skopeo = ["skopeo", "--insecure-policy", "copy", "--src-tls-verify=false", f"docker://{reference}"]
     podman = ["podman", "--root", str(target / "s"), "--runroot", str(target / "r"), "--storage-driver", "overlay"]
     groups: list[tuple[str, str, dict[str, tuple[list[str], Callable[[], None]]]]] = [
-        ("pull without unpacking", "skopeo", {
+        ("Pull without unpacking", "skopeo", {
             "ours": ([sys.executable, "-c", FETCH, str(target), reference], clear),
             "skopeo": ([*skopeo, f"oci:{target}:t"], clear)}),
-        ("unpack from an OCI layout", "umoci raw", {
+        ("Unpack from an OCI layout", "umoci raw", {
             "ours": ([sys.executable, "-c", OURS, str(target), f"oci:{layout}:t"], clear),
             "umoci raw": (["umoci", "raw", "unpack", "--image", f"{layout}:t", str(target)], clear),
             "umoci (with its mtree)": (["umoci", "unpack", "--image", f"{layout}:t", str(target)], clear)}),
-        ("pull and unpack", "podman", {
+        ("Pull and unpack", "podman", {
             "ours": ([sys.executable, "-c", OURS, str(target), reference], clear),
             "podman": ([*podman, "pull", "-q", "--tls-verify=false", reference], clear_podman)}),
     ]
+    tables = []
     for title, against, variants in groups:
         found: dict[str, list[tuple[float, float]]] = {one: [] for one in variants}
         for _ in range(runs):
             for one, (command, prepare) in variants.items():
                 found[one].append(timed(command, prepare))
         clear()
-        report(title, against, found)
+        tables.append(table(title, against, found))
+    return tables
 
 
 if __name__ == "__main__":

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import json
-import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from measure import Series, Table, in_turns
@@ -19,18 +18,11 @@ def test_nothing(number):
     pass
 """
 
-# Looks at the clock whenever a test is over, in the process that reports: whatever happens between two tests counts.
-CLOCK = """
-import json, os, time
-
-marks = []
-
+# A hook of the suite's own around each test: what the pytest process remembers might be looked at by the next test, so
+# each is forked from it when its turn comes, and none ahead.
+HOOK = """
 def pytest_runtest_logfinish():
-    marks.append(time.perf_counter())
-
-def pytest_sessionfinish():
-    with open(os.environ["BENCHMARK_MARKS"], "w") as file:
-        json.dump(marks, file)
+    pass
 """
 
 VARIANTS = {
@@ -40,27 +32,37 @@ VARIANTS = {
 }
 
 
-def run(folder: Path, count: int, rounds: int) -> Table:
+def run(folder: Path, count: int, rounds: int) -> list[Table]:
+    return [measured(folder, count, rounds, hook) for hook in (False, True)]
+
+
+def measured(folder: Path, count: int, rounds: int, hook: bool) -> Table:
     (folder / "test_nothing.py").write_text(SUITE.format(count=count))
-    (folder / "conftest.py").write_text(CLOCK)
-    marks = folder / "marks.json"
-
-    def one(options: list[str]) -> list[float]:
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options], cwd=folder,
-            env={**os.environ, "BENCHMARK_MARKS": str(marks)}, capture_output=True, text=True)
-        if f"{count} passed" not in done.stdout:
-            raise SystemExit(f"pytest {' '.join(options)} did not pass:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-        times = json.loads(marks.read_text())
-        return [(after - before) * 1000 for before, after in itertools.pairwise(times)]
-
-    series = in_turns({name: lambda options=options: one(options) for name, options in VARIANTS.items()}, rounds)
-    table = Table(f"One test that does nothing ({count} tests, {rounds} runs each)", series, "pytest-forked --forked")
+    (folder / "conftest.py").write_text(HOOK if hook else "")
+    series = in_turns({name: lambda options=options: one(folder, count, options)
+                       for name, options in VARIANTS.items()}, rounds)
+    table = Table(f"One test that does nothing{', with a hook of the suite around each' * hook} "
+                  f"({count} tests, {rounds} runs each)", series, "pytest-forked --forked")
     ours, peer, plain = table.of("--sandbox=all"), table.of("pytest-forked --forked"), table.of("plain")
     table.notes.append(
         f"Added to a plain test, by the mean: --sandbox=all {added(ours, plain):.2f} ms, "
         f"pytest-forked {added(peer, plain):.2f} ms, ratio {added(ours, plain) / added(peer, plain):.2f}.")
     return table
+
+
+def one(folder: Path, count: int, options: list[str]) -> list[float]:
+    """The milliseconds between the outcomes of two tests, as they are printed."""
+    times, said = [], []
+    with subprocess.Popen([sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", *options], cwd=folder,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            said.append(line)
+            if " PASSED " in line:
+                times.append(time.perf_counter())
+    if len(times) != count or process.returncode:
+        raise SystemExit(f"pytest {' '.join(options)} did not pass:\n{''.join(said)[-2000:]}")
+    return [(after - before) * 1000 for before, after in itertools.pairwise(times)]
 
 
 def added(one: Series, plain: Series) -> float:

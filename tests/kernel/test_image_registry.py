@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import stat
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,6 +86,33 @@ def test_a_pull(registry: FakeRegistry, cache: Path) -> None:
 
 def test_docker_media_types(registry: FakeRegistry, cache: Path) -> None:
     assert pull(registry.put("a", "1", image([BIG], docker=True)), cache).digest
+
+
+def test_a_list_of_dockers(registry: FakeRegistry, cache: Path) -> None:
+    """The fourth kind of manifest."""
+    made = image([BIG], docker=True)
+    registry.put("a", "unnamed", made)
+    kinds = {"vnd.oci.image.index.v1": "vnd.docker.distribution.manifest.list.v2",
+             "vnd.oci.image.manifest.v1": "vnd.docker.distribution.manifest.v2"}
+    listing = index([(made, {"platform": {"os": "linux", "architecture": "amd64"}})]).decode()
+    for ours, theirs in kinds.items():
+        listing = listing.replace(ours, theirs)
+    registry.put_manifest("a", "1", listing.encode())
+    assert pull(f"{registry.host}/a:1", cache, platform=Platform.parse("linux/amd64")).digest == made.digest
+    asked = next(one for one in registry.seen if "/manifests/1" in one.path)
+    for kind in (*kinds, *kinds.values()):
+        assert f"application/{kind}+json" in asked.headers["Accept"]
+
+
+def test_blobs_come_side_by_side(registry: FakeRegistry, cache: Path) -> None:
+    """The registry answers none of three before all of them have been asked for."""
+    made = image([BIG, SMALL, layer([file("third", "3")])])
+    reference = registry.put("a", "1", made)
+    together = threading.Barrier(3)
+    for one in json.loads(made.manifest)["layers"]:
+        registry.fault(one["digest"], together=together)
+    assert set(merge(pull(reference, cache).layers)) >= {"big", "small", "third"}
+    assert not together.broken
 
 
 def test_a_digest_is_what_is_asked_for(registry: FakeRegistry, cache: Path) -> None:

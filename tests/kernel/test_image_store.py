@@ -205,6 +205,19 @@ def test_attributes_arrive(store: ImageStore, tmp_path: Path) -> None:
         assert status.st_mtime_ns == 1222222222_500000000
 
 
+def test_file_capabilities(store: ImageStore, tmp_path: Path) -> None:
+    """cap_net_raw+ep, as the kernel keeps it (VFS_CAP_REVISION_2); only root may set it, others are told."""
+    value = bytes.fromhex("0100000200200000000000000000000000000000")
+    path = tmp_path / "root.tar"
+    path.write_bytes(layer([file("ping", "x", mode=0o755, uid=7, pax={"SCHILY.xattr.security.capability": value})]))
+    stack = store.resolve(f"rootfs:{path}")
+    if os.geteuid() == 0:
+        assert os.getxattr(f"{stack.layers[0]}/ping", "security.capability") == value
+        assert os.stat(f"{stack.layers[0]}/ping").st_uid == 7
+    else:
+        assert ["security.capability" in one for one in stack.notes] == [True]
+
+
 def test_the_store_is_nobody_elses(store: ImageStore) -> None:
     status = os.stat(store.layout.root)
     assert stat.S_IMODE(status.st_mode) == 0o700

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -251,3 +252,27 @@ def test_what_persists_and_the_working_directory(pytester: pytest.Pytester, tmp_
     result.assert_outcomes(passed=6)
     assert ahead(result) >= 3
     assert len(list(tmp_path.iterdir())) == 6
+
+
+def test_the_fork_copies_the_pages_of_tests_that_pytest_forks_itself(pytester: pytest.Pytester) -> None:
+    from pytest_sandbox.runtime import syscalls as sc
+
+    if os.geteuid() != 0:
+        pytest.skip("only root's tests are forked once; others' are forks of forks, whose pages are shared")
+    if not sc.pin(sc.a_page()):
+        pytest.skip("this kernel has no io_uring, or it is switched off")
+    # A hook of somebody else: so pytest itself forks each test.
+    pytester.makeconftest("def pytest_runtest_logfinish(): pass")
+    pytester.makepyfile(test_suite="""
+        import pytest, resource
+        @pytest.mark.parametrize("number", range(24))
+        def test_many(number):
+            pass
+        def teardown_function():
+            print("OWN", resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+    """)
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "--sandbox=all", "-rP", "-s")
+    result.assert_outcomes(passed=24)
+    own = [int(line.split()[-1]) for line in result.outlines if "OWN " in line]
+    assert len(own) == 24
+    assert max(own[-5:]) * 2 < min(own[:5]), own

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import leaks
 import pytest
-from test_sandboxes import alone, directories_of
+from test_sandboxes import alone, directories_of, new_mounts
 
 from pytest_sandbox import Sandbox
 from pytest_sandbox.sandbox import shutdown
@@ -91,8 +91,8 @@ def test_an_error_at_each_step(tmp_path: Path, spawner: str) -> None:
                 wrong.append(f"{where}: {process.returncode} {said.strip()[:300]} {complaint.strip()[-300:]}")
             if left := alone(10):
                 wrong.append(f"{where}: left {left}")
-            if dict(leaks._mounts()) != mounts:
-                wrong.append(f"{where}: mounts are left")
+            if left := new_mounts(mounts, tmp_path):
+                wrong.append(f"{where}: mounts are left: {left}")
             fine = fine + 1 if word == "fine" else 0
             if fine == 3:
                 break
