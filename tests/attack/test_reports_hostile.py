@@ -103,6 +103,12 @@ FORGERIES = {
 }
 
 
+#: One of each kind; all of them run in ``tests/soak/test_reports.py``.
+SOME = ["garbage", "gigabyte", "sixty megabytes of lists", "a million messages", "many reports", "deep attributes",
+        "another test", "another phase", "twice", "done", "no number", "huge", "a method", "a name that is none",
+        "an item's path", "a fixture", "half a message"]
+
+
 def suite(place: Path, cases: list[str], options: str = "") -> None:
     tests = [f"{ATTACKER}\npytestmark = pytest.mark.sandbox({options})"]
     for number, name in enumerate(cases):
@@ -189,7 +195,7 @@ def test_next():
 
 
 def test_forgeries(tmp_path: Path) -> None:
-    cases = list(FORGERIES)
+    cases = SOME
     suite(tmp_path, cases)
     output, peak = run(tmp_path, "-rfE", "--junitxml=junit.xml")
     check(output, cases)

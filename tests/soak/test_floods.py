@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-sys.path[:0] = [str(Path(__file__).parent.parent / name) for name in ("kernel", "attack")]
+sys.path.insert(0, str(Path(__file__).parent.parent / "kernel"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "attack"))
 from support import needs
 from test_reports_hostile import run
 

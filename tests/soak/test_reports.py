@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "attack"))
-from test_reports_hostile import ATTACKER, check, run, suite
+from test_reports_hostile import ATTACKER, FORGERIES, check, run, suite
 
 #: What is sent in a test with a time limit, whose process then goes on for ever: the time is up when it is up.
 ENDLESS = {
@@ -69,3 +69,11 @@ def test_a_process_that_tests_share(tmp_path: Path) -> None:
     suite(tmp_path, cases, 'scope="module"')
     output, _ = run(tmp_path, "-rfE")
     check(output, cases)
+
+
+def test_all_forgeries(tmp_path: Path) -> None:
+    cases = list(FORGERIES)
+    suite(tmp_path, cases)
+    output, peak = run(tmp_path, "-rfE")
+    check(output, cases)
+    assert peak < 700
