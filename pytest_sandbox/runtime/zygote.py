@@ -154,7 +154,8 @@ class _Zygote:
         self.children: dict[int, tuple[ForkedChild, int, Running]] = {}  # by pidfd: and where to tell its end
         self.handlers: dict[int, Any] = {}
         self.folders: entering.Folders = []
-        self.pages = Pages(pins=host.privileged)  # by two forks they would be copied for the first, and shared by it
+        self.near = host.privileged  # whether one fork goes into a sandbox
+        self.pages: Pages | None = None  # until the first order
         self.examined: dict[int, tuple[Meeting, ForkedChild]] = {}  # children that say when they have done
         self.poll = select.poll()
         for fd in (sock.fileno(), lifeline):
@@ -172,7 +173,6 @@ class _Zygote:
             self.folders = entering.open_folders()
             self.inside = ready()
             stand_back()
-            entering.when_joined.append(self.pages.copy)
             while True:
                 for fd, _ in self.poll.poll():
                     if fd in self.children:
@@ -196,7 +196,7 @@ class _Zygote:
         """A child has done its work, and waits for us to look at it; or it has ended without a word."""
         self.poll.unregister(fd)
         meeting, child = self.examined.pop(fd)
-        if meeting.has_come():
+        if meeting.has_come() and self.pages is not None:
             self.pages.look(child.pid)
         meeting.over()
 
@@ -206,8 +206,14 @@ class _Zygote:
             return False
         order, (pidfd, status, reports, orders, *joins) = got
         descriptors = [reports, orders]
+        if self.pages is None:
+            self.near = self.near or entering.come_near(pidfd)
+            # By two forks they would be copied for the first, and shared by it and the second.
+            self.pages = Pages(pins=self.near)
+            entering.when_joined.append(self.pages.copy)
         meeting = Meeting() if self.pages.learns else None
         into = Running.borrowed(pidfd, self.plans[order["fork"]], self.host, joins)
+        into.takes_one_fork = self.near
         try:
             child = into.fork(tuple(order["ids"]), self.folders)
         except (OSError, SandboxClosedError):
