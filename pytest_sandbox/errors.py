@@ -19,6 +19,7 @@
     ├── SandboxProtocolError     (ValueError)          what came out of a sandbox is not a valid message
     ├── SandboxCallError         (RuntimeError)        a function called inside raised, or its value is not data
     ├── SandboxCrashed           (RuntimeError)        a test's process died before it could report
+    ├── SandboxGuestError        (RuntimeError)        the Python of an image could not run tests, or died
     ├── LimitExceeded            (RuntimeError)        what ran in a sandbox reached one of its limits
     │   ├── MemoryLimitExceeded  (MemoryError)         the kernel killed it for want of memory
     │   ├── PidsLimitExceeded    (BlockingIOError)     no more processes or threads
@@ -221,6 +222,21 @@ class SandboxCrashed(SandboxError, RuntimeError):
                  output: str = "", why: str | None = None, remedy: str | None = None) -> None:
         self.phase, self.signal, self.exitcode, self.output = phase, signal, exitcode, output
         self._tell(what, why, remedy)
+
+
+class SandboxGuestError(SandboxError, RuntimeError):
+    """The guest of an image, in whose own Python tests run, could not start or has died.
+
+    ``image`` is the image, ``output`` the end of what the guest had printed.
+    """
+
+    def __init__(self, what: str, *, image: str, output: str = "", why: str | None = None,
+                 remedy: str | None = None) -> None:
+        self.image, self.output = image, output
+        self._tell(what, why, remedy)
+        if output:
+            self._text += f"\n\nWhat it had printed:\n{output.rstrip()}"
+            Exception.__init__(self, self._text)
 
 
 class LimitExceeded(SandboxError, RuntimeError):

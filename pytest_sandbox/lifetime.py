@@ -89,6 +89,10 @@ class Lifetime:
                 return sandbox
         return None
 
+    def adopt(self, running: Running) -> None:
+        """Takes a sandbox over that was made for it by another supervisor than this process's."""
+        self._running = running
+
     # The lifetime.
 
     def start(self: _Self) -> _Self:

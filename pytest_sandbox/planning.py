@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import ImageError
 from .images import Image, changed, stack_up
+from .rootfs import Tree
 from .runtime import blockio, cgroups, frozen, launch
 from .runtime.plan import Host, Plan, make_plan
 from .spec import LIMITS, SandboxSpec, network_kind
@@ -80,6 +81,28 @@ def plan_for(spec: SandboxSpec) -> Plan:
     if made is None or made[0] != root or spec.mounts:  # the source of a mount may have gone since
         made = _plans[key] = root, make_plan(spec, root, host, layout)
     return made[1]
+
+
+def plan_abroad(spec: SandboxSpec, visible: tuple[str, ...]) -> Plan:
+    """The plan by which a guest of this spec's image is at home, and on which those of its sandboxes stand.
+
+    :param visible: directories of the host that are there too, copy-on-write.
+    :raises ImageError: when the image cannot be had, or not be used so.
+    """
+    from .runtime.guests import nested
+    if isinstance(spec.image, Image) and any(frozen.key_of(one) is not None for layers in spec.image.layers.values()
+                                             for one in layers):
+        raise ImageError(f"a test's body cannot run in {spec.image!r}", reference=str(spec.image.base),
+                         why="what was committed is kept in memory, and a guest has another",
+                         remedy="Commit with a name: sandbox.commit(\"...\").")
+    _build(spec.image.base if isinstance(spec.image, Image) else spec.image)
+    with _planning:
+        layout = _layout(spec)
+    host = nested(launch.supervisor().host)
+    with _planning:
+        root = _root(spec, host)
+    trees = (*root.trees, *(Tree(one, (one,)) for one in sorted(visible)))
+    return make_plan(spec, replace(root, trees=trees), host, layout)
 
 
 def _layout(spec: SandboxSpec) -> cgroups.Layout | None:

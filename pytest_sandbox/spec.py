@@ -101,6 +101,7 @@ class SandboxSpec:
     seccomp: str = "default"
     scope: str = "function"
     timeout: float | None = None
+    python: str | None = None
     hide: tuple[str, ...] = HIDDEN_BY_DEFAULT
     persist: tuple[Mount, ...] = ()
     owners: str | None = None
@@ -364,6 +365,13 @@ def _timeout(option: str, value: object) -> float:
     raise _refuse(option, value, allowed)
 
 
+def _python(option: str, value: object) -> str:
+    text = str(value) if hasattr(value, "__fspath__") else value
+    if isinstance(text, str) and text.strip() and "\0" not in text and not text.startswith("-"):
+        return text.strip()
+    raise _refuse(option, value, 'a program of the image: "python3.13", or an absolute path')
+
+
 def _hide(option: str, value: object) -> tuple[str, ...]:
     if isinstance(value, str):
         value = value.split()
@@ -380,7 +388,7 @@ OPTIONS: dict[str, Callable[[str, object], Any]] = {
     "hostname": _hostname, "memory": parse_size, "swap": _swap, "cpus": _cpus, "cpu_weight": _weight,
     "io_weight": _weight, "io": _io, "pids": _whole(1, 4_000_000, "a number of processes and threads"),
     "disk": parse_size, "capabilities": _capabilities, "seccomp": _seccomp, "scope": _scope, "hide": _hide,
-    "timeout": _timeout,
+    "timeout": _timeout, "python": _python,
 }
 
 

@@ -94,6 +94,6 @@ def report_of_ending(run: ItemRun, inbox: Inbox, when: Any, residue: dict[str, s
     report: pytest.TestReport = item.ihook.pytest_runtest_makereport(item=item, call=call)
     if isinstance(error, SandboxError) and report.longrepr is not None and not isinstance(report.longrepr, str):
         report.longrepr = reporting.crash_longrepr(item, error, report)
-    if dump := run.conductor.take_fault_dump():
+    if dump := run.conductor.take_fault_dump(run):
         report.sections.append(("faulthandler dump", dump))
     return report

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_sandbox.errors import SandboxError, SandboxProtocolError
+from pytest_sandbox.errors import SandboxError, SandboxProtocolError, SandboxUnavailable
 
 from . import aftermath, asked, compat, entering, extensions, higher, limits, neighbours, reporting, traffic
 from .guest import SECTION_LIMIT, Before, Guest
@@ -85,6 +85,53 @@ class Attempt:
         if conductor.guest is not None:
             conductor.guest.hears_interrupts()
         conductor.patch.setup(item)
+
+    def call_abroad(self, log: bool) -> pytest.TestReport:
+        """In place of ``call_and_report`` of the set-up of a test whose body runs in another image's Python.
+
+        Raises ``Over`` when there is a child. The hooks of the set-up run in there, and not here, where the answers
+        would be of another system. So the report that this returns is of a child that cannot be had.
+        """
+        __tracebackhide__ = True
+        item = self.item
+        call = pytest.CallInfo.from_call(self.set_up_abroad, when="setup", reraise=(
+            Over, *higher.reraised(item.config)))
+        report: pytest.TestReport = item.ihook.pytest_runtest_makereport(item=item, call=call)
+        if log:
+            item.ihook.pytest_runtest_logreport(report=report)
+        return report
+
+    def end_abroad(self, log: bool, nextitem: pytest.Item | None) -> pytest.TestReport:
+        """The teardown of such a test that never had a child."""
+        report, failure = self._end(None, nextitem)
+        if log:
+            self.item.ihook.pytest_runtest_logreport(report=report)
+        if failure is not None and compat.check_interactive_exception(failure, report):
+            self.item.ihook.pytest_exception_interact(node=self.item, call=failure, report=report)
+        return report
+
+    def set_up_abroad(self) -> None:
+        """Has the guest of the item's image fork a child, and hears it. Raises ``Over``."""
+        __tracebackhide__ = True
+        party, item = self.run.party, self.item
+        assert party is not None
+        try:
+            fork = party.fork(self.run)
+        except SandboxUnavailable as error:
+            if self.conductor.settings.unavailable == "skip":
+                raise compat.skip_at_item(f"{type(error).__name__}: {error}") from None
+            raise entering.failure(error) from None
+        except (SandboxError, OSError) as error:
+            raise entering.failure(error) from None
+        extensions.started(item.config, fork.sandbox)
+        self._hold_interrupts()
+        told = fork.command(*party.order(self.run, False))
+        self._go_on_with(fork)
+        if not told:
+            self.inbox.ending = aftermath.crashed(self.inbox, fork.child.wait())
+        else:
+            self._listen()
+        raise Over
 
     def _join_group(self) -> bool:
         """Has the process that the item's group shares run it, if there is one."""
@@ -258,7 +305,8 @@ class Attempt:
                 if inbox.wanted is not None:
                     raise KeyboardInterrupt
                 inbox.ending = KeyboardInterrupt()  # the test was over, or did not care: its reports first
-            self.conductor.copies.look(fork.child.pid)
+            if self.run.party is None:
+                self.conductor.copies.look(fork.child.pid)
             return  # it has nothing more to say, and ends while its reports are dealt with
         if inbox.ending is None and until is not None and inbox.phases[until].report is not None:
             return
@@ -268,7 +316,8 @@ class Attempt:
             inbox.ending = (timers.ended_it() if timers is not None and code == 1 else None) or (
                 self._limits.ended_it() if self._limits is not None else None) or aftermath.crashed(inbox, code)
         if not inbox.done:
-            self._residue = compat.captured_so_far(self.item.config, SECTION_LIMIT)
+            self._residue = (compat.captured_so_far(self.item.config, SECTION_LIMIT) if self.run.party is None
+                             else self.run.party.residue())
             if self.conductor.held is not None:
                 self._residue = self.conductor.held.added_to(self._residue)
         if self.conductor.keeper is not None and not isinstance(inbox.ending, ENDS_THE_RUN):
@@ -376,9 +425,13 @@ class Attempt:
         inbox = self.inbox
         phase = inbox.phases.get(when)
         report = None
+        abroad = self.run.party is not None
         if phase is not None:
             self._log_extras(phase)
             report = phase.report
+        if abroad and report is not None:
+            reporting.join_sections(report)
+            neighbours.reported(item, report)
         if when == "setup":
             neighbours.after_setup(item)
         elif report is not None and inbox.ending is None and self._is_out_of_memory(when):
@@ -443,6 +496,11 @@ class Attempt:
             report = reporting.both(report, shared)
             compat.attach_sections(self.item, report.sections)
         found = higher.tear_down(self.run, report, nextitem, hooks_ran, self._suspended)
+        if self.run.party is not None and not self._suspended:
+            left = self.run.party.left(self.item, nextitem)
+            if left is not None:
+                found = reporting.both(found[0], left), found[1]
+                compat.attach_sections(self.item, found[0].sections)
         self.run.end_attempt()
         return found
 

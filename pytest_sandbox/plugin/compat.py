@@ -63,6 +63,7 @@ from .compat_output import set_current_line as set_current_line
 from .compat_output import shows_as_it_happens as shows_as_it_happens
 from .compat_output import temporary_base as temporary_base
 from .compat_output import terminal_writer as terminal_writer
+from .compat_output import use_temporary_base as use_temporary_base
 from .compat_plugins import benchmark as benchmark
 from .compat_plugins import benchmarks as benchmarks
 from .compat_plugins import coverage_collector as coverage_collector

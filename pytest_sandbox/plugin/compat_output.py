@@ -126,3 +126,10 @@ def cache_directory(config: pytest.Config) -> Path | None:
     except OSError:
         return None  # a read-only tree: pytest itself only warns
     return Path(cache._cachedir)
+
+
+def use_temporary_base(config: pytest.Config, path: str) -> None:
+    """Lets ``tmp_path`` be below a directory that another process has made for it."""
+    factory: Any = getattr(config, "_tmp_path_factory", None)
+    if factory is not None:
+        factory._basetemp = Path(path)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from . import compat, persist, reporting, wire
+from .abroad import Abroad, is_foreign
 from .copies import Copies
 from .guest import Elsewhere, Guest
 from .household import form_groups
@@ -56,6 +57,7 @@ class Conductor:
         self._persists: tuple[Mount, ...] | None = None
         self._specs: dict[SandboxSpec, SandboxSpec] = {}
         self._warm = False
+        self.abroad: Abroad | None = None
         self._runs: list[ItemRun] = []
         self.patch = compat.SetupPatch(session, self._setup, self._teardown_exact)
         self._runner = compat.RunnerPatch(self._call_and_report, self._shows)
@@ -63,6 +65,11 @@ class Conductor:
     def adopt(self, node: pytest.Item, spec: SandboxSpec) -> None:
         """Makes ``node`` a sandboxed item."""
         run = node.stash[RUN] = ItemRun(node, spec, self)
+        if self.abroad is not None or (is_foreign(spec) and not self.settings.visiting):
+            if self.abroad is None:
+                self.abroad = Abroad(self)
+            if is_foreign(spec):
+                self.abroad.adopt(run)
         if spec.scope != "function":
             self._runs.append(run)
 
@@ -71,6 +78,8 @@ class Conductor:
 
         :raises pytest.UsageError: for tests that are to share a sandbox and cannot.
         """
+        if self.abroad is not None:
+            self.abroad.adopted()
         if self._runs:
             form_groups(self._runs, {item: index for index, item in enumerate(self.session.items)})
 
@@ -93,6 +102,8 @@ class Conductor:
                 run.group.close()
         self.spares.retire()
         self.copies.over()
+        if self.abroad is not None:
+            self.abroad.close()
         self._runner.undo()
         self.patch.undo()
         if self.held is not None:
@@ -139,6 +150,8 @@ class Conductor:
         self, item: pytest.Item, nextitem: pytest.Item | None,
     ) -> Generator[None, object, object]:
         run = item.stash.get(RUN, None)
+        if self.abroad is not None and self.guest is None:
+            self.abroad.near(item, nextitem)
         if run is None:
             self.spares.changed()
             return (yield)
@@ -196,17 +209,21 @@ class Conductor:
 
     def sandbox_of(self, run: ItemRun) -> SandboxSpec:
         """The spec of ``run``'s sandbox, with what persists of every test."""
-        if self._persists is None:
-            self._persists = persist.mounts(self.session.config)
         known = self._specs.get(run.spec)
         if known is None:
-            known = self._specs[run.spec] = run.spec.merged({"persist": self._persists, "timeout": None})
+            known = self._specs[run.spec] = self.with_persistence(run.spec)
         return known
+
+    def with_persistence(self, spec: SandboxSpec) -> SandboxSpec:
+        """``spec`` with what persists of every test."""
+        if self._persists is None:
+            self._persists = persist.mounts(self.session.config)
+        return spec.merged({"persist": self._persists, "timeout": None})
 
     def prepare_for(self, current: ItemRun) -> None:
         """Says that the next item's sandbox is wanted soon; it is made while the ``current`` test runs."""
         run = self.run_of(current.nextitem)
-        if run is not None and (run.group is None or run.group is not current.group):
+        if run is not None and run.party is None and (run.group is None or run.group is not current.group):
             from pytest_sandbox.sandbox import Sandbox
 
             Sandbox.prepare(self.sandbox_of(run))
@@ -257,10 +274,10 @@ class Conductor:
         if faulthandler.is_enabled() and hasattr(os, "memfd_create"):
             self.fault_descriptor = os.memfd_create("faulthandler", os.MFD_CLOEXEC)
 
-    def take_fault_dump(self) -> str:
+    def take_fault_dump(self, run: ItemRun) -> str:
         """What faulthandler wrote in a child that died."""
-        descriptor = self.fault_descriptor
-        if descriptor is None or not os.fstat(descriptor).st_size:
+        descriptor = self.fault_descriptor if run.party is None else run.party.dump
+        if descriptor is None or descriptor < 0 or not os.fstat(descriptor).st_size:
             return ""
         text = os.pread(descriptor, 200_000, 0).decode(errors="replace")
         os.ftruncate(descriptor, 0)

@@ -63,7 +63,7 @@ def tear_down(run: ItemRun, report: pytest.TestReport | None, nextitem: pytest.I
 
     def call_hooks() -> None:
         __tracebackhide__ = True
-        if not hooks_ran:
+        if not hooks_ran and run.party is None:  # else those of the set-up did not run here either
             patch.stack[item] = ([], None)  # as after a set-up: plugins look for it there
             item.ihook.pytest_runtest_teardown(item=item, nextitem=nextitem)
             return

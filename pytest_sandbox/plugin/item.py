@@ -17,6 +17,7 @@ from .attempt import Attempt, Over
 if TYPE_CHECKING:
     from pytest_sandbox.spec import SandboxSpec
 
+    from .abroad import Party
     from .conductor import Conductor
     from .household import Group
 
@@ -31,6 +32,7 @@ class ItemRun:
         self.spec = spec
         self.conductor = conductor
         self.group: Group | None = None
+        self.party: Party | None = None  # where the body runs in the Python of another image
         self.nextitem: pytest.Item | None = None
         self.attempt: Attempt | None = None
         self.warnings: list[Any] = []
@@ -58,7 +60,10 @@ class ItemRun:
         try:
             if conductor.guest is not None:
                 conductor.guest.hears_interrupts()
-            report = original(self.item, when, log and shared is None, **kwds)
+            if when != "call" and self.party is not None and conductor.guest is None:
+                report = attempt.call_abroad(log) if when == "setup" else attempt.end_abroad(log, kwds.get("nextitem"))
+            else:
+                report = original(self.item, when, log and shared is None, **kwds)
             if conductor.guest is not None:
                 conductor.guest.reported(when, report, kwds.get("nextitem"))
         except Over:

@@ -36,6 +36,23 @@ def after_setup(item: pytest.Item) -> None:
                 setattr(item, name, {})
 
 
+_STATES = ("_test_failed_statuses", "_terminal_errors", "_test_xfailed", "_rerun_condition_excinfos",
+           "_rerun_condition_results")
+
+
+def reported(item: pytest.Item, report: pytest.TestReport) -> None:
+    """The same of a test whose body ran where no pytest-rerunfailures is: what that would have kept of a phase."""
+    if "pytest_rerunfailures" not in sys.modules or report.when is None:
+        return
+    for name in _STATES:
+        if report.when == "setup" or not hasattr(item, name):
+            setattr(item, name, {})
+    state: Any = item
+    state._test_failed_statuses[report.when] = report.failed
+    state._terminal_errors[report.when] = False
+    state._test_xfailed[report.when] = hasattr(report, "wasxfail")
+
+
 def watch(item: pytest.Item) -> bool:
     """Whether pytest-rerunfailures may repeat this test, or pytest-timeout times it: around the set-up, outside."""
     reruns, timeouts = sys.modules.get("pytest_rerunfailures"), sys.modules.get("pytest_timeout")

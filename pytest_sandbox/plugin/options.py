@@ -20,7 +20,7 @@ KEEP = ("none", "failed", "all")
 
 MARKER = (
     "sandbox(*, image, network, user, env, workdir, mounts, hostname, memory, swap, cpus, cpu_weight, io_weight, "
-    "io, pids, disk, capabilities, seccomp, scope, hide, timeout): "
+    "io, pids, disk, capabilities, seccomp, scope, hide, timeout, python): "
     "run this test's body in a fork of the pytest process that sits in a sandbox of its own: fresh Linux namespaces "
     "and a copy-on-write view of the file system, gone when the test ends. Function-scoped fixtures run inside, "
     "fixtures of higher scope once, outside. Options are keyword-only; the nearest marker wins option by option. "
@@ -49,6 +49,7 @@ INI_OPTIONS = (
     ("scope", "string", "which tests share a sandbox"),
     ("hide", "args", "paths that the host image does not show"),
     ("timeout", "string", "seconds from a test's start to its end"),
+    ("python", "string", "the Python of an image that test bodies run in (python3, else python)"),
 )
 
 
@@ -94,6 +95,8 @@ def add_options(parser: pytest.Parser) -> None:
     parser.addini("sandbox_persist", "What sandboxed tests may change for good: 'tmp_path', 'cache_dir', and paths, "
                   "relative ones to rootdir; 'none' for nothing (default: tmp_path cache_dir .hypothesis).",
                   type="args", default=[])
+    parser.addini("sandbox_guest_timeout", "Seconds that an image's own Python may take to start and collect, and to "
+                  "set up fixtures (300).", type="string", default="")
     for name, kind, text in INI_OPTIONS:
         parser.addini(f"sandbox_{name}", f"Default of the sandbox marker's option {name}: {text}.",
                       type=kind, default="" if kind == "string" else [])  # type: ignore[arg-type]
@@ -129,6 +132,7 @@ class Settings:
         self.config = config
         self.mode = chosen(config, "sandbox_mode", "sandbox", MODES)
         self.unavailable = chosen(config, "sandbox_unavailable", "sandbox_unavailable", UNAVAILABLE)
+        self.visiting = config.pluginmanager.has_plugin("sandbox-visitor")  # this is the session of a guest
         self._base: SandboxSpec | None = None
         self._specs: dict[tuple[int, ...], tuple[list[pytest.Mark], SandboxSpec]] = {}
         self._marks: dict[pytest.Collector, tuple[pytest.Mark, ...]] = {}
@@ -176,6 +180,22 @@ class Settings:
             yield "image", "--sandbox-image", image
         elif image := self.config.getini("sandbox_image"):
             yield "image", "ini option sandbox_image", image
+
+    @property
+    def guest_timeout(self) -> float:
+        """How long a guest may take for what has no limit of its own, in seconds.
+
+        :raises pytest.UsageError: when the ini file says something else than that.
+        """
+        text = self.config.getini("sandbox_guest_timeout") or "300"
+        try:
+            seconds = float(text)
+        except ValueError:
+            seconds = 0.0
+        if not 0 < seconds < 1e6:
+            raise pytest.UsageError(f"ini option sandbox_guest_timeout={text!r} cannot be used. Allowed: a number of "
+                                    "seconds, more than 0.")
+        return seconds
 
     def forget_marks(self) -> None:
         """Markers can be added to collectors until collection ends; what was read before then may be stale."""

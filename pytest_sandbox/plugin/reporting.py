@@ -355,6 +355,15 @@ def changes_from_data(data: Any, item: pytest.Item, named: Callable[[str], objec
 # Two reports of one teardown: the test's own, and that of what it shared with others.
 
 
+def join_sections(report: pytest.TestReport) -> None:
+    """Puts output that was captured in two processes, in one phase, under one heading."""
+    joined: dict[str, str] = {}
+    for name, text in report.sections:
+        joined[name] = joined[name] + text if name in joined and name.startswith("Captured ") else text
+    if len(joined) < len(report.sections):
+        report.sections = list(joined.items())
+
+
 def both(report: pytest.TestReport, shared: pytest.TestReport) -> pytest.TestReport:
     """One report of the two."""
     told, other = (report, shared) if report.failed else (shared, report)

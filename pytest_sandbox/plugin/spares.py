@@ -64,6 +64,8 @@ class Spares:
 
     def before(self, run: ItemRun) -> None:
         """The protocol of ``run`` begins, and nothing of it has run. The child that a zygote forks begins here, too."""
+        if run.party is not None:
+            return  # nothing of it runs here
         state = self._now()
         if self._zygote is not None and state != self._state:
             self.retire()
@@ -196,7 +198,7 @@ class Spares:
     def _may_use(self, run: ItemRun) -> bool:
         """Whether a child that begins at the protocol's beginning does what one would that begins in the set-up."""
         conductor = self._conductor
-        return (run.group is None and not conductor.live and conductor.faults is None
+        return (run.group is None and run.party is None and not conductor.live and conductor.faults is None
                 and compat.coverage_collector() is None and signal.getitimer(signal.ITIMER_REAL)[0] == 0
                 and not compat.has_text_condition(run.item) and not neighbours.watch(run.item))
 

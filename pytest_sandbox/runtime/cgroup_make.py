@@ -198,7 +198,10 @@ class Groups:
                 os.kill(pid, 9)
                 thaw(made.paths)
                 unthrottle(made.paths)
-                os.waitpid(pid, 0)
+                # Whatever else has ended, too: what ran in a sandbox and was forked by a guest is now for us to reap,
+                # and the kernel keeps the sandbox until that is done.
+                while os.waitpid(-1, 0)[0] != pid:
+                    pass
             except OSError:
                 pass  # reaped already
         for made in self.by_name.values():

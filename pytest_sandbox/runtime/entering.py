@@ -77,7 +77,7 @@ def fork_once(running: Running, ids: tuple[int, int], folders: Folders) -> int:
     with forking:
         own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            sc.setns(running.pidfd, sc.CLONE_NEWPID)
+            running.enter(sc.CLONE_NEWPID)
             try:
                 pid = os.fork()
             finally:
@@ -140,7 +140,7 @@ def _join(running: Running, namespaces: int, ids: tuple[int, int], folders: Fold
         for function in when_joined:
             function()
         if namespaces:
-            sc.setns(running.pidfd, namespaces)
+            running.enter(namespaces)
         _inside = True
         # A session of its own: no terminal of the caller's to type into, no process group to send signals to.
         os.setsid()

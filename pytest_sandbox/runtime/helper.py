@@ -23,27 +23,40 @@ TYPE_CHECKING = False  # as typing's, whose import the helper's heap can do with
 if TYPE_CHECKING:
     from typing import Any
 
+ALL_IDS = "0 0 4294967295"
+
 
 def main() -> None:
     """Entry of the new process.
 
-    Arguments: the socket's descriptor, a pidfd of the caller, 1 if the caller is root, how it wants sandboxes to be
-    started (:data:`.spawner.VARIABLE`), and the commands that map subordinate ids, if these are wanted.
+    Arguments: the socket's descriptor, a pidfd of the caller, what kind of helper it is (``root`` where the caller is
+    that, ``nested`` where its sandboxes are for a guest), how it wants sandboxes to be started
+    (:data:`.spawner.VARIABLE`), and the commands that map subordinate ids, if these are wanted.
     """
     stand_back()
     gc.disable()  # a collection writes to every object, so that each sandbox would copy the whole heap
     argv = sys.argv[1:]
     sock = socket.socket(fileno=int(argv[0]))
     lifeline = int(argv[1])
-    privileged = argv[2] == "1"
+    privileged, nested = "root" in argv[2], "nested" in argv[2]
+    compiled = spawner.is_there(argv[3])
     os.set_inheritable(sock.fileno(), False)
     os.set_inheritable(lifeline, False)
     program = -1
     try:
         maps = [one.split("\t") for one in argv[4:]]
-        _isolate(privileged, maps)
-        program = os.open(spawner.PROGRAM, os.O_RDONLY | os.O_CLOEXEC) if spawner.is_there(argv[3]) else -1
+        if nested:
+            from . import boarding  # noqa: F401 - while there is a tree to import from
+        if "again" not in argv[2]:
+            _isolate(privileged, nested, maps)
+            if nested and not privileged and not compiled:
+                _begin_again(sock, lifeline)
+        program = os.open(spawner.PROGRAM, os.O_RDONLY | os.O_CLOEXEC) if compiled else -1
         _new_root()
+        if privileged or nested or maps:
+            sc.mount("proc", "/proc", "proc", sc.MS_NOSUID | sc.MS_NODEV | sc.MS_NOEXEC)
+        if nested:
+            sc.prctl(sc.PR_SET_DUMPABLE, 0)  # the guest, which is below us, must not look into us
         message: protocol.Message = {"hello": True}
     except OSError as error:
         message = {"failed": {"step": ["helper"], "errno": error.errno, "path": error.filename}}
@@ -55,7 +68,7 @@ def main() -> None:
     os.close(pidfd)
     if "failed" in message:
         os._exit(1)
-    helper = _Helper(sock, lifeline, privileged or bool(maps))
+    helper = _Helper(sock, lifeline, privileged or nested or bool(maps))
     if program >= 0:
         helper.spawner = spawner.Spawner(program, lifeline)
     try:
@@ -65,24 +78,43 @@ def main() -> None:
         os._exit(0)
 
 
-def _isolate(privileged: bool, maps: list[list[str]]) -> None:
+def _isolate(privileged: bool, nested: bool, maps: list[list[str]]) -> None:
     """Continues in a new process: the first of a pid namespace, with a mount namespace to build in."""
     uid, gid = os.getuid(), os.getgid()
     mapped, told = os.pipe2(os.O_CLOEXEC)
-    flags = sc.CLONE_NEWPID | sc.CLONE_NEWNS | (0 if privileged else sc.CLONE_NEWUSER)
+    every = privileged and nested  # all ids are for root outside to map
+    flags = sc.CLONE_NEWPID | sc.CLONE_NEWNS | (0 if privileged and not nested else sc.CLONE_NEWUSER)
     # A sibling, not a child: the caller can wait for it, and the process in between is gone at once.
     if pid := sc.clone3(flags | sc.CLONE_PARENT, exit_signal=0):
         if maps:
             os.write(told, b"m" if all(_map(pid, one) for one in maps) else b"x")
+        elif every:
+            for name in ("uid_map", "gid_map"):
+                cgroup_make.write(f"/proc/{pid}/{name}", ALL_IDS)
+            os.write(told, b"m")
         os._exit(0)
     os.close(told)
-    if maps and os.read(mapped, 1) != b"m":
-        raise OSError(errno.EPERM, os.strerror(errno.EPERM), maps[0][0])
+    if (maps or every) and os.read(mapped, 1) != b"m":
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM), maps[0][0] if maps else "uid_map")
     os.close(mapped)
     if not privileged and not maps:
         for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
             with open(f"/proc/self/{name}", "w") as file:
                 file.write(text)
+
+
+def _begin_again(sock: socket.socket, lifeline: int) -> None:
+    """Starts this program anew, in our user namespace.
+
+    Inits that are forks of ours, and cannot be dumped, may then be looked up by who has power over that namespace: us,
+    who map their ids, and the caller. Who started a program outside of it may not be looked up by either.
+    """
+    for fd in (sock.fileno(), lifeline):
+        os.set_inheritable(fd, True)
+    argv = list(sys.orig_argv)
+    place = len(argv) - len(sys.argv[1:]) + 2
+    argv[place] += " again"
+    os.execv(sys.executable, argv)
 
 
 def _map(pid: int, command: list[str]) -> bool:
@@ -124,6 +156,7 @@ class _Helper:
         self.users: dict[int, str] = {}  # by the pid of an init: the layers that its sandbox stands on
         self.groups = cgroup_make.Groups()
         self.spawner: spawner.Spawner | None = None
+        self.guest, self.guest_status = 0, -1
         self.forsaken = True  # unless the caller says goodbye
         self.waiting: dict[int, tuple[socket.socket, int, dict[str, Any]]] = {}  # inits that wait for their id maps
         self.wake, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -134,8 +167,6 @@ class _Helper:
         self.poll = select.poll()
         for fd in (sock.fileno(), lifeline, self.wake):
             self.poll.register(fd, select.POLLIN)
-        if writes_maps:
-            sc.mount("proc", "/proc", "proc", sc.MS_NOSUID | sc.MS_NODEV | sc.MS_NOEXEC)
 
     def serve(self) -> None:
         """Until the caller closes its end, or ends."""
@@ -181,8 +212,13 @@ class _Helper:
         except BlockingIOError:
             pass
         try:
-            while pid := os.waitpid(-1, os.WNOHANG)[0]:
+            while True:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                if not pid:
+                    break
                 self.users.pop(pid, None)
+                if pid == self.guest:
+                    self.tell_of_guest(status)
                 self.unwatch(self.groups.ended(pid))
         except ChildProcessError:
             pass
@@ -221,6 +257,8 @@ class _Helper:
             self.forsaken = False
         elif "drop" in message:
             self.unwatch(self.groups.drop(message["drop"]))
+        elif "guest" in message:
+            self.board(message, fds)
         elif "net" in message:
             if os.fork() == 0:
                 netns.serve(message["net"], socket.socket(fileno=fds[0]), fds[1] if len(fds) > 1 else None)
@@ -341,6 +379,50 @@ class _Helper:
             init.main(control, syncs[1], self.lifeline, body, [] if group is None else group.joins,
                       [] if group is None else group.stays)
         return pid
+
+    def board(self, message: protocol.Message, fds: list[int]) -> None:
+        """Starts the guest that this helper is for. Its socket and status pipe come first, then its streams."""
+        from . import boarding
+        what, name = message["guest"], message.get("group")
+        with socket.socket(fileno=fds[0]) as sock:
+            self.guest_status = fds[1]
+            group = None
+            try:
+                boarding.make_layer(what["layer"])
+                body = what["body"]
+                if body["layers"] not in self.ready:
+                    self.prepare(body)
+                self.users[0] = body["layers"]  # for as long as we are there
+                group = self.group(body["group"], name) if name is not None else None
+                pid = sc.clone3(sc.CLONE_NEWNS, into=-1 if group is None else group.into)
+            except mounts.StepFailed as failure:
+                self.tell(sock, failure.step, failure.errno, failure.path)
+            except OSError as error:
+                self.tell(sock, ["guest"], error.errno, error.filename)
+            else:
+                if pid == 0:
+                    self.sock.close()
+                    os.close(self.guest_status)
+                    if self.spawner is not None:
+                        self.spawner.close()
+                    self.groups.leave()
+                    boarding.main(sock, what, [fds.pop(2) if one else -1 for one in what["streams"]],
+                                  [] if group is None or body["group"]["version"] != 1 else group.stays)
+                self.guest = pid
+                if group is not None:
+                    self.groups.started(group, pid)
+                    if group.event >= 0:
+                        self.poll.register(group.event, select.POLLIN)
+        protocol.close(fds[2:])
+
+    def tell_of_guest(self, status: int) -> None:
+        """The guest has ended."""
+        try:
+            os.write(self.guest_status, str(status).encode())
+        except OSError:
+            pass  # nobody wants to know any more
+        os.close(self.guest_status)
+        self.guest, self.guest_status = 0, -1
 
     def resize(self, options: dict[str, str], fds: list[int]) -> None:
         number = 0

@@ -61,7 +61,8 @@ class Supervisor:
             try:
                 self.launcher: subprocess.Popen[bytes] | None = subprocess.Popen(
                     [sys.executable, "-I", "-S", "-B", "-c", code, package, str(theirs.fileno()), str(lifeline),
-                     str(int(host.privileged)), os.environ.get(spawner.VARIABLE, ""),
+                     f"{'root' if host.privileged else 'user'}{' nested' if host.nested else ''}",
+                     os.environ.get(spawner.VARIABLE, ""),
                      *("\t".join(one) for one in ((host.ids.uids, host.ids.gids) if host.ids is not None else ()))],
                     stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/",
                     env={name: os.environ[name] for name in _KEPT if name in os.environ},

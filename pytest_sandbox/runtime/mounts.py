@@ -141,10 +141,10 @@ def overlay(number: int, target: str, lowers: list[str], short: str | None, like
                                         ["attributes", ".", shown]]]]
 
 
-def proc(masked: list[str], read_only: list[str]) -> list[Action]:
+def proc(masked: list[str], read_only: list[str], options: str | None = None) -> list[Action]:
     """A fresh /proc of the sandbox's own processes, without the entries that reach the whole machine."""
     flags = sc.MS_NOSUID | sc.MS_NODEV | sc.MS_NOEXEC
-    acts: list[Action] = [["enter", "/proc"], ["mount", "proc", ".", "proc", flags, None], ["enter", "/proc"]]
+    acts: list[Action] = [["enter", "/proc"], ["mount", "proc", ".", "proc", flags, options], ["enter", "/proc"]]
     acts += [["mask", path] for path in masked]
     for path in read_only:
         acts.append(["mount", path, path, None, sc.MS_BIND, None])

@@ -62,6 +62,8 @@ _READS = {
     "cgroup": "make its cgroup",
     "clone3": "start the sandbox's first process in new namespaces",
     "init": "start the sandbox's first process",
+    "guest": "start the image's own Python as the guest of its tests",
+    "python": "find a Python in the image",
 }
 
 
@@ -76,17 +78,25 @@ class Host:
 
     :param privileged: real root of the initial user namespace, which may mount there.
     :param ids: the subordinate ids that sandboxes are to have, for an ordinary user.
+    :param nested: whether mounts are made in a user namespace of the helper's all the same, since the sandboxes are for
+        a guest to enter (:mod:`.boarding`).
     """
 
     privileged: bool
     uid: int
     gid: int
     ids: Ids | None = None
+    nested: bool = False
 
     @property
     def has_users(self) -> bool:
         """Whether a sandbox has more than one user id."""
         return self.privileged or self.ids is not None
+
+    @property
+    def own_marks(self) -> bool:
+        """Whether overlays keep their marks where anybody may, for what mounts them is not real root."""
+        return self.nested or not self.privileged
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +169,8 @@ def make_plan(spec: SandboxSpec, root: Root, host: Host, group: dict[str, Any] |
                 at = tree.frozen.index(one)
                 committed[at] = f"{layers}/{number}.state{at}"
                 template.append(["own_state", committed[at], f"/host{one}"])
-        like: str | list[int] = lowers[-1] if root.look is None else list(root.look)
+        image = not root.host and tree.target == "/"
+        like: str | list[int] = lowers[-1] if root.look is None or not image else list(root.look)
         if committed:
             like = committed[-1]
         layer = f"{layers}/{number}"
@@ -170,12 +181,12 @@ def make_plan(spec: SandboxSpec, root: Root, host: Host, group: dict[str, Any] |
                 lowers = [layer]
             else:
                 lowers += [f"{layer}.data", layer] if made[-1][0] == "own_shadow" else [layer]
-        options = "redirect_dir=on,xino=auto" if host.privileged else "userxattr,xino=auto"
+        options = "userxattr,xino=auto" if host.own_marks else "redirect_dir=on,xino=auto"
         flags = sc.MS_NODEV | (sc.MS_NOEXEC if tree.noexec else 0)
         short = f"{layer}.short" if len(lowers) + len(committed) > 20 else None
         seed = None
-        if not root.host:
-            marked = "" if host.privileged else "userxattr"
+        if image:
+            marked = "userxattr" if host.own_marks else ""
             if spec.owners:
                 short = short or f"{layer}.short"  # for as many as there will be
                 template.append(["own_owners", f"{layer}.owners", lowers, short, marked, f"/host{spec.owners}"])

@@ -227,6 +227,10 @@ class Running:
         if wait_readable(self.pidfd, 1 if ending else 0) if self.pidfd >= 0 else True:
             self.raise_ended(error)
 
+    def enter(self, namespaces: int) -> None:
+        """The calling process joins these of its namespaces."""
+        sc.setns(self.pidfd, namespaces)
+
     def namespaces(self) -> int:
         """Those that a fork inside joins, beside the user and pid namespaces."""
         made: int = self.plan.body["namespaces"]

@@ -32,7 +32,7 @@ from .protocol import wait_readable
 from .running import Running
 
 #: How a child's end is told: its return code, user and system seconds, blocks read and written.
-_END = struct.Struct("=iddqq")
+END = struct.Struct("=iddqq")
 #: Runs in a child, inside, with the two descriptors that :meth:`Zygote.fork` was given for it. Never returns.
 Inside = Callable[[int, int], NoReturn]
 
@@ -135,12 +135,12 @@ class RemoteChild(ForkedChild):
 
     def _end(self) -> int:
         self.is_there()
-        told = os.read(self._status, _END.size)
+        told = os.read(self._status, END.size)
         os.close(self._status)
-        if len(told) != _END.size:
+        if len(told) != END.size:
             return -signal.SIGKILL  # the zygote is gone
         code: int
-        code, *used = _END.unpack(told)
+        code, *used = END.unpack(told)
         self._spent(*used)
         return code
 
@@ -173,23 +173,27 @@ class _Zygote:
             self.folders = entering.open_folders()
             self.inside = ready()
             stand_back()
-            while True:
-                for fd, _ in self.poll.poll():
-                    if fd in self.children:
-                        self.reap(fd)
-                    elif fd in self.examined:
-                        self.examine(fd)
-                    elif fd == self.lifeline or not self.obey():
-                        os._exit(0)
+            self.loop()
         except BaseException:  # noqa: BLE001 - nothing of the caller's stack may run in this process
             os._exit(1)
+
+    def loop(self) -> NoReturn:
+        """Obeys and reaps until there is nobody to obey."""
+        while True:
+            for fd, _ in self.poll.poll():
+                if fd in self.children:
+                    self.reap(fd)
+                elif fd in self.examined:
+                    self.examine(fd)
+                elif fd == self.lifeline or not self.obey():
+                    os._exit(0)
 
     def reap(self, fd: int) -> None:
         self.poll.unregister(fd)
         child, status, into = self.children.pop(fd)
         code = child.wait()
         with suppress(OSError):
-            os.write(status, _END.pack(code, *into.spent))
+            os.write(status, END.pack(code, *into.spent))
         os.close(status)
 
     def examine(self, fd: int) -> None:
@@ -205,17 +209,31 @@ class _Zygote:
         if got is None:
             return False
         order, (pidfd, status, reports, orders, *joins) = got
-        descriptors = [reports, orders]
         if self.pages is None:
             self.near = self.near or entering.come_near(pidfd)
             # By two forks they would be copied for the first, and shared by it and the second.
-            self.pages = Pages(pins=self.near)
-            entering.when_joined.append(self.pages.copy)
-        meeting = Meeting() if self.pages.learns else None
+            self.learn(Pages(pins=self.near))
         into = Running.borrowed(pidfd, self.plans[order["fork"]], self.host, joins)
         into.takes_one_fork = self.near
+        self.fork(order, into, status, [reports, orders], {})
+        return True
+
+    def learn(self, pages: Pages) -> None:
+        """From the first children; later ones get copies of these pages."""
+        self.pages = pages
+        entering.when_joined.append(pages.copy)
+
+    def enter(self, into: Any, order: protocol.Message) -> ForkedChild | None:
+        """Forks into a sandbox. Returns None in the child."""
+        child: ForkedChild | None = into.fork(tuple(order["ids"]), self.folders)
+        return child
+
+    def fork(self, order: protocol.Message, into: Any, status: int, descriptors: list[int],
+             said: protocol.Message) -> None:
+        """Forks a child into a sandbox and says so, with ``said``."""
+        meeting = Meeting() if self.pages is not None and self.pages.learns else None
         try:
-            child = into.fork(tuple(order["ids"]), self.folders)
+            child = self.enter(into, order)
         except (OSError, SandboxClosedError):
             protocol.send(self.sock, {"pid": 0})
             os.close(status)
@@ -234,10 +252,9 @@ class _Zygote:
                 self.poll.register(meeting, select.POLLIN)
             self.children[child.fileno()] = child, status, into
             self.poll.register(child.fileno(), select.POLLIN)
-            protocol.send(self.sock, {"pid": child.pid}, (child.fileno(),))
+            protocol.send(self.sock, {**said, "pid": child.pid}, (child.fileno(),))
         into.forget()
         protocol.close(descriptors)
-        return True
 
     def go_inside(self, order: protocol.Message, descriptors: list[int]) -> NoReturn:
         """In a child, inside its sandbox."""

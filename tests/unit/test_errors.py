@@ -17,6 +17,7 @@ from pytest_sandbox import errors
 
 EXAMPLES = {
     "SandboxError": errors.SandboxError("it failed", why="of a reason", remedy="Do this."),
+    "SandboxGuestError": errors.SandboxGuestError("no guest", image="app:1", why="it was killed", output="last words"),
     "SandboxUsageError": errors.SandboxUsageError("bad option", option="disk", value=-1, allowed="a size"),
     "SandboxUnavailable": errors.SandboxUnavailable("no namespaces", feature="user namespaces", why="EPERM", errno=1),
     "SandboxStartError": errors.SandboxStartError("mount failed", step="mount proc", path="/proc", errno=22),

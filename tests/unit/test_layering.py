@@ -30,7 +30,7 @@ LEVELS = {
 #: Modules that are part of another room: a sandbox's host side is one room in several files.
 PART_OF = {"building": "sandbox", "calls": "sandbox", "committing": "sandbox", "connections": "sandbox",
            "copying": "sandbox",
-           "deadline": "sandbox", "faults": "network", "files": "sandbox", "images": "sandbox",
+           "deadline": "sandbox", "faults": "network", "files": "sandbox", "grafts": "sandbox", "images": "sandbox",
            "keeping": "sandbox",
            "layerdiff": "sandbox", "lifetime": "sandbox", "limits": "sandbox", "outbound": "sandbox",
            "planning": "sandbox",
@@ -53,7 +53,7 @@ DOORS = {
     "tomli": ("image.hosts",),
     "pyroute2": ("runtime.netdev",),
     "jeepney": ("runtime.delegation",),
-    "ctypes": ("runtime.syscalls", "image.resolve"),
+    "ctypes": ("runtime.syscalls", "image.resolve", "plugin.landing"),
 }
 
 #: Dear to import or not a dependency: only inside a function, by whoever has the door.

@@ -49,7 +49,7 @@ def test_what_is_not_known_is_still_readable() -> None:
 def test_operations_and_words_name_the_same_things() -> None:
     known = {**mounts.TEMPLATE, **mounts.OPERATIONS}
     assert set(known) <= set(plan._READS)
-    assert set(plan._READS) - set(known) == {"helper", "cgroup", "clone3", "init"}
+    assert set(plan._READS) - set(known) == {"helper", "cgroup", "clone3", "init", "guest", "python"}
 
 
 def test_a_plan_is_json() -> None:

@@ -69,6 +69,7 @@ GOOD: dict[str, list[tuple[Any, Any]]] = {
     ],
     "scope": [("function", "function"), ("class", "class"), ("module", "module")],
     "timeout": [(10, 10.0), (0.5, 0.5), ("2.5", 2.5)],
+    "python": [("python3.12", "python3.12"), (" /opt/py/bin/python ", "/opt/py/bin/python")],
     "hide": [
         ([], ()), ("", ()), (".ssh .aws", (".ssh", ".aws")), (["/etc/ssl/private"], ("/etc/ssl/private",)),
         ((".config/x",), (".config/x",)),
@@ -101,6 +102,7 @@ BAD: dict[str, list[Any]] = {
     "capabilities": [None, 3, ["NOPE"], ["KILL", None], "ALL", [""], {"KILL": True}],
     "scope": ["session", "classes", "", None],
     "timeout": [None, 0, -1, "soon", True, float("inf"), float("nan")],
+    "python": [None, 3, "", " ", "-c", "a\0b"],
     "hide": [None, 3, [""], [3], ["../x"], "a/../b", {".ssh"}],
 }
 

@@ -1,0 +1,245 @@
+"""The guest's process: a pytest session in an image's own Python, forked for each test. ``abroad`` is its other side.
+
+It collects the files that the caller's session names, once, sets up fixtures of higher scope before the first test that
+wants them and tears them down after the last, and forks. In the fork pytest goes through the test's whole protocol, as
+in a child of a zygote (``spares``), and says what ``guest`` has it say, to the caller's process and not to this one.
+
+What goes wrong in here ends this process, or is told; no answer is given that was not asked for.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import socket
+import sys
+import traceback
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import pytest
+
+from pytest_sandbox.runtime import protocol
+from pytest_sandbox.runtime.aboard import Aboard
+
+from . import compat, higher, reporting, traffic, wire
+from .guest import Before, Guest
+
+if TYPE_CHECKING:
+    from pytest_sandbox.runtime.zygote import Inside
+
+    from .conductor import Conductor
+    from .item import ItemRun
+
+#: What a session in here must not do though the caller's does: choose among the tests, stop early, distribute them.
+_PLAIN: dict[str, Any] = {
+    "keyword": "", "markexpr": "", "deselect": None, "lf": False, "failedfirst": False, "newfirst": False,
+    "stepwise": False, "stepwise_skip": False, "stepwise_reset": False, "cacheclear": False, "maxfail": 0,
+    "collectonly": False, "numprocesses": None, "dist": "no", "tx": [], "basetemp": None, "strict_config": False,
+    "continue_on_collection_errors": True, "keepduplicates": False, "ignore": None, "ignore_glob": None,
+    "sandbox_keep": "none", "sandbox_report": None, "sandbox_usage": None, "sandbox_selftest": False,
+    "sandbox_replay": None, "xmlpath": None, "log_file": None, "htmlpath": None, "report_log": None, "pastebin": None,
+    "version": 0, "help": False, "showfixtures": False, "show_fixtures_per_test": False, "markers": False,
+}
+#: The longest text of one problem that is told.
+_LONGEST = 20_000
+
+
+def visit(sock: socket.socket) -> NoReturn:
+    """The guest's whole life."""
+    os.set_inheritable(sock.fileno(), False)
+    visitor: Visitor | None = None
+    try:
+        protocol.send(sock, {"hello": list(sys.version_info[:3])})
+        got = protocol.receive(sock)
+        if got is None:
+            os._exit(0)
+        visitor = Visitor(got[0]["session"])
+        dump = visitor.conductor.fault_descriptor if visitor.conductor is not None else None
+        protocol.send(sock, {"collected": visitor.told}, () if dump is None else (dump,))
+        Aboard(sock, visitor.answer, visitor.prepare).serve_aboard(visitor.inside())
+    except BaseException:  # noqa: BLE001 - whatever it is, the caller shall hear of it
+        text = traceback.format_exc()[-_LONGEST:]
+        try:
+            protocol.send(sock, {"broken": text})
+        except OSError:
+            pass  # it is gone
+    os._exit(1)
+
+
+class _Collected:
+    """Remembers what could not be collected."""
+
+    def __init__(self) -> None:
+        self.problems: dict[str, str] = {}
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            self.problems[report.nodeid] = report.longreprtext[-_LONGEST:]
+        elif report.skipped:
+            self.problems[report.nodeid] = f"skipped: {report.longreprtext[-_LONGEST:]}"
+
+
+class Visitor:
+    """The session; from its making until the process ends. ``told`` is what the caller is to know of it."""
+
+    def __init__(self, order: dict[str, Any]) -> None:
+        os.environ.update(order["environ"])
+        sys.path[1:1] = [one for one in order["path"] if one not in sys.path]
+        self.lacking: list[str] = []
+        config = self.config = self._configure(order)
+        collected = _Collected()
+        config.pluginmanager.register(collected, "sandbox-visitor")
+        session = self.session = pytest.Session.from_config(config)
+        config._do_configure()
+        self._silence(order)
+        config.hook.pytest_sessionstart(session=session)
+        try:
+            config.hook.pytest_collection(session=session)
+        except pytest.UsageError as error:
+            collected.problems[""] = str(error)[-_LONGEST:]
+        except pytest.exit.Exception as error:
+            collected.problems[""] = f"pytest.exit: {error.msg}"[-_LONGEST:]
+        self.conductor: Conductor | None = config.pluginmanager.get_plugin("sandbox-conductor")
+        positions: dict[str, int] = {}
+        for position, item in enumerate(session.items):
+            positions.setdefault(item.nodeid, position)
+        wanted = order["wanted"]
+        self.told = {
+            "positions": {one: positions[one] for one in wanted if one in positions},
+            "ids": sorted(positions)[:10_000] if any(one not in positions for one in wanted) else [],
+            "problems": collected.problems, "lacking": self.lacking,
+            "plugins": sorted({f"{dist.project_name}" for _, dist in config.pluginmanager.list_plugin_distinfo()}),
+        }
+        if self.conductor is not None:
+            self.conductor.live = order["live"]
+            if session.items:
+                self.conductor.warm_up(session.items[0])
+            if order["basetemp"]:
+                compat.use_temporary_base(config, order["basetemp"])
+        self.order: dict[str, Any] = {}
+
+    def _configure(self, order: dict[str, Any]) -> pytest.Config:
+        args = ["-c", order["ini"]] if order["ini"] else []
+        args += ["--rootdir", order["rootdir"], "-p", "pytest_sandbox.plugin"]
+        for one in order["plugins"]:
+            if not one.startswith("no:") and importlib.util.find_spec(one.partition(".")[0]) is None:
+                self.lacking.append(one)
+                continue
+            args += ["-p", one]
+        options = {name: wire.unpack(value, lambda name: None) for name, value in order["options"].items()}
+        options |= {name: value for name, value in _PLAIN.items() if name in options}
+        options["plugins"] = []
+        options["override_ini"] = [*(options.get("override_ini") or ()), "sandbox_keep=none", "sandbox_report="]
+        os.chdir(order["cwd"])
+        sys.argv[1:] = []
+        return pytest.Config.fromdictargs(options, [*args, *order["args"]])
+
+    def _silence(self, order: dict[str, Any]) -> None:
+        """The terminal is the caller's: what would be written there by us is not."""
+        reporter: Any = self.config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None:
+            writer = compat.terminal_writer(self.config, open(os.devnull, "w"))  # noqa: SIM115 - as long as we live
+            writer.hasmarkup, writer.fullwidth = order["markup"], order["width"]
+            reporter._tw = writer
+
+    # Between tests.
+
+    def run_of(self, position: int) -> ItemRun:
+        assert self.conductor is not None
+        run = self.conductor.run_of(self.session.items[position])
+        assert run is not None, "the caller sandboxes it, and the same marker is read here"
+        return run
+
+    def prepare(self, order: protocol.Message) -> protocol.Message:
+        """Sets up what outlives the test that is to be forked; what fails there is raised again in the fork."""
+        conductor = self.conductor
+        assert conductor is not None
+        self.order = order
+        run = self.run_of(order["item"])
+        item, stack = run.item, conductor.patch.stack
+        known = [node for node in stack if node not in item.listchain()]
+        said: protocol.Message = {}
+        if known:  # nobody could know that it would come next
+            try:
+                conductor.patch.teardown_exact(item)
+            except compat.TEST_OUTCOME as error:
+                said["late"] = f"{type(error).__name__}: {error}"[:_LONGEST]
+        guest, conductor.guest = conductor.guest, None
+        item._initrequest() if hasattr(item, "_initrequest") else None
+        try:
+            with compat.capturing(item, "setup"):
+                try:
+                    assert item.parent is not None
+                    conductor.patch.setup(item.parent)
+                    higher.set_up(run)
+                except compat.TEST_OUTCOME:
+                    pass
+        finally:
+            stack.pop(item, None)
+            conductor.guest = guest
+        return said
+
+    def answer(self, message: protocol.Message) -> protocol.Message:
+        """What else the caller asks for."""
+        conductor = self.conductor
+        assert conductor is not None
+        if "leave" in message:
+            items = self.session.items
+            following = message["next"]
+            return self.leave(items[message["leave"]], items[following] if following is not None else None)
+        if "residue" in message:
+            return {"residue": compat.captured_so_far(self.config, 1 << 20)}
+        if "finish" in message:
+            self.config.hook.pytest_sessionfinish(session=self.session, exitstatus=0)
+            self.config._ensure_unconfigure()
+            return {"finished": True}
+        raise ValueError(f"an unknown message: {sorted(message)}")
+
+    def leave(self, item: pytest.Item, following: pytest.Item | None) -> protocol.Message:
+        """Tears down what no later test needs."""
+        conductor = self.conductor
+        assert conductor is not None
+        patch = conductor.patch
+        if not patch.must_pop(following):
+            return {"left": None}
+        os.environ["PYTEST_CURRENT_TEST"] = f"{item.nodeid} (teardown)".replace("\0", "(null)")
+        guest, conductor.guest = conductor.guest, None
+        item._report_sections.clear()
+
+        def tear_down() -> None:
+            __tracebackhide__ = True
+            with compat.capturing(item, "teardown"):
+                patch.teardown_exact(following)
+
+        try:
+            call = pytest.CallInfo.from_call(tear_down, when="teardown")
+            report = pytest.TestReport.from_item_and_call(item, call)
+        finally:
+            conductor.guest = guest
+            item._report_sections.clear()
+        if report.passed and not report.sections:
+            return {"left": None}
+        return {"left": reporting.report_to_data(report, self.config, lambda value: None)}
+
+    # In a fork.
+
+    def inside(self) -> Inside:
+        """What each child does in its sandbox."""
+        conductor = self.conductor
+        if conductor is None or not self.session.items:
+            return _nothing
+        item = self.session.items[0]
+        guest = conductor.guest = Guest(conductor, item, Before(conductor, item), (-1, -1), None, True)
+
+        def inside(writing: int, orders: int) -> NoReturn:
+            assert conductor is not None
+            if self.run_of(self.order["item"]).spec.network == "none":
+                traffic.watch()
+            guest.connect(writing, orders)
+            guest.serve()
+
+        return inside
+
+
+def _nothing(writing: int, orders: int) -> NoReturn:
+    os._exit(1)

@@ -1,0 +1,401 @@
+"""The caller's side of a guest: a process of an image's own Python that forks itself into sandboxes of that image.
+
+:mod:`.boarding` says what a guest is and how it starts, :mod:`.aboard` is the guest's side. To whoever runs tests it is
+a zygote that booted by itself (:mod:`.zygote`): the same orders, the same children. It is not trusted: what it says is
+read with bounds in size and in time, and what it can reach are its own sandboxes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import signal
+import socket
+import time
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from ..errors import SandboxClosedError, SandboxGuestError, SandboxStartError
+from . import cgroups, entering, protocol
+from . import syscalls as sc
+from .boarding import LAYER
+from .launch import Supervisor
+from .plan import Host, Plan, disk_of, tmpfs_limits
+from .protocol import wait_readable
+from .running import GONE, Running, start_error
+from .zygote import END, RemoteChild
+
+#: The namespaces that a guest's child enters, in the order in which it may: name in /proc, and flag.
+ENTERED = (("user", sc.CLONE_NEWUSER), ("pid", sc.CLONE_NEWPID), ("net", sc.CLONE_NEWNET), ("ipc", sc.CLONE_NEWIPC),
+           ("uts", sc.CLONE_NEWUTS), ("cgroup", sc.CLONE_NEWCGROUP), ("mnt", sc.CLONE_NEWNS))
+#: How long a child's end may take to be told once it is known.
+_PATIENCE = 10.0
+#: How much of what a guest printed is shown when it has ended.
+SHOWN = 4000
+
+
+def nested(host: Host) -> Host:
+    """The host as the plans of guests and of their sandboxes see it."""
+    return replace(host, nested=True, ids=None)
+
+
+def upon(plan: Plan) -> Plan:
+    """The plan of a sandbox whose files are those that its guest sees."""
+    def stands(step: list[Any]) -> list[Any]:
+        if step[0] != "overlay":
+            return step
+        name, number, target, lowers, *rest = step
+        return [name, number, target, [*lowers, f"{LAYER}/{number}/upper"], *rest]
+
+    template = [[step[0], step[1], [*step[2], f"{LAYER}/{step[1].rpartition('/')[2].partition('.')[0]}/upper"]]
+                if step[0] == "own_names" else step for step in plan.body["template"]]
+    body = {**plan.body, "mounts": [stands(step) for step in plan.body["mounts"]], "template": template,
+            "layers": f"{plan.body['layers']}"}
+    return replace(plan, body=body, key=hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:24])
+
+
+class Guest:
+    """One guest: from its start to :meth:`close`. It ends with the caller, however that ends.
+
+    :param image: what to call it in errors.
+    """
+
+    def __init__(self, image: str, host: Host) -> None:
+        self.image = image
+        self.supervisor = Supervisor(nested(host))
+        self.sock: socket.socket | None = None
+        self.log = self.status = -1
+        self.owner = os.getpid()
+        self.ended: SandboxGuestError | None = None
+        self._told: set[str] = set()
+        self._boarded = False
+
+    def start(self, plan: Plan, disk: int | None, python: list[str], argv: list[str], env: dict[str, str], cwd: str,
+              streams: tuple[int, int, int] | None) -> None:
+        """Asks for it; returns at once.
+
+        :param plan: of the sandbox that it is at home in.
+        :param python: the programs to look for, in their order, by the ``PATH`` of ``env``.
+        :param streams: its standard streams; None for an empty input and a file.
+        :raises SandboxStartError: when the helper cannot start.
+        """
+        supervisor = self.supervisor
+        supervisor.greet()
+        ours, theirs = protocol.pair()
+        self.status, status = os.pipe2(os.O_CLOEXEC)
+        body = dict(plan.body)
+        body["mounts"] = [[*step, "hidepid=4"] if step[0] == "proc" else step for step in body["mounts"]]
+        umask = os.umask(0o077)
+        os.umask(umask)
+        what = {"body": body, "layer": f"mode=0711,{tmpfs_limits(disk)}", "python": python, "argv": argv, "env": env,
+                "cwd": cwd, "umask": umask, "streams": [streams is not None] * 3}
+        message: protocol.Message = {"guest": what}
+        if body["group"] is not None:
+            message["group"] = cgroups.next_name()
+            self.group = cgroups.host_control().group(body["group"], message["group"])
+            self.group.tell = supervisor.tell
+        else:
+            self.group = None
+        with theirs:
+            try:
+                supervisor.tell(message, (theirs.fileno(), status, *(streams or ())))
+            finally:
+                os.close(status)
+        self.sock = ours
+
+    # What it says.
+
+    def receive(self, until: float | None = None, doing: str = "started") -> tuple[protocol.Message, list[int]]:
+        """Its next message.
+
+        :param until: by :func:`time.monotonic`, when to give up; then it is killed.
+        :param doing: what it is at, for the error.
+        :raises SandboxGuestError: when it has ended, or is too slow, or talks nonsense.
+        """
+        if self.ended is not None:
+            raise self.ended
+        assert self.sock is not None
+        try:
+            while True:
+                if not self._wait(until):
+                    raise self._end(f"it was not done after {until and self._patience:g} s", doing,
+                                    "Raise sandbox_guest_timeout, or see where it stands in what it printed.")
+                try:
+                    got = protocol.receive(self.sock)
+                except ConnectionResetError:  # it had not read all; its last words come after this error
+                    continue
+                if got is None:
+                    raise self._end(self._how(), doing)
+                message, fds = got
+                if "failed" in message:
+                    protocol.close(fds)
+                    raise self._unstarted(message["failed"])
+                if "boarded" not in message or self._boarded:
+                    return message, fds
+                self._boarded = True
+                self.log = fds[0]
+        except protocol.BadMessage as error:
+            raise self._end(f"it sent what is not a message ({error})", doing) from None
+
+    _patience = 0.0
+
+    def ask(self, message: protocol.Message, fds: tuple[int, ...] = (), seconds: float | None = None,
+            doing: str = "was asked") -> protocol.Message:
+        """Sends it a message and returns its answer.
+
+        :raises SandboxGuestError: as :meth:`receive`.
+        """
+        self.send(message, fds, doing)
+        answer, got = self.receive(self.by(seconds), doing)
+        protocol.close(got)
+        return answer
+
+    def by(self, seconds: float | None) -> float | None:
+        """The moment ``seconds`` from now, for :meth:`receive`."""
+        self._patience = seconds or 0.0
+        return None if seconds is None else time.monotonic() + seconds
+
+    def send(self, message: protocol.Message, fds: tuple[int, ...] = (), doing: str = "was asked") -> None:
+        """Sends it a message.
+
+        :raises SandboxGuestError: when it has ended.
+        """
+        if self.ended is not None:
+            raise self.ended
+        assert self.sock is not None
+        try:
+            protocol.send(self.sock, message, fds)
+        except OSError as error:
+            if error.errno not in GONE:
+                raise self._end(f"it cannot be sent what it needs: {error.strerror}", doing) from None
+            while True:  # its last words
+                protocol.close(self.receive(None, doing)[1])
+
+    def _wait(self, until: float | None) -> bool:
+        import select
+        assert self.sock is not None
+        poll = select.poll()
+        poll.register(self.sock, select.POLLIN)
+        poll.register(self.status, select.POLLIN)  # a fork of the guest's may hold its end of the socket open
+        return bool(poll.poll(None if until is None else max(0.0, until - time.monotonic()) * 1000)) or until is None
+
+    def alive(self) -> bool:
+        """Whether it has not ended, as far as we know."""
+        return self.ended is None and self.sock is not None and not wait_readable(self.status, 0)
+
+    def _how(self) -> str:
+        told = b""
+        if wait_readable(self.status, 1):
+            with suppress(OSError):
+                told = os.read(self.status, 20)
+        try:
+            code = os.waitstatus_to_exitcode(int(told))
+        except ValueError:
+            return "it has ended"
+        if code >= 0:
+            return f"it exited with status {code}"
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:
+            name = f"signal {-code}"
+        killed = self.group is not None and bool(self.group.oom_kills())
+        return f"it was killed by {name}" + (", for it had no more memory" if killed else "")
+
+    def printed(self) -> str:
+        """The end of what it printed, and nobody captured."""
+        if self.log < 0:
+            return ""
+        size = os.fstat(self.log).st_size
+        return os.pread(self.log, SHOWN, max(0, size - SHOWN)).decode(errors="replace")
+
+    def _end(self, why: str, doing: str, remedy: str | None = None) -> SandboxGuestError:
+        output = self.printed()
+        self.ended = SandboxGuestError(f"the guest of image {self.image!r} failed when it {doing}", image=self.image,
+                                       why=why, output=output, remedy=remedy)
+        self._stop()
+        return self.ended
+
+    def _unstarted(self, failed: dict[str, Any]) -> SandboxGuestError:
+        step = failed.get("step") or [""]
+        if step[0] == "python":
+            self.ended = SandboxGuestError(
+                f"a test's body cannot run in image {self.image!r}", image=self.image,
+                why=f"it has no {failed.get('path')}: the body runs in the image's own Python",
+                remedy="Name its interpreter with python=..., or keep the body on the host: request the sandbox "
+                       "fixture and run commands in the image with it.")
+        else:
+            error = start_error(failed)
+            self.ended = SandboxGuestError(f"the guest of image {self.image!r} could not start", image=self.image,
+                                           why=str(error))
+        self._stop()
+        return self.ended
+
+    # Its children.
+
+    def take(self, plan: Plan) -> Running:
+        """A sandbox for one of its children, ready.
+
+        :raises SandboxStartError: when it cannot be made.
+        """
+        return self.supervisor.take(plan)
+
+    def fork(self, into: Running, where: str, env: list[tuple[str, str | None]], descriptors: tuple[int, int],
+             more: dict[str, Any], seconds: float | None) -> RemoteChild:
+        """Asks for a child in a sandbox that is ready; returns at once. ``more`` goes along with the order.
+
+        :raises SandboxGuestError: when it has ended.
+        :raises SandboxClosedError: when the sandbox has.
+        """
+        plan = into.plan
+        spaces = _namespaces(into)
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        try:
+            if plan.key not in self._told:
+                self._told.add(plan.key)
+                self.send({"plan": plan.key, "kept": plan.kept,
+                           **{name: plan.body[name] for name in ("drop", "nproc", "seccomp", "namespaces")}})
+            self.send({"enter": [flag for flag, _ in spaces]}, tuple(fd for _, fd in spaces))
+            self.send({"fork": plan.key, "ids": plan.ids, "where": where, "env": env, **more},
+                      (writing, *descriptors, *(into.group.join_fds if into.group is not None else ())))
+        except BaseException:
+            os.close(reading)
+            raise
+        finally:
+            os.close(writing)
+            for _, fd in spaces:
+                os.close(fd)
+        return GuestChild(self, into, reading, seconds)
+
+    # Its end.
+
+    def _stop(self) -> None:
+        """Ends the process, and all that its helper has made."""
+        if self.owner != os.getpid():
+            return
+        if self.sock is not None:
+            with suppress(OSError):
+                self.sock.shutdown(socket.SHUT_RDWR)
+            self.sock.close()
+        self.supervisor.close()
+        if self.group is not None:
+            self.group.let_go()
+            self.group.remove()
+            self.group.close()
+            self.group = None
+        for fd in (self.log, self.status):
+            if fd >= 0:
+                os.close(fd)
+        self.log = self.status = -1
+
+    group: Any = None
+
+    def close(self) -> None:
+        """Ends it, with everything in it and below it. Does nothing when it has ended."""
+        if self.ended is None:
+            self.ended = SandboxGuestError(f"the guest of image {self.image!r} was closed", image=self.image)
+            self._stop()
+
+    def forget(self) -> None:
+        """In a fork of the caller: closes our copies."""
+        if self.sock is not None:
+            self.sock.close()
+        self.supervisor.forget()
+        for fd in (self.log, self.status):
+            if fd >= 0:
+                os.close(fd)
+        self.log = self.status = -1
+
+
+def _namespaces(running: Running) -> list[tuple[int, int]]:
+    """The namespaces of a sandbox, as descriptors: to enter by a pidfd takes what no guest may have."""
+    pid = running.init_pid()
+    flags = running.namespaces() | sc.CLONE_NEWUSER | sc.CLONE_NEWPID
+    made: list[tuple[int, int]] = []
+    try:
+        for name, flag in ENTERED:
+            if flags & flag:
+                made.append((flag, os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)))
+        if not running.alive:  # then that number may be another's by now
+            raise SandboxClosedError("the sandbox has ended")
+    except FileNotFoundError:
+        for _, fd in made:
+            os.close(fd)
+        raise SandboxClosedError("the sandbox has ended") from None
+    except BaseException:
+        for _, fd in made:
+            os.close(fd)
+        raise
+    return made
+
+
+class GuestChild(RemoteChild):
+    """A child of a guest's. Who says so is the guest: what hangs on its word has a bound."""
+
+    def __init__(self, guest: Guest, into: Running, status: int, seconds: float | None) -> None:
+        self._guest: Guest | None = guest
+        self._of = guest
+        self._until = guest.by(seconds)
+        self._zygote = None
+        self.said: protocol.Message = {}  # about what was set up for it
+        self._attach(into, status)
+
+    def is_there(self) -> bool:
+        """Waits until it has been forked; False where that failed.
+
+        :raises SandboxGuestError: when the guest has ended, or takes too long.
+        """
+        guest, self._guest = self._guest, None
+        if guest is not None:
+            message, fds = guest.receive(self._until, "prepared a test")
+            if len(fds) == 1 and isinstance(message.get("pid"), int):
+                self.pid, self._pidfd = message["pid"], fds[0]
+                self.said = message
+            else:
+                protocol.close(fds)
+        return self._pidfd >= 0
+
+    def _end(self) -> int:
+        self.is_there()
+        patience = _PATIENCE if self._of.ended is None else 0.1
+        told = os.read(self._status, END.size) if wait_readable(self._status, patience) else b""
+        os.close(self._status)
+        if len(told) != END.size:
+            return -signal.SIGKILL
+        code, *used = END.unpack(told)
+        if all(math.isfinite(one) and 0 <= one < 1e12 for one in used):
+            self._spent(*used)
+        return int(code) if -64 <= code <= 255 else 255
+
+    def kill(self) -> None:
+        """Kills it, and everything else inside but init."""
+        group = self._running.group
+        with suppress(SandboxClosedError):
+            for _ in range(500):
+                if self._pidfd < 0:
+                    break
+                self._running.request({"kill": int(signal.SIGKILL)})
+                if group is not None and group.frozen:
+                    group.thaw()
+                if wait_readable(self._pidfd, 0.01):
+                    break
+
+
+def disk(plan_spec: Any) -> int | None:
+    """The size of a guest's own layer."""
+    return disk_of(plan_spec)
+
+
+_everyone: list[Guest] = []
+
+
+def _entered() -> None:
+    for one in _everyone:
+        one.forget()
+    _everyone.clear()
+
+
+entering.when_inside.append(_entered)
+__all__ = ["Guest", "GuestChild", "SandboxStartError", "nested", "upon"]

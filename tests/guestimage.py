@@ -1,0 +1,57 @@
+"""Root file systems that hold this machine's own Python and nothing else: images for tests, made without a download.
+
+Whoever has another Python, or none, in an image of its own needs no more of it to run a test's body.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+#: What no test needs of the standard library.
+_LEFT_OUT = ("test", "tests", "idlelib", "lib2to3", "tkinter", "turtledemo", "ensurepip", "site-packages",
+             "dist-packages", "pydoc_data", "distutils", "turtle.py")
+
+
+def make_python_root(root: Path, name: str = "first") -> Path:
+    """Makes ``root``, whose /etc/os-release has the ``name``."""
+    program = Path(os.path.realpath(getattr(sys, "_base_executable", sys.executable)))
+    version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    library = Path(sys.base_prefix, sys.platlibdir, version)
+
+    def leave_out(folder: str, names: list[str]) -> list[str]:
+        return [one for one in names if one in _LEFT_OUT or one.startswith("config-")]
+
+    for folder in ("etc", "tmp", "proc", "sys", "dev", "run", "usr/bin", "var/tmp"):
+        (root / folder).mkdir(parents=True)
+    (root / "tmp").chmod(0o1777)
+    (root / "etc/os-release").write_text(f"ID={name}\n")
+    (root / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\n")
+    shutil.copytree(library, root / str(library)[1:], ignore=leave_out)
+    (root / str(program)[1:]).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy2(program, root / str(program)[1:])
+    if not (root / "usr/bin/python3").exists():
+        (root / "usr/bin/python3").symlink_to(program)
+    for file in _libraries([program, *library.glob("lib-dynload/*.so")]):
+        target = root / file[1:]
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(os.path.realpath(file), target)
+    return root
+
+
+def _libraries(files: list[Path]) -> set[str]:
+    done = subprocess.run(["ldd", *map(str, files)], capture_output=True, text=True, check=False)
+    return set(re.findall(r"(?:=> |^\s+)(/\S+) \(0x", done.stdout, re.MULTILINE))
+
+
+def another(root: Path, target: Path, name: str) -> Path:
+    """The same under another name: its files are links to the first one's."""
+    shutil.copytree(root, target, copy_function=os.link, symlinks=True)
+    (target / "etc/os-release").unlink()
+    (target / "etc/os-release").write_text(f"ID={name}\n")
+    return target
