@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from . import syscalls as sc
 from .init import become, limit_tasks
+from .shares import come_first
 
 if TYPE_CHECKING:
     from .running import Running
@@ -142,6 +143,7 @@ def _join(running: Running, namespaces: int, ids: tuple[int, int], folders: Fold
         if namespaces:
             running.enter(namespaces)
         _inside = True
+        come_first()
         # A session of its own: no terminal of the caller's to type into, no process group to send signals to.
         os.setsid()
         sc.new_session_keyring()
