@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from .hosted import HostMaker, fingerprint, mapping, opened, owner, split
 from .identities import Identities
 from .layers import LayerMaker
 from .stages import Stages
-from .text import LATER, Containerfile, Instruction, Stage, expand, parse
+from .text import LATER, PREDEFINED, Containerfile, Instruction, Stage, expand, parse
 
 
 @dataclass
@@ -81,7 +82,8 @@ class Builder:
 
     def __init__(self, store: ImageStore, file: Containerfile, context: Context, options: Options) -> None:
         self.store, self.file, self.context, self.options = store, file, context, options
-        self.hits = self.steps = 0
+        self.hits = self.made = self.steps = 0
+        self._asked: set[str] = set()
         self.stages = Stages(self)
         self.identities = Identities(store, options.say)
         epoch = options.arguments.get("SOURCE_DATE_EPOCH") or os.environ.get("SOURCE_DATE_EPOCH") or ""
@@ -103,6 +105,9 @@ class Builder:
             state = self.stages.make(stage)
         finally:
             self.identities.close()
+        unused = [name for name in self.options.arguments if name not in {*self._asked, *PREDEFINED}]
+        if unused and self.options.say is not None:
+            self.options.say(f"note: no ARG of the stages that were built asks for {', '.join(unused)}")
         return self.image_of(state, record=True)
 
     def image_of(self, state: State, *, record: bool = False) -> StoredImage:
@@ -151,10 +156,10 @@ class Builder:
         document = empty_document(self.store.platform)
         if reference == "scratch":
             document["config"] = {"Env": [f"PATH={PATH}"]}
-            return State(None, document, _key("scratch", str(self.store.platform)))
+            return State(None, document, self._first_key("scratch", str(self.store.platform)))
         if reference == "host":
             document["config"] = {}
-            return State(None, document, _key("host", fingerprint()), host=True)
+            return State(None, document, self._first_key("host", fingerprint()), host=True)
         if reference.startswith("containerfile:"):
             raise self.file.error(f"{reference!r} cannot be the base of a build", where,
                                   "Build it first, with a name: pytest-sandbox build -t NAME.")
@@ -169,8 +174,12 @@ class Builder:
         document = json.loads(stored.config)
         document["config"] = document.get("config") or {}
         on_host = stored.host is not None
-        key = _key("image", stored.image_id, *([fingerprint()] if on_host else []))
+        key = self._first_key("image", stored.image_id, *([fingerprint()] if on_host else []))
         return State(stored, document, key, host=on_host)
+
+    def _first_key(self, *parts: str) -> str:
+        """The key that the steps of a stage build upon: with other latest times all files may be others."""
+        return _key(*parts, *([f"no later than {self.latest}"] if self.latest is not None else []))
 
     # Steps.
 
@@ -203,6 +212,7 @@ class Builder:
     def _declare(self, step: Instruction, into: dict[str, str], seen: Mapping[str, str]) -> None:
         for word in step.words:
             name, equals, default = word.partition("=")
+            self._asked.add(name)
             if name in self.options.arguments:
                 into[name] = self.options.arguments[name]
             elif equals:
@@ -227,14 +237,20 @@ class Builder:
         """A text with the stage's variables replaced."""
         return self._expand(text, state.variables(), where, keep_quotes=keep_quotes)
 
-    def _history(self, state: State, step: Instruction, *, empty: bool) -> None:
-        entry = {"created": self.when(), "created_by": " ".join(step.text.split())}
-        state.document.setdefault("history", []).append({**entry, **({"empty_layer": True} if empty else {})})
-        state.document["created"] = self.when()
+    def _history(self, state: State, step: Instruction, made: str | None = None, *, empty: bool) -> str | None:
+        """Takes down a step. Returns when it was made, which is when the image was.
 
-    def when(self) -> str:
-        import time
-        return now() if self.latest is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.latest))
+        :param made: when its layer was; without, it is as old as what lies below it, as BuildKit has it too: what is
+            taken from the cache gives the same image then.
+        """
+        if self.latest is not None:
+            made = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.latest))
+        made = made or state.document.get("created")
+        entry = {**({"created": made} if made else {}), "created_by": " ".join(step.text.split())}
+        state.document.setdefault("history", []).append({**entry, **({"empty_layer": True} if empty else {})})
+        if made:
+            state.document["created"] = made
+        return made
 
     def known(self, state: State, key: str, step: Instruction) -> bool:
         """Takes over what a step made before; False when it has to be made."""
@@ -242,18 +258,23 @@ class Builder:
         stored = self.store.recorded(record.get("image")) if record else None
         if stored is None:
             return False
+        assert record is not None
         self.hits += 1
         state.base, state.key = stored, key
-        self._history(state, step, empty=not (record or {}).get("layer", True))
+        layers = int(record.get("layers", 1))
+        for number in range(max(layers, 1)):
+            self._history(state, step, record.get("created") if layers else None, empty=number >= layers)
         return True
 
     def keep(self, state: State, key: str, step: Instruction, written: Written | None) -> None:
         """Adds a step's layer, and remembers it under its key."""
+        self.made += 1
         if written is not None and state.host:
             self.keep_on_host(state, key, step, split(self, written))
             return
+        made = None
         if written is not None:
-            self._history(state, step, empty=False)
+            made = self._history(state, step, now(), empty=False)
             state.base = add_image(self.store, state.base, state.document, [written], "a build", record=False)
         else:
             self._history(state, step, empty=True)
@@ -262,22 +283,22 @@ class Builder:
                 return
         state.key = key
         self.store.layout.write_record(self._record(key), {"version": 1, "image": state.base.as_json(),
-                                                           "layer": written is not None})
+                                                           "layers": int(written is not None), "created": made})
 
     def keep_on_host(self, state: State, key: str, step: Instruction, found: list[tuple[str, Written]]) -> None:
         """As :meth:`keep`, for a step's changes of the host's trees."""
-        self._history(state, step, empty=not found)
+        made = now() if found else None
+        for number in range(max(len(found), 1)):
+            self._history(state, step, made, empty=number >= len(found))
         count = len(state.base.diff_ids) if state.base is not None else 0
         before = state.base.host if state.base is not None else None
-        for _ in found[1:]:
-            self._history(state, step, empty=False)
         if found:
             state.base = add_image(self.store, state.base, state.document, [one for _, one in found], "a build",
                                    mapping(before, count, found), record=False)
         state.key = key
         if state.base is not None:
             self.store.layout.write_record(self._record(key), {"version": 1, "image": state.base.as_json(),
-                                                               "layer": bool(found)})
+                                                               "layers": len(found), "created": made})
 
     @contextmanager
     def maker(self, state: State) -> Iterator[LayerMaker]:

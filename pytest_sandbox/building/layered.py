@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from .. import planning
-from ..errors import ImageError
+from ..errors import ImageError, SandboxError
 from ..image.locks import lock
 from ..images import Image
 from ..runtime.subids import REMEDY
@@ -22,15 +22,12 @@ from .hosted import HostFiles, changed, image_of, opened
 from .layers import StageFiles
 from .remote import fetch, is_git, is_url, name_of
 from .runmounts import SCRIPT, Mounts, mounts, script
-from .text import LATER, Instruction
+from .text import LATER, PREDEFINED, Instruction
 
 if TYPE_CHECKING:
     from .builder import Builder, State
 
 _SHELL = ["/bin/sh", "-c"]
-#: Arguments that every build has (https://docs.docker.com/reference/dockerfile/#predefined-args).
-PREDEFINED = ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "FTP_PROXY", "ftp_proxy", "NO_PROXY",
-              "no_proxy", "ALL_PROXY", "all_proxy", "SOURCE_DATE_EPOCH")
 _DISK_SIGNS = ("No space left on device", "ENOSPC", "Disk quota exceeded")
 _OWNER_SIGNS = ("Operation not permitted", "Invalid argument", "setgroups", "seteuid", "setegid", "chown")
 _SHOWN = 4000  # characters of a failed command's output that its error keeps
@@ -279,7 +276,7 @@ def _failed(build: Builder, step: Instruction, done: Any, said: str, sandbox: Sa
         why = f"it was ended by signal {-done.returncode}"
     else:
         why = f"it ended with status {done.returncode}"
-    if any(sign in said for sign in _DISK_SIGNS):
+    if any(sign in said for sign in _DISK_SIGNS) or _is_full(sandbox):
         remedy = ("What a RUN writes lies in memory, at most half of it: give it more (--disk SIZE), or write less in "
                   "one step.")
     elif build.identities.why_single is not None and any(sign in said for sign in _OWNER_SIGNS):
@@ -288,6 +285,15 @@ def _failed(build: Builder, step: Instruction, done: Any, said: str, sandbox: Sa
     error = build.file.error(f"{why}\n{tail}" if tail else why, step, remedy)
     error.output = said
     return error
+
+
+def _is_full(sandbox: Sandbox) -> bool:
+    """Whether the writable layer has no room left: programs may say anything about that."""
+    try:
+        layer = os.fstatvfs(sandbox._ready().scratch)
+    except (SandboxError, OSError):
+        return False  # it has ended
+    return layer.f_bfree == 0 or layer.f_ffree == 0
 
 
 def _command(state: State, step: Instruction) -> list[str]:

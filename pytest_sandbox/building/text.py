@@ -18,6 +18,9 @@ from ..errors import ImageBuildError, ImageError
 
 KNOWN = frozenset({"ADD", "ARG", "CMD", "COPY", "ENTRYPOINT", "ENV", "EXPOSE", "FROM", "HEALTHCHECK", "LABEL",
                    "MAINTAINER", "ONBUILD", "RUN", "SHELL", "STOPSIGNAL", "USER", "VOLUME", "WORKDIR"})
+#: Arguments that every build has (https://docs.docker.com/reference/dockerfile/#predefined-args).
+PREDEFINED = ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "FTP_PROXY", "ftp_proxy", "NO_PROXY",
+              "no_proxy", "ALL_PROXY", "all_proxy", "SOURCE_DATE_EPOCH")
 #: What to do about a stage that takes from itself, or from one that takes from it.
 LATER = "A stage can take from those above it: move that one up, and mind that two do not take from each other."
 _REFERENCE = "Instructions are written as in https://docs.docker.com/reference/dockerfile/."

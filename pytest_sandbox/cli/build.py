@@ -39,19 +39,33 @@ def _build(given: argparse.Namespace) -> int:
     from pytest_sandbox.building.reference import build, locate
     from pytest_sandbox.committing import check_name
     from pytest_sandbox.image.export import name_image
+    from pytest_sandbox.image.reference import parse_registry_reference
+    from pytest_sandbox.spec import parse_size
 
-    path = str(given.file) if given.file is not None else locate(str(given.context))[0]
+    path = locate(str(given.file if given.file is not None else given.context))[0]
+    for name in given.tag:
+        parse_registry_reference(name)  # whether it fits the image is known when that is built
+    for option in ("memory", "disk"):
+        if (size := getattr(given, option)) is not None:
+            parse_size(option, size)
+    if given.timeout is not None and not given.timeout > 0:
+        print(f"pytest-sandbox: --timeout {given.timeout:g}: give a number of seconds above 0", file=sys.stderr)
+        return 2
     arguments = {}
     for one in given.build_arg:
         name, equals, value = one.partition("=")
-        arguments[name] = value if equals else os.environ.get(name, "")
+        if equals or name in os.environ:
+            arguments[name] = value if equals else os.environ[name]
     secrets = {}
     for one in given.secret:
         fields = dict(part.partition("=")[::2] for part in one.split(","))
         if "id" not in fields or not (fields.get("src") or fields.get("source")):
             print(f"pytest-sandbox: --secret {one}: write it like id=token,src=FILE", file=sys.stderr)
             return 2
-        secrets[fields["id"]] = fields.get("src") or fields["source"]
+        secrets[fields["id"]] = source = fields.get("src") or fields["source"]
+        if not os.path.isfile(source):
+            print(f"pytest-sandbox: --secret {one}: there is no file {source}", file=sys.stderr)
+            return 2
     say = None if given.quiet else _say
     if say is not None:
         planning.settings = planning.ImageSettings(progress=_progress)
@@ -62,7 +76,8 @@ def _build(given: argparse.Namespace) -> int:
         check_name(name, "host" if image.host is not None else "")
         name_image(planning.store(), name, image)
     if say is not None:
-        say(f"{builder.steps} steps, {builder.hits} layers from the cache")
+        layers = "1 layer" if builder.hits == 1 else f"{builder.hits} layers"
+        say(f"{builder.steps} steps, {layers} from the cache")
     print(image.image_id if given.quiet else f"image:{image.image_id}")
     return 0
 

@@ -202,7 +202,8 @@ class _ArchiveSource:
             with self._files.open(name) as file:
                 data = file.read(most + 1)
         except (FileNotFoundError, NotADirectoryError):
-            self._refuse(f"there is no file {name} in it")
+            self._refuse(f"there is no file {name} in it", "A root file system is used directly: rootfs:PATH."
+                         if name == "index.json" else "Copy or export it again.")
         except OSError as error:
             self._refuse(f"{name} in it cannot be read: {error.strerror}")
         if len(data) > most:
@@ -217,7 +218,7 @@ class _ArchiveSource:
         try:
             file = self._files.open(self._where(layer))
         except (FileNotFoundError, NotADirectoryError):
-            self._refuse(f"there is no file {self._where(layer)} in it")
+            self._refuse(f"there is no file {self._where(layer)} in it", "Copy or export it again.")
         except OSError as error:
             self._refuse(f"{self._where(layer)} in it cannot be read: {error.strerror}")
         with file:

@@ -42,6 +42,9 @@ def save_image(store: ImageStore, reference: str, target: str | Path) -> str:
         raise ImageError(f"image {reference!r} cannot be saved", reference=reference, why="it is a plain directory",
                          remedy="Make a tarball of it: rootfs:FILE.")
     target = Path(target)
+    if not target.absolute().parent.is_dir():
+        raise ImageNotFound(f"image {reference!r} cannot be saved to {str(target)!r}", reference=reference,
+                            why=f"there is no directory {target.absolute().parent}", remedy="Make it, or correct -o.")
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
         partial = Path(scratch) / "image"
         with tarfile.open(partial, "w", format=tarfile.PAX_FORMAT) as tar:
@@ -224,7 +227,8 @@ def load_images(store: ImageStore, path: str | Path, name: str | None = None) ->
     except OSError as error:
         if isinstance(error, ImageError):
             raise
-        raise ImageNotFound(f"{text!r} cannot be loaded", reference=text, why=error.strerror) from None
+        raise ImageNotFound(f"{text!r} cannot be loaded", reference=text, why=error.strerror,
+                            remedy="Check the path; relative ones start at the current directory.") from None
     with contextlib.closing(files):
         is_oci = files.has("index.json") and files.has("oci-layout")
         if not is_oci and not files.has("manifest.json"):
@@ -234,7 +238,8 @@ def load_images(store: ImageStore, path: str | Path, name: str | None = None) ->
         kind = "oci-archive" if is_oci else "docker-archive"
         tags = _tags(files, kind, text, store)
         if name is not None and len(tags) > 1:
-            raise ImageError(f"{text!r} cannot be loaded as {name!r}", reference=text, why=f"it has {len(tags)} images")
+            raise ImageError(f"{text!r} cannot be loaded as {name!r}", reference=text, why=f"it has {len(tags)} images",
+                             remedy="Load them under the names that they have, without one.")
         loaded = []
         for tag, names in tags:
             reference = ArchiveReference(kind, text, tag)

@@ -118,6 +118,9 @@ def parse_registry_reference(text: str) -> RegistryReference:
 
     :raises ImageError: naming the part that cannot be read.
     """
+    if text.startswith(("oci:", "oci-archive:", "docker-archive:", "rootfs:", "image:", "containerfile:")):
+        raise _refuse(text, "it names a file, a directory or an image of the store, where a registry's image or a new "
+                            "name is wanted")
     rest, at, digest = text.partition("@")
     if at:
         if not _DIGEST.fullmatch(digest):

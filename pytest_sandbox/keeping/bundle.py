@@ -53,6 +53,9 @@ def export(kept: Kept, target: Path) -> str:
     assert record is not None
     if record.left_out:
         raise KeptTestError(f"kept test {kept.id} cannot be exported", id=kept.id, why=record.left_out)
+    if not target.absolute().parent.is_dir():
+        raise KeptTestError(f"{target} could not be written", id=kept.id,
+                            why=f"there is no directory {target.absolute().parent}", remedy="Make it, or correct -o.")
     store = planning.store()
     base = _base(kept, record, store)
     try:
@@ -62,7 +65,8 @@ def export(kept: Kept, target: Path) -> str:
                 digest = _write(tar, kept, record, base, store, scratch)
             os.rename(partial, target)
     except OSError as error:
-        raise KeptTestError(f"{target} could not be written", id=kept.id, why=str(error)) from None
+        raise KeptTestError(f"{target} could not be written", id=kept.id, why=error.strerror or str(error),
+                            remedy="Name another place: -o FILE.") from None
     return digest
 
 
@@ -180,7 +184,8 @@ def load_bundle(path: Path) -> Kept:
     try:
         files = TarFiles(text, reference=text)
     except FileNotFoundError:
-        raise KeptTestError(f"{text} cannot be loaded", id=text, why="there is no such file") from None
+        raise KeptTestError(f"{text} cannot be loaded", id=text, why="there is no such file",
+                            remedy="Check the path; relative ones start at the current directory.") from None
     shelf = Shelf()
     with contextlib.closing(files):
         if not files.has(_RECORD):

@@ -19,6 +19,7 @@ from support import IS_ROOT
 from treelook import differences, look_at, merge
 
 from pytest_sandbox import ImageBuildError, ImageError, Sandbox, planning
+from pytest_sandbox.building import builder
 from pytest_sandbox.building.builder import Builder, Options
 from pytest_sandbox.building.reference import build
 from pytest_sandbox.building.text import expand, parse
@@ -209,15 +210,17 @@ def config(given: dict[str, Any]) -> dict[str, Any]:
 
 # Without any other tool.
 
-@pytest.mark.parametrize("name", ["run", "copy everything", "stages", "add", "user and workdir", "heredocs"])
-def test_a_second_build_is_all_from_the_cache_and_the_same(name: str, base: str, context: Path) -> None:
+@pytest.mark.parametrize("name", ["run", "copy everything", "stages", "add", "user and workdir", "heredocs", "arg",
+                                  "cmd exec", "workdir that is there", "scratch"])
+def test_a_second_build_is_all_from_the_cache_and_the_same(name: str, base: str, context: Path,
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    years = iter(range(2001, 2100))  # each look at the clock is another year
+    monkeypatch.setattr(builder, "now", lambda: f"{next(years)}-01-01T00:00:00Z")
     first, one = built(text_of(name, base), context)
     planning.release_images()
     again, two = built(text_of(name, base), context)
-    assert again.image_id == first.image_id or "created" in json.loads(first.config)
-    assert json.loads(again.config)["rootfs"] == json.loads(first.config)["rootfs"]
-    assert two.hits >= 1
-    assert one.hits == 0
+    assert (again.image_id, again.digest) == (first.image_id, first.digest)
+    assert (one.hits, two.hits, two.made) == (0, one.made, 0)
 
 
 def test_two_builds_with_an_epoch_have_one_digest(base: str, context: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,14 +234,31 @@ def test_two_builds_with_an_epoch_have_one_digest(base: str, context: Path, monk
     assert (first.image_id, first.digest) == (second.image_id, second.digest)
 
 
+def test_a_build_with_an_epoch_takes_nothing_from_one_without(base: str, context: Path,
+                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    text = f"FROM {base}\nRUN echo 1 > /f\nCOPY a.txt /a\n"
+    built(text, context)
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1000000000")
+    made, again = built(text, context)
+    assert again.hits == 0
+    with Sandbox(image=f"image:{made.image_id}") as sandbox:
+        assert sandbox.path("/f").stat().st_mtime == sandbox.path("/a").stat().st_mtime == 1_000_000_000
+
+
+def test_an_argument_that_nobody_asks_for_is_told(base: str, context: Path) -> None:
+    said: list[str] = []
+    built(f"FROM {base}\nARG USED\n", context, arguments={"USED": "1", "UESD": "2", "HTTP_PROXY": ""}, say=said.append)
+    assert said[-1] == "note: no ARG of the stages that were built asks for UESD"
+
+
 def test_a_changed_source_rebuilds_what_depends_on_it_and_nothing_else(base: str, context: Path) -> None:
     text = f"FROM {base}\nRUN date +%N > /before\nCOPY a.txt /a\nRUN cat /a > /after\nCOPY b.txt /b\n"
     first, _ = built(text, context)
     os.utime(context / "a.txt", (1, 1))
     assert built(text, context)[1].hits == 4, "times do not count"
     (context / "b.txt").write_text("other")
-    second, builder = built(text, context)
-    assert builder.hits == 3
+    second, again = built(text, context)
+    assert again.hits == 3
     assert second.diff_ids[:-1] == first.diff_ids[:-1]
     (context / "a.txt").write_text("other")
     assert built(text, context)[1].hits == 1
@@ -249,8 +269,8 @@ def test_arguments_and_flags_are_part_of_the_key(base: str, context: Path) -> No
     built(text, context)
     assert built(text, context, arguments={"V": "2"})[1].hits == 0
     assert built(text.replace("600", "644"), context)[1].hits == 1
-    image, builder = built(text, context, arguments={"V": "2"})
-    assert builder.hits == 2
+    image, again = built(text, context, arguments={"V": "2"})
+    assert again.hits == 2
     with Sandbox(image=f"image:{image.image_id}") as sandbox:
         assert sandbox.path("/v").read_text() == "2\n"
 

@@ -250,6 +250,28 @@ def test_a_secret_is_nowhere_afterwards(base: str, cache: Path, tmp_path: Path) 
     assert built(text, secrets={"token": str(tmp_path / "token")})[1].hits == 1
 
 
+# The command.
+
+@pytest.mark.parametrize(("words", "says"), [
+    (["-t", "Bad Name"], "names are in lower case"),
+    (["--memory", "lots"], "memory='lots' cannot be used"),
+    (["--disk", "0"], "disk='0' cannot be used"),
+    (["--timeout", "0"], "give a number of seconds above 0"),
+    (["--secret", "token"], "write it like id=token,src=FILE"),
+    (["--secret", "id=token,src=none"], "there is no file none"),
+    (["-f", "none"], "there is no such file or directory"),
+    (["--target", "none"], "there is no stage 'none'. Its stages: 0"),
+])
+def test_what_the_command_is_given_is_looked_at_before_anything_is_built(words: list[str], says: str) -> None:
+    Path("context/Containerfile").write_text("FROM scratch\nCOPY a.txt /\n")
+    done = subprocess.run([sys.executable, "-m", "pytest_sandbox.cli", "build", "context", *words], capture_output=True,
+                          text=True, check=False, timeout=60)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "COPY" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 # What does not end well.
 
 def test_a_run_that_never_ends(base: str, cache: Path) -> None:
@@ -262,6 +284,8 @@ def test_a_run_that_never_ends(base: str, cache: Path) -> None:
 def test_a_run_that_fills_the_disk(base: str, cache: Path) -> None:
     with pytest.raises(ImageBuildError, match=r"(?s)line 2.*status 1.*No space left.*--disk SIZE"):
         built(f"FROM {base}\nRUN dd if=/dev/zero of=/big bs=1M count=20\n", disk="4M")
+    with pytest.raises(ImageBuildError, match=r"(?s)line 2.*--disk SIZE"):  # whatever the program says about it
+        built(f"FROM {base}\nRUN dd if=/dev/zero of=/big bs=1M count=20 2>/dev/null\n", disk="4M")
     assert os.listdir(cache / "staging") == []
     assert seen(built(f"FROM {base}\nRUN dd if=/dev/zero of=/big bs=1M count=20\n", disk="64M")[0], "ls", "/big")
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from imagemaker import file, image, layer, write_layout
+from imagemaker import file, image, layer, tar_of, write_layout
 
 from pytest_sandbox import StoreError
 from pytest_sandbox.image.locks import lock
@@ -118,3 +118,15 @@ def test_interrupting_a_command_prints_no_traceback(tmp_path: Path) -> None:
 def test_a_store_error_says_what_to_do() -> None:
     with pytest.raises(StoreError, match="PYTEST_SANDBOX_CACHE"):
         ImageStore("/proc/nowhere")
+
+
+@pytest.mark.parametrize(("words", "says"), [
+    (["save", "oci-archive:{here}/x.tar", "-o", "/nowhere/x.tar"], "there is no directory /nowhere. Make it"),
+    (["load", "nothing.tar"], "Check the path"),
+    (["lock", "oci-archive:{here}/x.tar"], "a registry's image or a new name is wanted"),
+    (["run", "oci:{here}", "--", "true"], "there is no file index.json in it. A root file system is used directly"),
+])
+def test_what_a_stranger_types_wrong(tmp_path: Path, words: list[str], says: str) -> None:
+    tar_of(write_layout(tmp_path / "l", APP), tmp_path / "x.tar")
+    said = command(*(one.replace("{here}", str(tmp_path)) for one in words), cache=tmp_path / "cache", cwd=tmp_path)
+    assert says in said
