@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shutil
 import sys
@@ -234,6 +235,8 @@ def test_higher_scopes_end_when_the_image_needs_them_no_more(suite: pytest.Pytes
     assert [text.count(f"both {what}") for what in ("x begins", "x ends", "y begins", "y ends")] == [1, 1, 1, 1]
 
 
+@pytest.mark.skipif(importlib.util.find_spec("dockerfile") is None,
+                    reason="pip install 'pytest-sandbox[build]': the parser of Containerfiles is not installed")
 def test_requirements_are_installed_once(suite: pytest.Pytester, first_root: Path,
                                          monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTEST_SANDBOX_CACHE", str(suite.path / "cache"))
