@@ -29,7 +29,6 @@ class Identities:
     """The ids of one build's steps, found when the first of them runs. :meth:`close` ends what was started for them.
 
     :param say: takes a line for the user, or None.
-    :param aside: stage files are nobody else's while this build runs.
     """
 
     def __init__(self, store: ImageStore, say: Callable[[str], object] | None) -> None:
