@@ -102,6 +102,32 @@ static int map_ids(int sync, const struct json *plan)
     return 0;
 }
 
+static void write_if_can(int at, const char *name, const char *text)
+{
+    int fd = openat(at, name, O_WRONLY | O_CLOEXEC);
+
+    if (fd < 0)
+        return;
+    if (write(fd, text, strlen(text)) < 0) {
+        // It stays as it is.
+    }
+    close(fd);
+}
+
+// See runtime/shares.py. `folder` is /proc/sys/user, opened before it was read-only, or -1.
+static void take_shares(int folder, const struct json *plan)
+{
+    const char *oom = json_member(plan, "oom")->text;
+
+    if (folder >= 0) {
+        for (const struct json *one = json_member(plan, "counts")->first; one != NULL; one = one->next)
+            write_if_can(folder, json_at(one, 0)->text, json_at(one, 1)->text);
+        close(folder);
+    }
+    if (*oom != '\0')
+        write_if_can(AT_FDCWD, "/proc/self/oom_score_adj", oom);
+}
+
 static int limit_tasks(rlim_t most)
 {
     struct rlimit now;
@@ -160,8 +186,10 @@ static int give_up_privileges(const struct json *plan)
 // Returns a descriptor of the writable layer, or -1. The order is the one of runtime/init.py, and for its reasons.
 static int set_up(int sync, const struct json *plan)
 {
-    int scratch;
+    int scratch, shares = open("/host/proc/sys/user", O_PATH | O_DIRECTORY | O_CLOEXEC);
 
+    if (shares < 0)
+        shares = open("/proc/sys/user", O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (carry_out(plan, "scratch") < 0)
         return -1;
     scratch = call_open_tree(AT_FDCWD, "/scratch", TREE_CLONE | TREE_CLOEXEC);
@@ -169,6 +197,7 @@ static int set_up(int sync, const struct json *plan)
         return -1;
     if (unshare((int)json_member(plan, "namespaces")->number) < 0 || map_ids(sync, plan) < 0)
         return -1;
+    take_shares(shares, plan);
     if (carry_out(plan, "inside") < 0 || give_up_privileges(plan) < 0)
         return -1;
     return scratch;

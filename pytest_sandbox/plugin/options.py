@@ -53,6 +53,10 @@ INI_OPTIONS = (
 )
 
 
+#: The name of the parameter by which a test has one of several images.
+IMAGE_PARAMETER = "_sandbox_image"
+
+
 class PytestSandboxWarning(pytest.PytestWarning):
     """Something about a sandboxed test is not as asked for, and the user said to go on."""
 
@@ -134,7 +138,7 @@ class Settings:
         self.unavailable = chosen(config, "sandbox_unavailable", "sandbox_unavailable", UNAVAILABLE)
         self.visiting = config.pluginmanager.has_plugin("sandbox-visitor")  # this is the session of a guest
         self._base: SandboxSpec | None = None
-        self._specs: dict[tuple[int, ...], tuple[list[pytest.Mark], SandboxSpec]] = {}
+        self._specs: dict[tuple[object, ...], tuple[list[pytest.Mark], SandboxSpec]] = {}
         self._marks: dict[pytest.Collector, tuple[pytest.Mark, ...]] = {}
 
     def base(self) -> SandboxSpec:
@@ -221,23 +225,31 @@ class Settings:
         marks = self.marks(node)
         if not marks:
             return self.base() if self.mode == "all" else None
-        key = tuple(map(id, marks))
+        image = getattr(getattr(node, "callspec", None), "params", {}).get(IMAGE_PARAMETER)
+        key = (*map(id, marks), image if isinstance(image, str) else id(image))
         known = self._specs.get(key)
         if known is None:
-            known = self._specs[key] = (list(marks), self._read(marks))  # the marks stay alive: ids are not reused
+            known = self._specs[key] = (list(marks), self._read(marks, image))  # they stay alive: ids are not reused
         return known[1]
 
-    def _read(self, marks: tuple[pytest.Mark, ...]) -> SandboxSpec:
+    def _read(self, marks: tuple[pytest.Mark, ...], image: object) -> SandboxSpec:
         from pytest_sandbox.errors import SandboxUsageError
         from pytest_sandbox.spec import OPTIONS, parse_options
 
         options: dict[str, object] = {}
+        nearest = next((mark for mark in marks if "image" in mark.kwargs), None)
         for mark in reversed(marks):
             if mark.args:
                 raise SandboxUsageError(
                     f"the sandbox marker takes keyword options only, not {', '.join(map(repr, mark.args))}",
                     option="", value=mark.args, allowed=", ".join(sorted(OPTIONS)), why=_meant(mark.args[0]))
-            options.update(parse_options(mark.kwargs))
+            kwargs = mark.kwargs
+            if isinstance(kwargs.get("image"), (list, tuple)):
+                if mark is not nearest:
+                    kwargs = {name: value for name, value in kwargs.items() if name != "image"}
+                elif image is not None:
+                    kwargs = {**kwargs, "image": image}
+            options.update(parse_options(kwargs))
         return self.base().merged(options)
 
 

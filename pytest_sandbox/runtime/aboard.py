@@ -68,7 +68,6 @@ class Aboard(_Zygote):
         self.children = {}
         self.handlers: dict[int, Any] = {}
         self.folders: entering.Folders = []
-        self.pages = Pages(pins=True)
         self.examined = {}
         self.poll = select.poll()
         self.poll.register(sock, select.POLLIN)
@@ -78,7 +77,7 @@ class Aboard(_Zygote):
     def serve_aboard(self, inside: Inside) -> NoReturn:
         """The loop; ``inside`` runs in each child."""
         self.inside = inside
-        entering.when_joined.append(self.pages.copy)
+        self.learn(Pages())
         self.loop()
 
     def obey(self) -> bool:
@@ -105,5 +104,5 @@ class Aboard(_Zygote):
 
     def enter(self, into: Any, order: protocol.Message) -> ForkedChild | None:
         """Forks into a sandbox. Returns None in the child."""
-        pid = entering.fork_as_root(into, tuple(order["ids"]), self.folders)
+        pid = entering.fork_once(into, tuple(order["ids"]), self.folders)
         return ForkedChild(pid, into) if pid else None

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from . import syscalls as sc
 from .init import become, limit_tasks
+from .shares import come_first
 
 if TYPE_CHECKING:
     from .running import Running
@@ -41,12 +42,38 @@ everyone: weakref.WeakSet[Running] = weakref.WeakSet()
 _inside = False
 
 
-def fork_as_root(running: Running, ids: tuple[int, int], folders: Folders) -> int:
+def come_near(pidfd: int) -> bool:
+    """Joins, for good, the user namespace above that of the sandbox whose init this is: the helper's.
+
+    From there one fork goes into any sandbox of that helper. The caller has every capability there, which is none
+    outside of it.
+    """
+    with open(f"/proc/self/fdinfo/{pidfd}") as file:
+        pid = next(line.split()[1] for line in file if line.startswith("Pid:"))
+    try:
+        inner = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            above = fcntl.ioctl(inner, _NS_GET_PARENT)
+        finally:
+            os.close(inner)
+        try:
+            sc.setns(above, sc.CLONE_NEWUSER)
+        finally:
+            os.close(above)
+    except OSError:
+        return False
+    return True
+
+
+_NS_GET_PARENT = 0xB702
+
+
+def fork_once(running: Running, ids: tuple[int, int], folders: Folders) -> int:
     """Forks; returns the child's process id, and in the child, when that is inside, 0.
 
     :raises SandboxClosedError: when the sandbox is gone.
     """
-    # Root may point its children to come at the sandbox's pid namespace, which saves a second fork.
+    # Root, and who came near, may point children to come at the sandbox's pid namespace, which saves a second fork.
     pid = -1
     with forking:
         own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
@@ -56,7 +83,8 @@ def fork_as_root(running: Running, ids: tuple[int, int], folders: Folders) -> in
                 pid = os.fork()
             finally:
                 if pid:  # not in the child, whose own children belong inside
-                    sc.setns(own, sc.CLONE_NEWPID)
+                    with suppress(OSError):  # only root may; who came near forks into sandboxes only
+                        sc.setns(own, sc.CLONE_NEWPID)
         except OSError as error:
             running.check_there(error)
             raise
@@ -115,6 +143,7 @@ def _join(running: Running, namespaces: int, ids: tuple[int, int], folders: Fold
         if namespaces:
             running.enter(namespaces)
         _inside = True
+        come_first()
         # A session of its own: no terminal of the caller's to type into, no process group to send signals to.
         os.setsid()
         sc.new_session_keyring()

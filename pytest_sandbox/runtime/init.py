@@ -73,6 +73,7 @@ def _set_up(sync: socket.socket | None, body: dict[str, Any]) -> int:
     """The sandbox's making, in the one order that works. Returns a descriptor of the writable layer."""
     # Mounts first, while the host's tree may still be used as a lower layer: the kernel refuses an overlay of a
     # directory with mounts below it once a user namespace has locked those.
+    shares = _open_shares()
     carry_out(body["scratch"])
     # A detached copy of the mount, for the caller: with it a commit can keep the layer when all of this has ended.
     scratch = sc.open_tree(sc.AT_FDCWD, "/scratch", sc.OPEN_TREE_CLONE | sc.OPEN_TREE_CLOEXEC)
@@ -87,6 +88,7 @@ def _set_up(sync: socket.socket | None, body: dict[str, Any]) -> int:
         sync.close()
     else:
         _write_maps(body["uid_map"], body["gid_map"])
+    _take_shares(shares, body)
     carry_out(body["inside"])
     if body["nproc"] is not None:
         limit_tasks(body["nproc"])  # only now: it counts in the user namespace that we are in
@@ -101,6 +103,36 @@ def _set_up(sync: socket.socket | None, body: dict[str, Any]) -> int:
     if body["seccomp"]:
         sc.seccomp(bytes.fromhex(body["seccomp"]))
     return scratch
+
+
+def _open_shares() -> int:
+    """/proc/sys/user, before it is read-only; what is opened below it is that of the user namespace one is in then."""
+    for path in ("/host/proc/sys/user", "/proc/sys/user"):
+        try:
+            return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            continue
+    return -1
+
+
+def _take_shares(folder: int, body: dict[str, Any]) -> None:
+    """See ``shares``. Where the host's own /proc/sys is read-only, as in most containers, it stays at the host's."""
+    files = [*([name, text] for name, text in body["counts"] if folder >= 0)]
+    if body["oom"]:
+        files.append(["/proc/self/oom_score_adj", body["oom"]])
+    for name, text in files:
+        try:
+            fd = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=folder if folder >= 0 else None)
+        except OSError:
+            continue
+        try:
+            os.write(fd, text.encode())
+        except OSError:
+            pass
+        finally:
+            os.close(fd)
+    if folder >= 0:
+        os.close(folder)
 
 
 def limit_tasks(most: int) -> None:
@@ -277,14 +309,14 @@ def start(what: dict[str, Any], fds: list[int]) -> int:
         actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(_above(fds))]
         if _stands_back:
             return os.posix_spawn(file, argv, env, file_actions=actions, setsid=True, setsigmask=(),
-                                  setsigdef=_DEFAULTED, scheduler=(os.SCHED_OTHER, os.sched_param(0)))
+                                  setsigdef=DEFAULTED, scheduler=(os.SCHED_OTHER, os.sched_param(0)))
         return os.posix_spawn(file, argv, env, file_actions=actions, setsid=True, setsigmask=(),
-                              setsigdef=_DEFAULTED)
+                              setsigdef=DEFAULTED)
     finally:
         os.chdir("/")
 
 
-_DEFAULTED = tuple(number for number in range(1, 32) if number not in (_signal.SIGKILL, _signal.SIGSTOP))
+DEFAULTED = tuple(number for number in range(1, 32) if number not in (_signal.SIGKILL, _signal.SIGSTOP))
 
 
 _NULL = os.makedev(1, 3)
@@ -335,7 +367,7 @@ def _fork(file: str, argv: list[str], env: dict[bytes, bytes], fds: list[int], w
             step_forward()
             for number, fd in enumerate(_above(fds)):
                 os.dup2(fd, number)
-            for number in _DEFAULTED:
+            for number in DEFAULTED:
                 _signal.signal(number, _signal.SIG_DFL)
             if what.get("umask") is not None:
                 os.umask(what["umask"])

@@ -20,6 +20,7 @@ from typing import Any
 from ..errors import SandboxStartError
 from ..rootfs import Root, Tree
 from ..spec import CAPABILITIES, DEFAULT_CAPABILITIES, SandboxSpec, network_kind
+from . import shares
 from . import syscalls as sc
 from .frozen import key_of, path_in_helper
 from .mounts import NODES
@@ -226,6 +227,8 @@ def make_plan(spec: SandboxSpec, root: Root, host: Host, group: dict[str, Any] |
             ["pivot"],
         ],
         "inside": inside,
+        "counts": shares.counts(),
+        "oom": shares.out_of_memory(),
         "seccomp": filter_for(spec.seccomp, keep, spec.network == "host").hex(),
         "namespaces": namespaces,
         "uid_map": _map(host, uid, host.ids.uids if host.ids is not None else ()),

@@ -21,7 +21,7 @@ from . import protocol
 from . import syscalls as sc
 from .cgroup import Group
 from .children import ForkedChild
-from .entering import Folders, everyone, fork_as_root, fork_twice, open_folders
+from .entering import Folders, everyone, fork_once, fork_twice, open_folders
 from .plan import Host, Plan, describe, tmpfs_limits
 from .protocol import wait_readable
 
@@ -58,6 +58,7 @@ class Running:
 
     def __init__(self, control: socket.socket, plan: Plan, host: Host, group: Group | None = None) -> None:
         self.control, self.plan, self.host, self.group = control, plan, host, group
+        self.takes_one_fork = host.privileged  # to go into; else two
         self.tell: Callable[[protocol.Message, tuple[int, ...]], bool] = lambda message, fds: False  # to the helper
         self.began = time.monotonic()
         self.spent = [0.0, 0.0, 0, 0]  # by forks that have ended: user and system seconds, blocks read and written
@@ -213,7 +214,7 @@ class Running:
             return self._fork(ids, folders)
 
     def _fork(self, ids: tuple[int, int], folders: Folders) -> ForkedChild | None:
-        pid, status = (fork_as_root(self, ids, folders), -1) if self.host.privileged else fork_twice(self, ids, folders)
+        pid, status = (fork_once(self, ids, folders), -1) if self.takes_one_fork else fork_twice(self, ids, folders)
         return ForkedChild(pid, self, status) if pid else None
 
     def check_there(self, error: OSError | None) -> None:

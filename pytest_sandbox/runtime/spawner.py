@@ -101,7 +101,7 @@ def compile_plan(body: dict[str, Any]) -> dict[str, Any] | None:
     if not all(_is_compiled(actions) for steps in parts.values() for actions in steps):
         return None
     return {name: body[name] for name in ("group", "nproc", "namespaces", "uid_map", "gid_map", "drop",
-                                          "seccomp")} | parts
+                                          "seccomp", "counts", "oom")} | parts
 
 
 def _is_compiled(actions: list[Action]) -> bool:

@@ -154,7 +154,8 @@ class _Zygote:
         self.children: dict[int, tuple[ForkedChild, int, Running]] = {}  # by pidfd: and where to tell its end
         self.handlers: dict[int, Any] = {}
         self.folders: entering.Folders = []
-        self.pages = Pages(pins=host.privileged)  # by two forks they would be copied for the first, and shared by it
+        self.near = host.privileged  # whether one fork goes into a sandbox
+        self.pages: Pages | None = None  # until the first order
         self.examined: dict[int, tuple[Meeting, ForkedChild]] = {}  # children that say when they have done
         self.poll = select.poll()
         for fd in (sock.fileno(), lifeline):
@@ -172,7 +173,6 @@ class _Zygote:
             self.folders = entering.open_folders()
             self.inside = ready()
             stand_back()
-            entering.when_joined.append(self.pages.copy)
             self.loop()
         except BaseException:  # noqa: BLE001 - nothing of the caller's stack may run in this process
             os._exit(1)
@@ -200,7 +200,7 @@ class _Zygote:
         """A child has done its work, and waits for us to look at it; or it has ended without a word."""
         self.poll.unregister(fd)
         meeting, child = self.examined.pop(fd)
-        if meeting.has_come():
+        if meeting.has_come() and self.pages is not None:
             self.pages.look(child.pid)
         meeting.over()
 
@@ -209,9 +209,19 @@ class _Zygote:
         if got is None:
             return False
         order, (pidfd, status, reports, orders, *joins) = got
+        if self.pages is None:
+            self.near = self.near or entering.come_near(pidfd)
+            # By two forks they would be copied for the first, and shared by it and the second.
+            self.learn(Pages(pins=self.near))
         into = Running.borrowed(pidfd, self.plans[order["fork"]], self.host, joins)
+        into.takes_one_fork = self.near
         self.fork(order, into, status, [reports, orders], {})
         return True
+
+    def learn(self, pages: Pages) -> None:
+        """From the first children; later ones get copies of these pages."""
+        self.pages = pages
+        entering.when_joined.append(pages.copy)
 
     def enter(self, into: Any, order: protocol.Message) -> ForkedChild | None:
         """Forks into a sandbox. Returns None in the child."""
@@ -221,7 +231,7 @@ class _Zygote:
     def fork(self, order: protocol.Message, into: Any, status: int, descriptors: list[int],
              said: protocol.Message) -> None:
         """Forks a child into a sandbox and says so, with ``said``."""
-        meeting = Meeting() if self.pages.learns else None
+        meeting = Meeting() if self.pages is not None and self.pages.learns else None
         try:
             child = self.enter(into, order)
         except (OSError, SandboxClosedError):

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import hardening
 import installed
 import limits
 import measure
@@ -20,7 +21,7 @@ import states
 
 import images
 
-PARTS = ("noop", "start", "installed", "limits", "network", "states", "images")
+PARTS = ("noop", "start", "installed", "limits", "network", "states", "images", "hardening")
 
 
 def main() -> int:
@@ -49,6 +50,8 @@ def main() -> int:
             tables += network.run(options.rounds)
         if "limits" in chosen:
             tables += limits.run(options.rounds)
+        if "hardening" in chosen:
+            tables += hardening.run(options.rounds)
         if "states" in chosen:
             tables += states.run(options.rounds)
         if "images" in chosen:

@@ -128,6 +128,8 @@ class Run:
                 killed = rest == "killed worker"
                 if rest.startswith("wrong"):
                     self.wrong.append(rest)
+            elif line.startswith("pytest-sandbox: a process could not enter its sandbox: "):
+                self.counts["fork of the caller told that the sandbox was gone"] += 1
             else:
                 self.wrong.append(line)
         if code != (-signal.SIGKILL if killed else 0) and not (killed and code == 0):
@@ -185,6 +187,12 @@ def alone(seconds: float) -> list[str]:
         time.sleep(0.02)
 
 
+def new_mounts(before: dict[object, str], place: Path) -> list[str]:
+    """Others may mount what they like meanwhile."""
+    return [what for key, what in leaks._mounts() if key not in before and any(
+        mark in what for mark in ("sandbox", "overlay", "soak", str(place)))]
+
+
 def files(place: Path) -> list[str]:
     return sorted(str(one.relative_to(place)) for one in (place / "tmp").rglob("*")
                   if "base" not in one.parts and not any(part.startswith("soak-") for part in one.parts))
@@ -232,8 +240,7 @@ def test_random_sandboxes(tmp_path: Path) -> None:
         print(f"{time.monotonic() - began:7.0f} s {run.made:6d} sandboxes, {dict(sorted(run.counts.items()))}, "
               f"wrong: {len(run.wrong)}, processes left: {len(left)}", flush=True)
         assert left == []
-        assert dict(leaks._mounts()) == mounts
-        assert run.wrong == [], "\n".join(run.wrong)
+        assert new_mounts(mounts, tmp_path) == []
     with Sandbox() as sandbox:  # sweeps what dead runs have left
         assert sandbox.run(["true"]).returncode == 0
     shutdown()
@@ -247,6 +254,7 @@ def test_random_sandboxes(tmp_path: Path) -> None:
           f"{len(devices() - links)}, descriptors of a worker {run.most_descriptors:+d}, its memory "
           f"{run.grown / (1 << 20):+.1f} MiB; namespaces of the whole machine {sum(namespaces.values())} before, "
           f"{sum(lsns().values())} after")
+    assert run.wrong == [], "\n".join(run.wrong)
     assert dead == cleaned == []
     assert set(leaks._files()) - look == set()
     assert files(tmp_path) == []
