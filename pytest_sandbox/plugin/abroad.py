@@ -267,6 +267,8 @@ class Party:
         config = self.abroad.config
         options = {}
         for name, value in vars(config.option).items():
+            if name == "file_or_dir" or name.startswith("_"):
+                continue  # the parser's own
             try:
                 options[name] = wire.pack(value, lambda one: None, opaque=False)
             except wire.NotData:

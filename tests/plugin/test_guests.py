@@ -13,6 +13,8 @@ from pathlib import Path
 import guestimage
 import pytest
 
+from pytest_sandbox.runtime.cgroups import host_control
+
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="sandboxes are made of Linux namespaces")
 
 
@@ -380,6 +382,27 @@ def test_a_guest_that_dies_fails_one_test(suite: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines_random([
         "*the guest of image *first* failed when it prepared a test: it was killed by SIGKILL*",
         "*the guest of image *second* failed when it prepared a test: it was not done after 3 s*"])
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux") or not host_control().abilities()["memory"].ok,
+                    reason="this host cannot limit memory, see pytest-sandbox doctor")
+def test_a_guest_without_memory_fails_one_test(suite: pytest.Pytester) -> None:
+    suite.makepyfile("""
+        import pytest
+        from images import FIRST
+        pytestmark = pytest.mark.sandbox(image=FIRST)
+        @pytest.fixture(scope="session")
+        def greedy():
+            kept = []
+            while True: kept.append(b"x" * (8 << 20))
+        def test_greedy(greedy): pass
+        def test_next(): pass
+    """)
+    suite.makeini("[pytest]\nsandbox_memory = 160M\n")
+    result = run(suite)
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*failed when it prepared a test: it was killed by SIGKILL, for it had no more "
+                                 "memory*"])
 
 
 def test_a_guest_that_cannot_collect_fails_its_own_tests(suite: pytest.Pytester) -> None:
