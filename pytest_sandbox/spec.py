@@ -227,7 +227,7 @@ def _image(option: str, value: object) -> Any:
         return value.strip()
     if getattr(value, "is_sandbox_image", False):
         return value
-    several = "a list of images is not available yet" if isinstance(value, (list, tuple)) else None
+    several = "a list of them is for the marker of a test function" if isinstance(value, (list, tuple)) else None
     raise _refuse(option, value, 'a reference such as "host", or an Image', several)
 
 

@@ -71,6 +71,18 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     return None if mode == "marked" else f"sandbox: {mode}"
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """``image=[...]`` makes a test of each image."""
+    for mark in metafunc.definition.iter_markers("sandbox"):
+        if "image" in mark.kwargs:
+            if isinstance(mark.kwargs["image"], (list, tuple)):
+                from .several import parametrize
+
+                parametrize(metafunc, mark.kwargs["image"])
+            return
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report(
     collector: pytest.Collector,

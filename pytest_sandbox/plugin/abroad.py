@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_sandbox.errors import SandboxError, SandboxGuestError, SandboxUsageError
+from pytest_sandbox.runtime.protocol import wait_readable
 
-from . import compat, extensions, reporting, wire
+from . import compat, reporting, wire
 from .household import Fork
 from .options import PytestSandboxWarning
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from pytest_sandbox.sandbox import Sandbox
     from pytest_sandbox.spec import SandboxSpec
 
+    from .asked import Wanted
     from .conductor import Conductor
     from .item import ItemRun
 
@@ -32,8 +34,8 @@ if TYPE_CHECKING:
 NEAR = 40
 #: How often a guest that has died is started anew for the tests that are left.
 MOST_STARTS = 3
-#: Seconds that a guest may take for what has no limit of its own: to start, import and collect, to set up fixtures.
-PATIENCE = 300.0
+#: How many sandboxes wait for the tests after the one at hand.
+AHEAD = 2
 #: Directories of an image that no directory of the host may lie over.
 _SYSTEM = ("/", "/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/proc", "/run", "/sbin", "/sys", "/usr", "/var",
            "/tmp", "/root", "/home", "/opt", "/usr/lib", "/usr/bin", "/usr/local")
@@ -59,6 +61,7 @@ class Abroad:
         self._positions: dict[pytest.Item, int] = {}
         self._visible: tuple[str, ...] = ()
         self._told: set[str] = set()
+        self._wanted: ItemRun | None = None
 
     def adopt(self, run: ItemRun) -> None:
         """Gives ``run`` its party.
@@ -108,6 +111,29 @@ class Abroad:
                 parties.append(run.party)
         for party in parties[:2]:
             party.wanted()
+
+    # As the spares of tests in the host's image (see ``spares``), for ``inbox``.
+
+    def ahead(self, run: ItemRun) -> None:
+        """``run``'s test has begun: gets ready for the next one."""
+        self._wanted = None
+        following = self.conductor.run_of(run.nextitem)
+        if following is not None and following.party is not None and following.party.wait_for_next(run, following):
+            self._wanted = following
+            self.go_on()
+
+    @property
+    def pending(self) -> int:
+        """A descriptor that can be read when :meth:`go_on` has something to do; -1 when it has not."""
+        wanted = self._wanted
+        return -1 if wanted is None or wanted.party is None else wanted.party.pending(wanted)
+
+    def go_on(self) -> None:
+        """Has the next test's child forked, if its sandbox is ready."""
+        wanted = self._wanted
+        if wanted is not None and wanted.party is not None and wait_readable(self.pending, 0):
+            self._wanted = None
+            wanted.party.fork_ahead(wanted)
 
     def home_spec(self, spec: SandboxSpec) -> SandboxSpec:
         """The sandbox that the guest of such a test is at home in: what the configuration says, in that image."""
@@ -167,11 +193,12 @@ class Party:
         self.dump = -1  # where faulthandler writes in there
         self._positions: dict[str, int] | None = None
         self._told: dict[str, Any] = {}
-        self._home: Plan | None = None
+        self._image: str | None = None  # with what is installed for the tests
         self._plans: dict[SandboxSpec, Plan] = {}
         self._starts = 0
         self._failed: SandboxError | None = None
         self._waiting: tuple[Fork, ItemRun] | None = None
+        self._last: ItemRun | None = None
 
     # The guest.
 
@@ -196,7 +223,16 @@ class Party:
                     f"a test's body cannot run in image {self.image!r}", image=self.image,
                     why=f"the project's directory, {one}, is there at its own path, and would cover the image's own",
                     remedy="Move the project, or give pytest another --rootdir.")
-        spec = extensions.sourced(self.abroad.config, self.abroad.home_spec(self.spec))
+        spec = self.abroad.home_spec(self.spec)
+        if text := self.conductor.settings.requirements():
+            from pytest_sandbox.requirements import with_requirements
+
+            if not isinstance(spec.image, str):
+                raise SandboxGuestError(f"sandbox_requirements cannot be installed in {self.image}", image=self.image,
+                                        why="it is a state that was committed",
+                                        remedy="Install them before the commit.")
+            self._image = with_requirements(spec.image, self.spec.python or "python3", text)
+            spec = spec.merged({"image": self._image})
         graft = Mount(grafts.graft(), grafts.TARGET, True)
         self._home_spec = spec.merged({"mounts": (*spec.mounts, graft), "timeout": None})
         plan = plan_abroad(self._home_spec, seen)
@@ -209,7 +245,7 @@ class Party:
             argv = ["-c", f"exec(compile(open('{grafts.TARGET}/pytest_sandbox/plugin/landing.py').read(), "
                           "'landing.py', 'exec'))", grafts.TARGET]
             guest.start(plan, guests.disk(spec), python, argv, env, self._directory(),
-                        (0, 1, 2) if self.conductor.live else None)
+                        compat.true_streams(self.abroad.config) if self.conductor.live else None)
             guest.send({"session": self._order()}, doing="started")
         except BaseException:
             guest.close()
@@ -297,6 +333,11 @@ class Party:
             raise SandboxGuestError(
                 f"the guest of image {self.image!r} could not collect the tests", image=self.image, output=printed,
                 why=str(message.get("broken", "it said something else"))[-20_000:].strip())
+        if self.conductor.keeper is not None:
+            self.abroad.tell_once("--sandbox-keep keeps nothing of tests whose body runs in an image's own Python: "
+                                  "their files stand on those of a process that ends with the run.")
+        if compat.coverage_collector() is not None:
+            self.abroad.tell_once("coverage is not measured in tests whose body runs in an image's own Python.")
         told = self._told = message["collected"]
         positions = told["positions"]
         self._positions = {str(one): int(place) for one, place in positions.items()}
@@ -318,11 +359,11 @@ class Party:
         self._forget()
 
     def _forget(self) -> None:
+        self._drop_waiting()
         if self.guest is not None:
             self.guest.close()
             self.guest = None
         self._positions = None
-        self._waiting = None
         if self.dump >= 0:
             os.close(self.dump)
             self.dump = -1
@@ -362,6 +403,7 @@ class Party:
         from pytest_sandbox.sandbox import Sandbox
 
         guest = self._ready()
+        self.position(run.item)  # before anything is made for it
         spec = self._spec_of(run)
         sandbox = Sandbox(spec)
         sandbox.adopt(guest.take(self._plan(spec)))
@@ -372,6 +414,8 @@ class Party:
         from pytest_sandbox.spec import Mount
 
         spec = self.conductor.sandbox_of(run)
+        if self._image is not None:
+            spec = spec.merged({"image": self._image})
         return spec.merged({"mounts": (*spec.mounts, Mount(grafts.graft_made(), grafts.TARGET, True))})
 
     def _plan(self, spec: SandboxSpec) -> Plan:
@@ -383,17 +427,82 @@ class Party:
             known = self._plans[spec] = upon(plan_abroad(spec, self.abroad.visible()))
         return known
 
-    def fork(self, run: ItemRun) -> Fork:
-        """The child that waits to run ``run``'s test, in its sandbox.
+    def set_up_wanted(self, item: pytest.Item, wanted: Wanted) -> None:
+        """A test has asked for a fixture of higher scope by name: has the guest set it up."""
+        assert self.guest is not None
+        self._settle()
+        self._drop_waiting()  # it has not what will be there now
+        self.guest.ask({"wanted": [wanted.name, wanted.place, wanted.level, wanted.held], "item": self.position(item)},
+                       (), self._patience(), "set up a fixture")
 
-        :raises SandboxError: when there is none to be had.
+    # The child of the next test is forked ahead, where nothing is set up for it that the test at hand could see.
+
+    def wait_for_next(self, run: ItemRun, following: ItemRun) -> bool:
+        """``run``'s test has begun: asks for the sandbox of the ``following`` one, which is of this party.
+
+        Returns whether its child may be forked before ``run``'s test has ended.
         """
+        guest = self.guest
+        if guest is None or self._positions is None or self._waiting is not None or not guest.alive():
+            return False
+        before = run if run.party is self else self._last
+        try:
+            guest.supervisor.prepare(self._plan(self._spec_of(following)), AHEAD)
+        except (SandboxError, OSError):
+            return False  # a start in its own time will say what is wrong
+        return before is not None and following.item.nodeid in self._positions and _nothing_new(before, following)
+
+    def pending(self, run: ItemRun) -> int:
+        """A descriptor that can be read when :meth:`fork_ahead` need not wait; -1 if there is none."""
+        return -1 if self.guest is None else self.guest.supervisor.when_ready(self._plan(self._spec_of(run)))
+
+    def fork_ahead(self, run: ItemRun) -> None:
+        """Has ``run``'s child forked, into a sandbox that is ready. Never raises, never waits."""
+        if self.guest is None or self._waiting is not None:
+            return
+        from pytest_sandbox.sandbox import Sandbox
+
+        try:
+            spec = self._spec_of(run)
+            plan = self._plan(spec)
+            running = self.guest.supervisor.take_ready(plan)
+            if running is not None:
+                sandbox = Sandbox(spec)
+                sandbox.adopt(running)
+                self._waiting = self._fork_into(sandbox, run, None), run
+                self.guest.supervisor.prepare(plan, AHEAD)
+        except (SandboxError, OSError):
+            pass  # a fork in its own time will say what is wrong
+
+    def _settle(self) -> None:
+        """Hears what the guest answers about the child that waits, before it is asked something else."""
+        if self._waiting is not None:
+            try:
+                there = self._waiting[0].child.is_there()  # type: ignore[attr-defined]
+            except SandboxError:
+                there = False
+            if not there:
+                self._drop_waiting()
+
+    def _drop_waiting(self) -> None:
         waiting, self._waiting = self._waiting, None
         if waiting is not None:
-            if waiting[1] is run and waiting[0].child.is_alive():
+            waiting[0].close()
+
+    def fork(self, run: ItemRun, replay: str | None = None) -> Fork:
+        """The child that waits to run ``run``'s test, in its sandbox.
+
+        :param replay: the phase in which the attempt before asked for what has been made since.
+        :raises SandboxError: when there is none to be had.
+        """
+        self._settle()
+        self._last = run
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            if waiting[1] is run and replay is None and waiting[0].child.is_alive():
                 return waiting[0]
             waiting[0].close()
-        fork = self._fork(run)
+        fork = self._fork_into(self.sandbox(run), run, replay)
         child: GuestChild = fork.child  # type: ignore[assignment]
         try:
             there = child.is_there()
@@ -413,16 +522,13 @@ class Party:
         if self.guest is not None and not self.guest.alive():
             self._lost()
 
-    def _fork(self, run: ItemRun) -> Fork:
-        guest = self._ready()
-        position = self.position(run.item)
-        sandbox = self.sandbox(run)
-        conductor = self.conductor
+    def _fork_into(self, sandbox: Sandbox, run: ItemRun, replay: str | None) -> Fork:
+        conductor, guest = self.conductor, self._ready()
         reading, writing = conductor.open_pipe()
         orders, commands = conductor.open_orders()
         try:
             child = guest.fork(sandbox._ready(), sandbox.spec.workdir or self._directory(), list(sandbox.spec.env),
-                               (writing, orders), {"item": position}, self._patience())
+                               (writing, orders), {"item": self.position(run.item), "replay": replay}, self._patience())
         except BaseException:
             os.close(reading)
             os.close(commands)
@@ -462,6 +568,8 @@ class Party:
                 following is not None and following.parent is item.parent):
             return None
         report = None
+        self._settle()
+        self._drop_waiting()
         try:
             place = self._positions.get(item.nodeid)
             answer = {} if place is None else guest.ask({"leave": place, "next": self._positions.get(following.nodeid)
@@ -480,6 +588,7 @@ class Party:
         """What a test that died had printed and not reported."""
         if self.guest is None:
             return {}
+        self._settle()
         try:
             found = self.guest.ask({"residue": True}, (), 10.0, "was asked what a test had printed").get("residue")
         except SandboxError:
@@ -491,6 +600,8 @@ class Party:
     def close(self, finish: bool = False) -> None:
         """Ends the guest, if there is one."""
         guest = self.guest
+        self._settle()
+        self._drop_waiting()
         if guest is not None and finish and self._positions is not None and guest.alive():
             try:
                 guest.ask({"finish": True}, (), 30.0, "finished its session")
@@ -506,6 +617,13 @@ _PASSED = frozenset({"PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "PYTEST
 _NOT_MISSED = frozenset({"pytest-sandbox", "pytest-xdist", "pytest-html", "pytest-reportlog", "pytest-split",
                          "pytest-randomly", "pytest-metadata", "pytest-forked", "pytest-rerunfailures",
                          "pytest-timeout", "pytest-cov"})
+
+
+def _nothing_new(before: ItemRun, following: ItemRun) -> bool:
+    """Whether all fixtures of higher scope that a test wants are there since the one ``before`` it, which stays."""
+    one, other = before.item, following.item
+    return one.parent is other.parent and set(compat.higher_fixtures(other)) <= set(compat.higher_fixtures(one)) and (
+        compat.higher_parameters(one, "function") == compat.higher_parameters(other, "function"))
 
 
 def _again(error: SandboxError, image: str) -> SandboxError:

@@ -44,11 +44,13 @@ class Attempt:
         self.run = run
         self.item = run.item
         self.conductor = run.conductor
+        self.keeper = run.conductor.keeper if run.party is None else None
         self.forked = False
         self.inbox = Inbox(run.item, run.conductor.shared_objects)
         self._fork: Fork | None = None
         self._before: Before | None = None
         self._made: list[asked.Made] = []
+        self._attempts = 0
         self._residue: dict[str, str] = {}  # what a crashed child had printed and not reported
         self._suspended = False
         self._owes_answer = False
@@ -113,10 +115,21 @@ class Attempt:
     def set_up_abroad(self) -> None:
         """Has the guest of the item's image fork a child, and hears it. Raises ``Over``."""
         __tracebackhide__ = True
+        self._enter_abroad(None)
+        while True:
+            self._listen()
+            if self.inbox.wanted is None:
+                raise Over
+            self._set_up_wanted()
+            self._enter_abroad("setup")
+
+    def _enter_abroad(self, replay: str | None) -> None:
+        """As :meth:`_enter`, by a guest: what waits in the sandbox begins."""
+        __tracebackhide__ = True
         party, item = self.run.party, self.item
         assert party is not None
         try:
-            fork = party.fork(self.run)
+            fork = party.fork(self.run, replay)
         except SandboxUnavailable as error:
             if self.conductor.settings.unavailable == "skip":
                 raise compat.skip_at_item(f"{type(error).__name__}: {error}") from None
@@ -125,13 +138,11 @@ class Attempt:
             raise entering.failure(error) from None
         extensions.started(item.config, fork.sandbox)
         self._hold_interrupts()
-        told = fork.command(*party.order(self.run, False))
+        may = self.inbox.may_start_over = self._may_start_over()
+        fork.command(*party.order(self.run, may))  # one that has ended meanwhile will be heard of
         self._go_on_with(fork)
-        if not told:
-            self.inbox.ending = aftermath.crashed(self.inbox, fork.child.wait())
-        else:
-            self._listen()
-        raise Over
+        if self.conductor.abroad is not None:
+            self.conductor.abroad.ahead(self.run)
 
     def _join_group(self) -> bool:
         """Has the process that the item's group shares run it, if there is one."""
@@ -172,22 +183,26 @@ class Attempt:
     def _may_start_over(self) -> bool:
         """Whether an attempt of this test can be thrown away without anybody noticing."""
         spec = self.run.spec
-        return (self.run.group is None and len(self._made) < MOST_ATTEMPTS and spec.network == "none"
+        return (self.run.group is None and self._attempts < MOST_ATTEMPTS and spec.network == "none"
                 and all(mount.read_only for mount in spec.mounts) and compat.may_request_by_name(self.item))
 
     def _set_up_wanted(self) -> None:
         """The child asked for a fixture of higher scope by name: sets it up here, and forgets that attempt."""
-        fork, wanted, before = self._fork, self.inbox.wanted, self._before
+        fork, wanted, before, party = self._fork, self.inbox.wanted, self._before, self.run.party
         assert fork is not None
         assert wanted is not None
-        assert before is not None
-        assert before.printed is not None
         fork.child.wait()
         fork.close()
         self._fork, self.forked = None, False
         if self._timers is not None:
             self._timers.go_on()
         self.inbox = Inbox(self.item, self.conductor.shared_objects)
+        self._attempts += 1
+        if party is not None:
+            party.set_up_wanted(self.item, wanted)
+            return
+        assert before is not None
+        assert before.printed is not None
         made = asked.set_up(self.item, wanted, before.printed, self.conductor.patch.stack)
         if made is not None:
             self._made.append(made)
@@ -198,6 +213,9 @@ class Attempt:
         :param replay: the phase in which the attempt before asked for what has been made since.
         """
         __tracebackhide__ = True
+        if self.run.party is not None:
+            self._enter_abroad(replay)
+            return True
         item, conductor, group = self.item, self.conductor, self.run.group
         began = time.perf_counter()
         try:
@@ -286,7 +304,8 @@ class Attempt:
             try:
                 self._let_interrupts_through()
                 inbox.read(fork.child, fork.reading, until, self._answering(),
-                           self._limits.clock if self._limits is not None else None, self.conductor.spares,
+                           self._limits.clock if self._limits is not None else None,
+                           self.conductor.abroad if self.run.party is not None else self.conductor.spares,
                            self._suspension, self.conductor.outputs)
             except KeyboardInterrupt as error:
                 if inbox.debugging:
@@ -320,8 +339,8 @@ class Attempt:
                              else self.run.party.residue())
             if self.conductor.held is not None:
                 self._residue = self.conductor.held.added_to(self._residue)
-        if self.conductor.keeper is not None and not isinstance(inbox.ending, ENDS_THE_RUN):
-            self.conductor.keeper.take(self.item, fork.sandbox, inbox.now)
+        if self.keeper is not None and not isinstance(inbox.ending, ENDS_THE_RUN):
+            self.keeper.take(self.item, fork.sandbox, inbox.now)
         self._lose_group()
 
     def _lose_group(self) -> None:
@@ -346,17 +365,17 @@ class Attempt:
         """What to do with each report as it comes, if anything."""
         if self.conductor.live:
             return self._answer
-        return self._keep if self.conductor.keeper is not None else None
+        return self._keep if self.keeper is not None else None
 
     def _keep(self, when: str, main: bool) -> None:
         """Keeps the sandbox of a test whose phase has failed; its process waits for that."""
         report = self.inbox.phases[when].report if main else None
-        if report is None or self._fork is None or self.conductor.keeper is None:
+        if report is None or self._fork is None or self.keeper is None:
             return
         clock = self._limits.clock if self._limits is not None else None
         if clock is not None:
             clock.patience(True)
-        self.conductor.keeper.heard(self.item, self._fork.sandbox, report)
+        self.keeper.heard(self.item, self._fork.sandbox, report)
 
     def _answer(self, when: str, main: bool) -> None:
         """Deals with a report as it comes; the child goes on when it is told so."""
@@ -444,8 +463,8 @@ class Attempt:
             if report.failed and self._fork is not None:
                 traffic.add_refused(report, self._fork.sandbox)
             self._failed |= report.failed
-            if self.conductor.keeper is not None and self.conductor.live and report.failed and self._fork is not None:
-                self.conductor.keeper.take(item, self._fork.sandbox, when)
+            if self.keeper is not None and self.conductor.live and report.failed and self._fork is not None:
+                self.keeper.take(item, self._fork.sandbox, when)
             if self._decisive is None or (self._decisive.passed and extensions.decides(report)):
                 self._decisive = report
             if self._limits is not None:
@@ -489,8 +508,8 @@ class Attempt:
             self._limits.finish(report, self._failed, fork.child if fork is not None else None)
         if self._fork is not None:
             extensions.finished(self.item, self._fork.sandbox, self._decisive)
-            if self.conductor.keeper is not None:
-                self.conductor.keeper.over(self.item, self._fork.sandbox, self._failed)
+            if self.keeper is not None:
+                self.keeper.over(self.item, self._fork.sandbox, self._failed)
         hooks_ran = self.inbox.now == "over"
         if hooks_ran and self.inbox.waits and report is not None and (shared := self.leave_group(nextitem)) is not None:
             report = reporting.both(report, shared)
@@ -545,8 +564,8 @@ class Attempt:
                 group.fork = None
         if self.forked:
             os.environ.pop("PYTEST_CURRENT_TEST", None)
-        if self.conductor.keeper is not None:
-            self.conductor.keeper.clear_gate()
+        if self.keeper is not None:
+            self.keeper.clear_gate()
         if self._suspension is not None:
             self._suspension.end()
         self._let_interrupts_through()

@@ -22,7 +22,8 @@ name                                                   needed  for
 ``read_global_capture``, ``_global_capturing``,                test had printed; muting an attempt that is repeated
 ``resume_global_capture``, ``_capture_fixture``;
 ``suspend_global_capture``, ``MultiCapture.is_started``;
-``CaptureFixture._start``, ``_capture``
+``CaptureFixture._start``, ``_capture``;
+``FDCapture.targetfd_save``, ``_state``                        what a guest has for its terminal
 ``LoggingPlugin._runtest_for``, ``log_cli_handler``,   no      logging in the teardown of higher scopes; what an
 ``log_file_handler``, ``caplog_records_key``                   attempt that is repeated had logged
 ``HookCaller._hookimpls`` (pluggy)                     yes     inside, reports go to us alone
@@ -54,6 +55,7 @@ from .compat_capture import bound_output as bound_output
 from .compat_capture import captured_so_far as captured_so_far
 from .compat_capture import is_held as is_held
 from .compat_capture import recording as recording
+from .compat_capture import true_streams as true_streams
 from .compat_output import cache_directory as cache_directory
 from .compat_output import capturing as capturing
 from .compat_output import current_line as current_line

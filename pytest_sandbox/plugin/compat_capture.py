@@ -306,3 +306,15 @@ class _Mirror(io.BytesIO):
     def truncate(self, size: int | None = None) -> int:
         os.ftruncate(self._descriptor, self.tell() if size is None else size)
         return super().truncate(size)
+
+
+def true_streams(config: pytest.Config) -> tuple[int, int, int]:
+    """The descriptors of what the process's standard streams are without capturing, which takes their places."""
+    capture: Any = config.pluginmanager.get_plugin("capturemanager")
+    multi = getattr(capture, "_global_capturing", None)
+    found = []
+    for number, name in enumerate(("in_", "out", "err")):
+        one = getattr(multi, name, None)
+        taken = getattr(one, "_state", None) == "started"
+        found.append(getattr(one, "targetfd_save", number) if taken else number)
+    return found[0], found[1], found[2]

@@ -38,6 +38,7 @@ def sandbox_factory(pytestconfig: pytest.Config) -> Iterator[Factory]:
     from . import settings_of
     from .prepared import Factory
 
+    _only_outside(pytestconfig, "sandbox_factory")
     base = settings_of(pytestconfig).base()
 
     def make(options: dict[str, Any]) -> Sandbox:
@@ -60,6 +61,7 @@ def sandbox(request: pytest.FixtureRequest, sandbox_image: Any) -> Iterator[Sand
 
     from . import extensions, settings_of, traffic
 
+    _only_outside(request.config, "sandbox")
     extensions.register(request.config)
     settings = settings_of(request.config)
     spec = settings.spec(request.node) or settings.base()
@@ -76,6 +78,17 @@ def sandbox(request: pytest.FixtureRequest, sandbox_image: Any) -> Iterator[Sand
     extensions.finished(request.node, sandbox, None)
     sandbox.close()
     sandbox.raise_untold()
+
+
+def _only_outside(config: pytest.Config, name: str) -> None:
+    """Fails in a guest: what works sandboxes is of no use where only bodies run."""
+    __tracebackhide__ = True
+    from . import settings_of
+
+    if settings_of(config).visiting:
+        pytest.fail(f"the fixture {name!r} works sandboxes from the host, and this test's body, with all its fixtures, "
+                    "runs in an image's own Python. Let the test request the sandbox fixture, so that its body stays "
+                    "on the host, or do without it.", pytrace=False)
 
 
 def marked_options(node: pytest.Item) -> set[str]:
@@ -102,13 +115,14 @@ def start(config: pytest.Config, spec: Any) -> Sandbox:
 
 
 @pytest.fixture
-def sandbox_network() -> Iterator[Network]:
+def sandbox_network(pytestconfig: pytest.Config) -> Iterator[Network]:
     """A private network for the sandboxes of this test: ``sandbox_factory(network=sandbox_network, hostname="a")``.
 
     It is made when the first sandbox joins, and closed when the test ends.
     """
     from pytest_sandbox.network import Network
 
+    _only_outside(pytestconfig, "sandbox_network")
     with contextlib.closing(Network()) as network:
         yield network
 

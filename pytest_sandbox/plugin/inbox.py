@@ -19,6 +19,7 @@ from .interrupts import Gate
 if TYPE_CHECKING:
     from pytest_sandbox.sandbox import ForkedChild
 
+    from .abroad import Abroad
     from .clock import Clock
     from .outputs import Outputs
     from .spares import Spares
@@ -76,7 +77,7 @@ class Inbox:
 
     def read(self, child: ForkedChild, descriptor: int, until: str | None = None,
              answer: Callable[[str, bool], None] | None = None, clock: Clock | None = None,
-             spares: Spares | None = None, suspension: Suspension | None = None,
+             spares: Spares | Abroad | None = None, suspension: Suspension | None = None,
              outputs: Outputs | None = None) -> None:
         """Reads messages from ``descriptor`` until the child has said goodbye or ended.
 

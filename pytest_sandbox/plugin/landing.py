@@ -19,17 +19,25 @@ def land():
             problem = ("its Python lacks ctypes (%s), without which no process can enter a sandbox: install the whole "
                        "of its standard library" % error)
     if problem is not None:
-        import json
-        sock = socket.fromfd(descriptor, socket.AF_UNIX, 5)
-        sock.send(json.dumps({"unfit": problem}).encode())
-        sys.exit(0)
+        refuse(descriptor, problem)
     sys.path[:] = filter(None, sys.path)
     sys.path.append(graft)  # last: what the image has itself is its own
     if not _is_new_enough("pytest", (8, 4)):
         sys.path.remove(graft)
         sys.path.insert(0, graft)
-    from pytest_sandbox.plugin.visiting import visit
+    try:
+        from pytest_sandbox.plugin.visiting import visit
+    except ModuleNotFoundError as error:
+        refuse(descriptor, "its Python %d.%d cannot import pytest: %s. Install %s in the image" % (
+            sys.version_info[0], sys.version_info[1], error, error.name))
     visit(socket.socket(fileno=descriptor))
+
+
+def refuse(descriptor, problem):
+    import json
+    sock = socket.fromfd(descriptor, socket.AF_UNIX, 5)
+    sock.send(json.dumps({"unfit": problem}).encode())
+    sys.exit(0)
 
 
 def _is_new_enough(name, least):

@@ -53,6 +53,10 @@ INI_OPTIONS = (
 )
 
 
+#: The name of the parameter by which a test has one of several images.
+IMAGE_PARAMETER = "_sandbox_image"
+
+
 class PytestSandboxWarning(pytest.PytestWarning):
     """Something about a sandboxed test is not as asked for, and the user said to go on."""
 
@@ -95,6 +99,9 @@ def add_options(parser: pytest.Parser) -> None:
     parser.addini("sandbox_persist", "What sandboxed tests may change for good: 'tmp_path', 'cache_dir', and paths, "
                   "relative ones to rootdir; 'none' for nothing (default: tmp_path cache_dir .hypothesis).",
                   type="args", default=[])
+    parser.addini("sandbox_requirements", "What test bodies need in images other than the host's, installed once by "
+                  "the image's own pip: requirements, one a line, or files of them, relative to rootdir.",
+                  type="linelist", default=[])
     parser.addini("sandbox_guest_timeout", "Seconds that an image's own Python may take to start and collect, and to "
                   "set up fixtures (300).", type="string", default="")
     for name, kind, text in INI_OPTIONS:
@@ -134,7 +141,7 @@ class Settings:
         self.unavailable = chosen(config, "sandbox_unavailable", "sandbox_unavailable", UNAVAILABLE)
         self.visiting = config.pluginmanager.has_plugin("sandbox-visitor")  # this is the session of a guest
         self._base: SandboxSpec | None = None
-        self._specs: dict[tuple[int, ...], tuple[list[pytest.Mark], SandboxSpec]] = {}
+        self._specs: dict[tuple[object, ...], tuple[list[pytest.Mark], SandboxSpec]] = {}
         self._marks: dict[pytest.Collector, tuple[pytest.Mark, ...]] = {}
 
     def base(self) -> SandboxSpec:
@@ -197,6 +204,22 @@ class Settings:
                                     "seconds, more than 0.")
         return seconds
 
+    def requirements(self) -> str:
+        """What is to be installed in images whose own Python runs tests, as a requirements file.
+
+        :raises pytest.UsageError: when a file of them is not there.
+        """
+        lines = []
+        for one in self.config.getini("sandbox_requirements"):
+            if not one.endswith(".txt"):
+                lines.append(one)
+                continue
+            try:
+                lines += (self.config.rootpath / one).read_text(encoding="utf-8").splitlines()
+            except OSError as error:
+                raise pytest.UsageError(f"ini option sandbox_requirements: {one}: {error.strerror}") from None
+        return "".join(f"{line}\n" for line in lines if line.strip() and not line.lstrip().startswith("#"))
+
     def forget_marks(self) -> None:
         """Markers can be added to collectors until collection ends; what was read before then may be stale."""
         self._marks.clear()
@@ -221,23 +244,31 @@ class Settings:
         marks = self.marks(node)
         if not marks:
             return self.base() if self.mode == "all" else None
-        key = tuple(map(id, marks))
+        image = getattr(getattr(node, "callspec", None), "params", {}).get(IMAGE_PARAMETER)
+        key = (*map(id, marks), image if isinstance(image, str) else id(image))
         known = self._specs.get(key)
         if known is None:
-            known = self._specs[key] = (list(marks), self._read(marks))  # the marks stay alive: ids are not reused
+            known = self._specs[key] = (list(marks), self._read(marks, image))  # they stay alive: ids are not reused
         return known[1]
 
-    def _read(self, marks: tuple[pytest.Mark, ...]) -> SandboxSpec:
+    def _read(self, marks: tuple[pytest.Mark, ...], image: object) -> SandboxSpec:
         from pytest_sandbox.errors import SandboxUsageError
         from pytest_sandbox.spec import OPTIONS, parse_options
 
         options: dict[str, object] = {}
+        nearest = next((mark for mark in marks if "image" in mark.kwargs), None)
         for mark in reversed(marks):
             if mark.args:
                 raise SandboxUsageError(
                     f"the sandbox marker takes keyword options only, not {', '.join(map(repr, mark.args))}",
                     option="", value=mark.args, allowed=", ".join(sorted(OPTIONS)), why=_meant(mark.args[0]))
-            options.update(parse_options(mark.kwargs))
+            kwargs = mark.kwargs
+            if isinstance(kwargs.get("image"), (list, tuple)):
+                if mark is not nearest:
+                    kwargs = {name: value for name, value in kwargs.items() if name != "image"}
+                elif image is not None:
+                    kwargs = {**kwargs, "image": image}
+            options.update(parse_options(kwargs))
         return self.base().merged(options)
 
 

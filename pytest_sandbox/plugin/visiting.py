@@ -21,7 +21,7 @@ import pytest
 from pytest_sandbox.runtime import protocol
 from pytest_sandbox.runtime.aboard import Aboard
 
-from . import compat, higher, reporting, traffic, wire
+from . import asked, compat, higher, reporting, traffic, wire
 from .guest import Before, Guest
 
 if TYPE_CHECKING:
@@ -117,6 +117,8 @@ class Visitor:
             if order["basetemp"]:
                 compat.use_temporary_base(config, order["basetemp"])
         self.order: dict[str, Any] = {}
+        self.made: dict[int, list[asked.Made]] = {}  # what the test at hand has asked for by name
+        self.printed: dict[int, compat.Printed] = {}  # how things stood at its fork
 
     def _configure(self, order: dict[str, Any]) -> pytest.Config:
         args = ["-c", order["ini"]] if order["ini"] else []
@@ -157,6 +159,9 @@ class Visitor:
         self.order = order
         run = self.run_of(order["item"])
         item, stack = run.item, conductor.patch.stack
+        if order["replay"] is None:
+            self.made[order["item"]] = []
+            item._report_sections.clear()
         known = [node for node in stack if node not in item.listchain()]
         said: protocol.Message = {}
         if known:  # nobody could know that it would come next
@@ -165,7 +170,8 @@ class Visitor:
             except compat.TEST_OUTCOME as error:
                 said["late"] = f"{type(error).__name__}: {error}"[:_LONGEST]
         guest, conductor.guest = conductor.guest, None
-        item._initrequest() if hasattr(item, "_initrequest") else None
+        if order["replay"] is None and hasattr(item, "_initrequest"):
+            item._initrequest()
         try:
             with compat.capturing(item, "setup"):
                 try:
@@ -177,6 +183,7 @@ class Visitor:
         finally:
             stack.pop(item, None)
             conductor.guest = guest
+        self.printed[order["item"]] = compat.Printed(self.config)
         return said
 
     def answer(self, message: protocol.Message) -> protocol.Message:
@@ -185,8 +192,13 @@ class Visitor:
         assert conductor is not None
         if "leave" in message:
             items = self.session.items
+            self.made.pop(message["leave"], None)
+            self.printed.pop(message["leave"], None)
             following = message["next"]
             return self.leave(items[message["leave"]], items[following] if following is not None else None)
+        if "wanted" in message:
+            self.set_up_wanted(message["item"], asked.Wanted(*message["wanted"]))
+            return {"made": True}
         if "residue" in message:
             return {"residue": compat.captured_so_far(self.config, 1 << 20)}
         if "finish" in message:
@@ -194,6 +206,18 @@ class Visitor:
             self.config._ensure_unconfigure()
             return {"finished": True}
         raise ValueError(f"an unknown message: {sorted(message)}")
+
+    def set_up_wanted(self, position: int, wanted: asked.Wanted) -> None:
+        """A test has asked for a fixture of higher scope by name: sets it up for its next attempt, and for others."""
+        conductor = self.conductor
+        assert conductor is not None
+        guest, conductor.guest = conductor.guest, None
+        try:
+            made = asked.set_up(self.session.items[position], wanted, self.printed[position], conductor.patch.stack)
+        finally:
+            conductor.guest = guest
+        if made is not None:
+            self.made[position].append(made)
 
     def leave(self, item: pytest.Item, following: pytest.Item | None) -> protocol.Message:
         """Tears down what no later test needs."""
@@ -236,6 +260,9 @@ class Visitor:
             if self.run_of(self.order["item"]).spec.network == "none":
                 traffic.watch()
             guest.connect(writing, orders)
+            if self.order["replay"] is not None:
+                guest.replay = asked.Replay(self.config, self.made[self.order["item"]], self.order["replay"],
+                                            conductor.live)
             guest.serve()
 
         return inside

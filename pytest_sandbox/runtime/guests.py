@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from ..errors import SandboxClosedError, SandboxGuestError, SandboxStartError
+from ..errors import SandboxClosedError, SandboxGuestError
 from . import cgroups, entering, protocol
 from . import syscalls as sc
 from .boarding import LAYER
@@ -72,6 +72,7 @@ class Guest:
         self.ended: SandboxGuestError | None = None
         self._told: set[str] = set()
         self._boarded = False
+        _everyone.append(self)
 
     def start(self, plan: Plan, disk: int | None, python: list[str], argv: list[str], env: dict[str, str], cwd: str,
               streams: tuple[int, int, int] | None) -> None:
@@ -275,6 +276,8 @@ class Guest:
         """Ends the process, and all that its helper has made."""
         if self.owner != os.getpid():
             return
+        if self in _everyone:
+            _everyone.remove(self)
         if self.sock is not None:
             with suppress(OSError):
                 self.sock.shutdown(socket.SHUT_RDWR)
@@ -398,4 +401,3 @@ def _entered() -> None:
 
 
 entering.when_inside.append(_entered)
-__all__ = ["Guest", "GuestChild", "SandboxStartError", "nested", "upon"]

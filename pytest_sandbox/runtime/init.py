@@ -309,14 +309,14 @@ def start(what: dict[str, Any], fds: list[int]) -> int:
         actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(_above(fds))]
         if _stands_back:
             return os.posix_spawn(file, argv, env, file_actions=actions, setsid=True, setsigmask=(),
-                                  setsigdef=_DEFAULTED, scheduler=(os.SCHED_OTHER, os.sched_param(0)))
+                                  setsigdef=DEFAULTED, scheduler=(os.SCHED_OTHER, os.sched_param(0)))
         return os.posix_spawn(file, argv, env, file_actions=actions, setsid=True, setsigmask=(),
-                              setsigdef=_DEFAULTED)
+                              setsigdef=DEFAULTED)
     finally:
         os.chdir("/")
 
 
-_DEFAULTED = tuple(number for number in range(1, 32) if number not in (_signal.SIGKILL, _signal.SIGSTOP))
+DEFAULTED = tuple(number for number in range(1, 32) if number not in (_signal.SIGKILL, _signal.SIGSTOP))
 
 
 _NULL = os.makedev(1, 3)
@@ -367,7 +367,7 @@ def _fork(file: str, argv: list[str], env: dict[bytes, bytes], fds: list[int], w
             step_forward()
             for number, fd in enumerate(_above(fds)):
                 os.dup2(fd, number)
-            for number in _DEFAULTED:
+            for number in DEFAULTED:
                 _signal.signal(number, _signal.SIG_DFL)
             if what.get("umask") is not None:
                 os.umask(what["umask"])
