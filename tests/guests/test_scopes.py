@@ -1,4 +1,4 @@
-"""Lists of images and fixtures of higher scope in guests: ``tox run -e guests``. See ``tests/plugin/test_guests.py``."""
+"""Lists of images and fixtures of higher scope in guests: ``tox run -e guests``. See ``plugin/test_guests.py``."""
 
 from __future__ import annotations
 
