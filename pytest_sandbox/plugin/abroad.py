@@ -16,7 +16,7 @@ import pytest
 from pytest_sandbox.errors import SandboxError, SandboxGuestError, SandboxUsageError
 from pytest_sandbox.runtime.protocol import wait_readable
 
-from . import compat, extensions, reporting, wire
+from . import compat, reporting, wire
 from .household import Fork
 from .options import PytestSandboxWarning
 
@@ -193,7 +193,7 @@ class Party:
         self.dump = -1  # where faulthandler writes in there
         self._positions: dict[str, int] | None = None
         self._told: dict[str, Any] = {}
-        self._home: Plan | None = None
+        self._image: str | None = None  # with what is installed for the tests
         self._plans: dict[SandboxSpec, Plan] = {}
         self._starts = 0
         self._failed: SandboxError | None = None
@@ -223,7 +223,16 @@ class Party:
                     f"a test's body cannot run in image {self.image!r}", image=self.image,
                     why=f"the project's directory, {one}, is there at its own path, and would cover the image's own",
                     remedy="Move the project, or give pytest another --rootdir.")
-        spec = extensions.sourced(self.abroad.config, self.abroad.home_spec(self.spec))
+        spec = self.abroad.home_spec(self.spec)
+        if text := self.conductor.settings.requirements():
+            from pytest_sandbox.requirements import with_requirements
+
+            if not isinstance(spec.image, str):
+                raise SandboxGuestError(f"sandbox_requirements cannot be installed in {self.image}", image=self.image,
+                                        why="it is a state that was committed",
+                                        remedy="Install them before the commit.")
+            self._image = with_requirements(spec.image, self.spec.python or "python3", text)
+            spec = spec.merged({"image": self._image})
         graft = Mount(grafts.graft(), grafts.TARGET, True)
         self._home_spec = spec.merged({"mounts": (*spec.mounts, graft), "timeout": None})
         plan = plan_abroad(self._home_spec, seen)
@@ -324,6 +333,11 @@ class Party:
             raise SandboxGuestError(
                 f"the guest of image {self.image!r} could not collect the tests", image=self.image, output=printed,
                 why=str(message.get("broken", "it said something else"))[-20_000:].strip())
+        if self.conductor.keeper is not None:
+            self.abroad.tell_once("--sandbox-keep keeps nothing of tests whose body runs in an image's own Python: "
+                                  "their files stand on those of a process that ends with the run.")
+        if compat.coverage_collector() is not None:
+            self.abroad.tell_once("coverage is not measured in tests whose body runs in an image's own Python.")
         told = self._told = message["collected"]
         positions = told["positions"]
         self._positions = {str(one): int(place) for one, place in positions.items()}
@@ -400,6 +414,8 @@ class Party:
         from pytest_sandbox.spec import Mount
 
         spec = self.conductor.sandbox_of(run)
+        if self._image is not None:
+            spec = spec.merged({"image": self._image})
         return spec.merged({"mounts": (*spec.mounts, Mount(grafts.graft_made(), grafts.TARGET, True))})
 
     def _plan(self, spec: SandboxSpec) -> Plan:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shutil
 import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -231,6 +233,47 @@ def test_higher_scopes_end_when_the_image_needs_them_no_more(suite: pytest.Pytes
         assert section is not None
     assert [text.count(f"session {what}") for what in ("begins", "ends")] == [2, 2]
     assert [text.count(f"both {what}") for what in ("x begins", "x ends", "y begins", "y ends")] == [1, 1, 1, 1]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("dockerfile") is None,
+                    reason="pip install 'pytest-sandbox[build]': the parser of Containerfiles is not installed")
+def test_requirements_are_installed_once(suite: pytest.Pytester, first_root: Path,
+                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTEST_SANDBOX_CACHE", str(suite.path / "cache"))
+    root = guestimage.another(first_root, suite.path / "root", "with-pip")
+    stdlib = next(root.rglob("json/__init__.py")).parent.parent
+    (stdlib / "pip").mkdir()
+    (stdlib / "pip/__init__.py").touch()
+    # A pip that needs no network: makes an empty module of each name, and says how often it ran.
+    (stdlib / "pip/__main__.py").write_text("""if True:
+        import os, sys
+        assert sys.argv[1:3] == ["install", "-r"], sys.argv
+        for name in open(sys.argv[3]).read().split():
+            open(os.path.join(os.path.dirname(os.__file__), name + ".py"), "w").write("MADE = %r" % os.urandom(8))
+    """)
+    with tarfile.open(suite.path / "root.tar", "w") as tar:
+        tar.add(root, ".")
+    shutil.rmtree(root)
+    suite.makeini("[pytest]\nsandbox_requirements =\n    needs.txt\n    other_needed\n")
+    (suite.path / "needs.txt").write_text("# comment\nmuch_needed\n")
+    suite.makepyfile(f"""
+        import pytest
+        from pathlib import Path
+        @pytest.mark.sandbox(image="rootfs:{suite.path}/root.tar")
+        def test_it():
+            import much_needed, other_needed
+            print("made", much_needed.MADE)
+        @pytest.mark.sandbox(image="rootfs:{first_root}")
+        def test_directory(): pass
+    """)
+    said = []
+    for _ in range(2):
+        result = run(suite, "-rA")
+        result.assert_outcomes(passed=1, errors=1)
+        said.append([line for line in result.outlines if line.startswith("made")])
+    assert said[0] == said[1] != []
+    result.stdout.fnmatch_lines(["*sandbox_requirements cannot be installed in image *first*rootfs:FILE*"])
+    shutil.rmtree(suite.path / "cache")
 
 
 def test_a_fixture_by_name_and_one_that_works_sandboxes(suite: pytest.Pytester) -> None:

@@ -11,6 +11,7 @@ import ctypes
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -77,12 +78,12 @@ def test_an_error_at_each_step(tmp_path: Path, spawner: str) -> None:
             process = subprocess.Popen(
                 ["strace", "-f", "-qqq", "-o", "/dev/null", "-e", f"trace={call}", "-e", f"inject={where}",
                  sys.executable, "-B", "-c", MAKE], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                env=environment)
+                env=environment, start_new_session=True)
             pids.add(process.pid)
             try:
-                said, complaint = process.communicate(timeout=60)
+                said, complaint = process.communicate(timeout=40)
             except subprocess.TimeoutExpired:
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)
                 said, complaint = process.communicate()
                 wrong.append(f"{where}: it hangs")
             word = said.partition(" ")[0].strip()
@@ -96,6 +97,7 @@ def test_an_error_at_each_step(tmp_path: Path, spawner: str) -> None:
             fine = fine + 1 if word == "fine" else 0
             if fine == 3:
                 break
+        print(call, dict(counts), f"wrong: {len(wrong)}", flush=True)
     with Sandbox() as sandbox:
         assert sandbox.run(["true"]).returncode == 0
     shutdown()
