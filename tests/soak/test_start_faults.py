@@ -88,7 +88,8 @@ def test_an_error_at_each_step(tmp_path: Path, spawner: str) -> None:
                 wrong.append(f"{where}: it hangs")
             word = said.partition(" ")[0].strip()
             counts[word or "died"] += 1
-            if word not in ("fine", "told") or process.returncode:
+            # An error of the caller's own calls may be told as the OSError that it is.
+            if word not in ("fine", "told", "oserror") or process.returncode:
                 wrong.append(f"{where}: {process.returncode} {said.strip()[:300]} {complaint.strip()[-300:]}")
             if left := alone(10):
                 wrong.append(f"{where}: left {left}")
@@ -106,4 +107,4 @@ def test_an_error_at_each_step(tmp_path: Path, spawner: str) -> None:
     print("\n".join(wrong))
     assert directories_of(pids) == []
     assert set(leaks._files()) - files == set()
-    assert [one for one in wrong if "oserror" not in one] == []
+    assert wrong == []
