@@ -102,7 +102,9 @@ class Process:
         message = self._receive()
         if "errno" in message:
             raise _not_started(self.args[0], int(message["errno"]), str(message.get("path") or self.args[0]))
-        self.pid = int(message["pid"])
+        if type(message.get("pid")) is not int:
+            raise SandboxProtocolError("the sandbox's init sent no process id for a command that it was to start")
+        self.pid = message["pid"]
 
     def _receive(self) -> protocol.Message:
         try:

@@ -1,7 +1,7 @@
 """Which user ids the steps of a build have: all as root, subordinate ones as an ordinary user, or a single one.
 
-With a single id everything in the image belongs to root while a step runs, and what the step changes stays so: that is
-said, once a build. Used by ``layered``.
+With a single id everything in the image belongs to the step's user while it runs: that is said, once a build. Used by
+``layered``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ class Identities:
     """The ids of one build's steps, found when the first of them runs. :meth:`close` ends what was started for them.
 
     :param say: takes a line for the user, or None.
-    :param aside: stage files are nobody else's while this build runs.
     """
 
     def __init__(self, store: ImageStore, say: Callable[[str], object] | None) -> None:
@@ -72,7 +71,7 @@ class Identities:
             self._ids = probe()
         except NoSubordinateIds as error:
             self.why_single = f"this user has a single id inside: {error}"
-            self._tell(f"note: {self.why_single}. chown to others fails, and all files are root's. {REMEDY}")
+            self._tell(f"note: {self.why_single}. chown to others fails. {REMEDY}")
             return
         self._stack.enter_context(launch.with_ids(self._ids))
         self._tell(f"steps have {self._ids.users} user ids, as /etc/subuid allows")
@@ -84,8 +83,7 @@ class Identities:
         if new:
             shown = ", ".join(f"/{name} ({uid}:{gid})" for name, uid, gid in new[:_SHOWN])
             more = f" and {len(new) - _SHOWN} more" if len(new) > _SHOWN else ""
-            self._tell(f"note: mapped away: {shown}{more} belong to root in the next step, and stay so if it changes "
-                       "them")
+            self._tell(f"note: mapped away: {shown}{more} belong to the user of the next step while that runs")
 
     def _list(self, owned: list[tuple[str, int, int]]) -> str:
         """A file with the list, which is there until the build ends; its name tells what is in it."""

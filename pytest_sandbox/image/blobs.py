@@ -127,10 +127,10 @@ class _StartOver(Exception):
 
 def _keep(fd: int, partial: str, path: str, synced: bool) -> None:
     """Gives a whole blob its name. A name that a power cut takes is fetched again; one of half a blob would stay."""
-    os.fchmod(fd, 0o400)
     if not synced:
         os.fsync(fd)
     os.rename(partial, path)
+    os.fchmod(fd, 0o400)  # not before: whoever is killed in between leaves a beginning that can be gone on with
     if not synced:
         sync_directory(os.path.dirname(path))
 
@@ -138,7 +138,11 @@ def _keep(fd: int, partial: str, path: str, synced: bool) -> None:
 def _download(source: Source, layer: Descriptor, partial: str, what: str, reference: str, progress: Progress,
               cancel: threading.Event) -> int:
     """Brings a blob into ``partial``; its descriptor, at the beginning, once the bytes are the promised ones."""
-    fd = os.open(partial, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fd = os.open(partial, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except PermissionError:  # of a version that made it read-only too early, and was killed then
+        os.chmod(partial, 0o600)
+        fd = os.open(partial, os.O_RDWR | os.O_CLOEXEC)
     try:
         digest = hashlib.new(layer.digest.partition(":")[0])
         size = 0

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import BinaryIO
 
 from .lower import LowerView, is_whiteout, marks
+from .owners import Declared
 from .resolve import entry_path, opened
 
 _OVERLAY = ("trusted.overlay.", "user.overlay.")
@@ -25,7 +26,8 @@ class DiffWriter:
     :param out: where the archive goes.
     :param layers: the layers below and the upper directory itself, lowest first, for what renamed directories hold.
     :param skip: paths, without a leading slash, that are not part of the layer.
-    :param owner: what the caller's own uid and gid are inside; None where ids are the same on both sides.
+    :param owner: what the caller's own uid and gid are inside; None where ids are the same on both sides. Whom new
+        files belong to; what the image has keeps its owner.
     :param root: mode, owner and group of the root directory below; what differs from them is written down. None for
         a tree of the host, whose root is written down wherever anything is.
     :param latest: the latest modification time that is kept, in seconds since 1970 (``SOURCE_DATE_EPOCH``).
@@ -41,6 +43,7 @@ class DiffWriter:
         self._prefix = below
         self._layers, self._skip, self._owner, self._latest = layers, skip, owner, latest
         self._names: dict[tuple[int, int], str] = {}
+        self._declared: Declared | None = None
         self.entries = 0
 
     def write(self) -> None:
@@ -51,12 +54,16 @@ class DiffWriter:
             look = self._look(status)
             if self._root is not None and look != self._root:
                 self._add_root(look)
+            if self._owner is not None:
+                self._declared = Declared.of_layers(self._layers[:-1])
             with LowerView(self._layers) as self._view, LowerView(self._layers[:-1]) as self._below:
                 self._folder(upper, "")
             if self._root is None and self.entries:  # of a host's tree: a layer without it would say 0755
                 self._add_root(look, int(status.st_mtime))
         finally:
             os.close(upper)
+            if self._declared is not None:
+                self._declared.close()
         if self._ours:
             self._tar.close()
 
@@ -67,10 +74,16 @@ class DiffWriter:
         self._tar.addfile(info)
         self.entries += 1
 
-    def _look(self, look: os.stat_result) -> tuple[int, int, int]:
-        """Mode, owner and group as they are inside."""
+    def _look(self, look: os.stat_result, name: str | None = None) -> tuple[int, int, int]:
+        """Mode, owner and group as they are inside; those that the image names for what it has there already.
+
+        A single id cannot give anything away: whatever was there still belongs to whom it did.
+        """
         uid, gid = look.st_uid, look.st_gid
-        if self._owner is not None:
+        before = self._declared.of(name) if self._declared is not None and name is not None else None
+        if before is not None:
+            uid, gid = before
+        elif self._owner is not None:
             uid = self._owner[0] if uid == os.getuid() else uid
             gid = self._owner[1] if gid == os.getgid() else gid
         return stat.S_IMODE(look.st_mode), uid, gid
@@ -135,9 +148,9 @@ class DiffWriter:
     def _add(self, fd: int, path: str, look: os.stat_result) -> None:
         if stat.S_ISSOCK(look.st_mode):
             return  # a socket is nothing without the process that listens
-        path = self._prefix + path
+        name, path = path, self._prefix + path
         info = tarfile.TarInfo(path)
-        info.mode, info.uid, info.gid = self._look(look)
+        info.mode, info.uid, info.gid = self._look(look, name)
         seconds, rest = divmod(look.st_mtime_ns, 1_000_000_000)
         if self._latest is not None and seconds >= self._latest:
             seconds, rest = self._latest, 0

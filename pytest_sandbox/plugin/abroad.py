@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_sandbox.errors import SandboxError, SandboxGuestError, SandboxUsageError
+from pytest_sandbox.errors import SandboxError, SandboxGuestError, SandboxStartError, SandboxUsageError
 from pytest_sandbox.runtime.protocol import wait_readable
 
-from . import compat, extensions, reporting, wire
+from . import compat, reporting, wire
 from .household import Fork
 from .options import PytestSandboxWarning
 
@@ -193,7 +193,7 @@ class Party:
         self.dump = -1  # where faulthandler writes in there
         self._positions: dict[str, int] | None = None
         self._told: dict[str, Any] = {}
-        self._home: Plan | None = None
+        self._image: str | None = None  # with what is installed for the tests
         self._plans: dict[SandboxSpec, Plan] = {}
         self._starts = 0
         self._failed: SandboxError | None = None
@@ -223,7 +223,16 @@ class Party:
                     f"a test's body cannot run in image {self.image!r}", image=self.image,
                     why=f"the project's directory, {one}, is there at its own path, and would cover the image's own",
                     remedy="Move the project, or give pytest another --rootdir.")
-        spec = extensions.sourced(self.abroad.config, self.abroad.home_spec(self.spec))
+        spec = self.abroad.home_spec(self.spec)
+        if text := self.conductor.settings.requirements():
+            from pytest_sandbox.requirements import with_requirements
+
+            if not isinstance(spec.image, str):
+                raise SandboxGuestError(f"sandbox_requirements cannot be installed in {self.image}", image=self.image,
+                                        why="it is a state that was committed",
+                                        remedy="Install them before the commit.")
+            self._image = with_requirements(spec.image, self.spec.python or "python3", text)
+            spec = spec.merged({"image": self._image})
         graft = Mount(grafts.graft(), grafts.TARGET, True)
         self._home_spec = spec.merged({"mounts": (*spec.mounts, graft), "timeout": None})
         plan = plan_abroad(self._home_spec, seen)
@@ -238,6 +247,11 @@ class Party:
             guest.start(plan, guests.disk(spec), python, argv, env, self._directory(),
                         compat.true_streams(self.abroad.config) if self.conductor.live else None)
             guest.send({"session": self._order()}, doing="started")
+        except SandboxStartError as error:
+            guest.close()
+            from pytest_sandbox.runtime.probe import explain
+
+            raise explain(error) from error
         except BaseException:
             guest.close()
             raise
@@ -253,6 +267,8 @@ class Party:
         config = self.abroad.config
         options = {}
         for name, value in vars(config.option).items():
+            if name == "file_or_dir" or name.startswith("_"):
+                continue  # the parser's own
             try:
                 options[name] = wire.pack(value, lambda one: None, opaque=False)
             except wire.NotData:
@@ -324,11 +340,23 @@ class Party:
             raise SandboxGuestError(
                 f"the guest of image {self.image!r} could not collect the tests", image=self.image, output=printed,
                 why=str(message.get("broken", "it said something else"))[-20_000:].strip())
-        told = self._told = message["collected"]
-        positions = told["positions"]
-        self._positions = {str(one): int(place) for one, place in positions.items()}
+        if self.conductor.keeper is not None:
+            self.abroad.tell_once("--sandbox-keep keeps nothing of tests whose body runs in an image's own Python: "
+                                  "their files stand on those of a process that ends with the run.")
+        if compat.coverage_collector() is not None:
+            self.abroad.tell_once("coverage is not measured in tests whose body runs in an image's own Python.")
+        told = message["collected"]
         ours = {str(dist.project_name) for _, dist in self.abroad.config.pluginmanager.list_plugin_distinfo()}
-        lacking = sorted((ours - set(told["plugins"]) - _NOT_MISSED) | set(map(str, told["lacking"])))
+        try:
+            positions = {str(one): int(place) for one, place in told["positions"].items()}
+            lacking = sorted((ours - set(map(str, told["plugins"])) - _NOT_MISSED) | set(map(str, told["lacking"])))
+            self._told = {"problems": {str(name): str(text) for name, text in told["problems"].items()},
+                          "ids": [str(one) for one in told["ids"]]}
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            guest.close()
+            raise SandboxGuestError(f"the guest of image {self.image!r} sent what is not an answer", image=self.image,
+                                    why=f"{type(error).__name__}: {error}"[:500]) from None
+        self._positions = positions
         if lacking:
             self.abroad.tell_once(
                 f"image {self.image!r} has no {', '.join(lacking)}: its tests run without what is a plugin of this run "
@@ -367,13 +395,13 @@ class Party:
             return place
         problems = self._told["problems"]
         file = item.nodeid.partition("::")[0]
-        near = [str(text) for name, text in problems.items() if not name or item.nodeid.startswith(name)
+        near = [text for name, text in problems.items() if not name or item.nodeid.startswith(name)
                 or name == file]
         if near:
             raise SandboxGuestError(f"{item.nodeid} cannot be collected in image {self.image!r}", image=self.image,
                                     why="\n" + "\n\n".join(near).strip())
         base = item.nodeid.partition("[")[0]
-        inside = [str(one) for one in self._told["ids"] if str(one).partition("[")[0] == base]
+        inside = [one for one in self._told["ids"] if one.partition("[")[0] == base]
         outside = [one.nodeid for one in self.conductor.session.items if one.nodeid.partition("[")[0] == base]
         raise SandboxGuestError(
             f"{item.nodeid} is not what image {self.image!r} collects", image=self.image,
@@ -400,6 +428,8 @@ class Party:
         from pytest_sandbox.spec import Mount
 
         spec = self.conductor.sandbox_of(run)
+        if self._image is not None:
+            spec = spec.merged({"image": self._image})
         return spec.merged({"mounts": (*spec.mounts, Mount(grafts.graft_made(), grafts.TARGET, True))})
 
     def _plan(self, spec: SandboxSpec) -> Plan:
@@ -588,7 +618,9 @@ class Party:
         self._drop_waiting()
         if guest is not None and finish and self._positions is not None and guest.alive():
             try:
-                guest.ask({"finish": True}, (), 30.0, "finished its session")
+                answer = guest.ask({"finish": True}, (), self._patience(), "finished its session")
+                if late := answer.get("late"):
+                    self.abroad.tell_once(f"a fixture in image {self.image!r} failed at its end: {str(late)[:10_000]}")
             except SandboxError as error:
                 self.abroad.tell_once(str(error))
         self._forget()

@@ -44,6 +44,7 @@ class Attempt:
         self.run = run
         self.item = run.item
         self.conductor = run.conductor
+        self.keeper = run.conductor.keeper if run.party is None else None
         self.forked = False
         self.inbox = Inbox(run.item, run.conductor.shared_objects)
         self._fork: Fork | None = None
@@ -338,8 +339,8 @@ class Attempt:
                              else self.run.party.residue())
             if self.conductor.held is not None:
                 self._residue = self.conductor.held.added_to(self._residue)
-        if self.conductor.keeper is not None and not isinstance(inbox.ending, ENDS_THE_RUN):
-            self.conductor.keeper.take(self.item, fork.sandbox, inbox.now)
+        if self.keeper is not None and not isinstance(inbox.ending, ENDS_THE_RUN):
+            self.keeper.take(self.item, fork.sandbox, inbox.now)
         self._lose_group()
 
     def _lose_group(self) -> None:
@@ -364,17 +365,17 @@ class Attempt:
         """What to do with each report as it comes, if anything."""
         if self.conductor.live:
             return self._answer
-        return self._keep if self.conductor.keeper is not None else None
+        return self._keep if self.keeper is not None else None
 
     def _keep(self, when: str, main: bool) -> None:
         """Keeps the sandbox of a test whose phase has failed; its process waits for that."""
         report = self.inbox.phases[when].report if main else None
-        if report is None or self._fork is None or self.conductor.keeper is None:
+        if report is None or self._fork is None or self.keeper is None:
             return
         clock = self._limits.clock if self._limits is not None else None
         if clock is not None:
             clock.patience(True)
-        self.conductor.keeper.heard(self.item, self._fork.sandbox, report)
+        self.keeper.heard(self.item, self._fork.sandbox, report)
 
     def _answer(self, when: str, main: bool) -> None:
         """Deals with a report as it comes; the child goes on when it is told so."""
@@ -462,8 +463,8 @@ class Attempt:
             if report.failed and self._fork is not None:
                 traffic.add_refused(report, self._fork.sandbox)
             self._failed |= report.failed
-            if self.conductor.keeper is not None and self.conductor.live and report.failed and self._fork is not None:
-                self.conductor.keeper.take(item, self._fork.sandbox, when)
+            if self.keeper is not None and self.conductor.live and report.failed and self._fork is not None:
+                self.keeper.take(item, self._fork.sandbox, when)
             if self._decisive is None or (self._decisive.passed and extensions.decides(report)):
                 self._decisive = report
             if self._limits is not None:
@@ -507,8 +508,8 @@ class Attempt:
             self._limits.finish(report, self._failed, fork.child if fork is not None else None)
         if self._fork is not None:
             extensions.finished(self.item, self._fork.sandbox, self._decisive)
-            if self.conductor.keeper is not None:
-                self.conductor.keeper.over(self.item, self._fork.sandbox, self._failed)
+            if self.keeper is not None:
+                self.keeper.over(self.item, self._fork.sandbox, self._failed)
         hooks_ran = self.inbox.now == "over"
         if hooks_ran and self.inbox.waits and report is not None and (shared := self.leave_group(nextitem)) is not None:
             report = reporting.both(report, shared)
@@ -563,8 +564,8 @@ class Attempt:
                 group.fork = None
         if self.forked:
             os.environ.pop("PYTEST_CURRENT_TEST", None)
-        if self.conductor.keeper is not None:
-            self.conductor.keeper.clear_gate()
+        if self.keeper is not None:
+            self.keeper.clear_gate()
         if self._suspension is not None:
             self._suspension.end()
         self._let_interrupts_through()

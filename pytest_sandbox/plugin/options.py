@@ -99,6 +99,9 @@ def add_options(parser: pytest.Parser) -> None:
     parser.addini("sandbox_persist", "What sandboxed tests may change for good: 'tmp_path', 'cache_dir', and paths, "
                   "relative ones to rootdir; 'none' for nothing (default: tmp_path cache_dir .hypothesis).",
                   type="args", default=[])
+    parser.addini("sandbox_requirements", "What test bodies need in images other than the host's, installed once by "
+                  "the image's own pip: requirements, one a line, or files of them, relative to rootdir.",
+                  type="linelist", default=[])
     parser.addini("sandbox_guest_timeout", "Seconds that an image's own Python may take to start and collect, and to "
                   "set up fixtures (300).", type="string", default="")
     for name, kind, text in INI_OPTIONS:
@@ -200,6 +203,22 @@ class Settings:
             raise pytest.UsageError(f"ini option sandbox_guest_timeout={text!r} cannot be used. Allowed: a number of "
                                     "seconds, more than 0.")
         return seconds
+
+    def requirements(self) -> str:
+        """What is to be installed in images whose own Python runs tests, as a requirements file.
+
+        :raises pytest.UsageError: when a file of them is not there.
+        """
+        lines = []
+        for one in self.config.getini("sandbox_requirements"):
+            if not one.endswith(".txt"):
+                lines.append(one)
+                continue
+            try:
+                lines += (self.config.rootpath / one).read_text(encoding="utf-8").splitlines()
+            except OSError as error:
+                raise pytest.UsageError(f"ini option sandbox_requirements: {one}: {error.strerror}") from None
+        return "".join(f"{line}\n" for line in lines if line.strip() and not line.lstrip().startswith("#"))
 
     def forget_marks(self) -> None:
         """Markers can be added to collectors until collection ends; what was read before then may be stale."""

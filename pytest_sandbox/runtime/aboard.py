@@ -105,4 +105,7 @@ class Aboard(_Zygote):
     def enter(self, into: Any, order: protocol.Message) -> ForkedChild | None:
         """Forks into a sandbox. Returns None in the child."""
         pid = entering.fork_once(into, tuple(order["ids"]), self.folders)
-        return ForkedChild(pid, into) if pid else None
+        if pid:
+            return ForkedChild(pid, into)
+        into.forget()
+        return None

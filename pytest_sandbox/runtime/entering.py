@@ -84,8 +84,11 @@ def fork_once(running: Running, ids: tuple[int, int], folders: Folders) -> int:
             finally:
                 if pid:  # not in the child, whose own children belong inside
                     with suppress(OSError):  # only root may; who came near forks into sandboxes only
-                        sc.setns(own, sc.CLONE_NEWPID)
+                        _return_to(own)
         except OSError as error:
+            if pid > 0:  # nobody would wait for it, and until then the sandbox's first process could not end
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
             running.check_there(error)
             raise
         finally:
@@ -93,6 +96,17 @@ def fork_once(running: Running, ids: tuple[int, int], folders: Folders) -> int:
     if not pid:
         _join(running, sc.CLONE_NEWUSER | running.namespaces(), ids, folders)
     return pid
+
+
+def _return_to(own: int) -> None:
+    """Whatever it takes: else each later child of the caller would be in the sandbox's pid namespace."""
+    for attempt in range(20):
+        try:
+            sc.setns(own, sc.CLONE_NEWPID)
+            return
+        except OSError:
+            if attempt == 19:
+                raise
 
 
 def fork_twice(running: Running, ids: tuple[int, int], folders: Folders) -> tuple[int, int]:

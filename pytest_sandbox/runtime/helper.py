@@ -64,7 +64,11 @@ def main() -> None:
     try:
         protocol.send(sock, message, (pidfd,))
     except OSError:
-        pass  # the caller has gone; what it had begun to make is ours to remove
+        # The caller has gone; what it had begun to make is ours to remove. If it has not, it must not wait for us.
+        try:
+            sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
     os.close(pidfd)
     if "failed" in message:
         os._exit(1)

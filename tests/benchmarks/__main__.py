@@ -10,6 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import guest
 import hardening
 import installed
 import limits
@@ -21,7 +22,7 @@ import states
 
 import images
 
-PARTS = ("noop", "start", "installed", "limits", "network", "states", "images", "hardening")
+PARTS = ("noop", "start", "installed", "limits", "network", "states", "images", "hardening", "guest")
 
 
 def main() -> int:
@@ -54,6 +55,8 @@ def main() -> int:
             tables += hardening.run(options.rounds)
         if "states" in chosen:
             tables += states.run(options.rounds)
+        if "guest" in chosen:
+            tables += guest.run(Path(name), options.tests, options.runs)
         if "images" in chosen:
             tables += images.run(Path(name), max(3, options.rounds // 40))
     print(measure.save(output, facts, tables))

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import socket
 import subprocess
 import tarfile
 from collections.abc import Iterator
@@ -319,6 +320,17 @@ def test_the_network_of_run(base: str, context: Path) -> None:
                      context, network="none")
     with Sandbox(image=f"image:{image.image_id}") as sandbox:
         assert sandbox.path("/none").read_text() == sandbox.path("/default").read_text() == "lo\n"
+
+
+def test_a_step_reaches_what_the_host_reaches_unless_told_otherwise(base: str, context: Path) -> None:
+    """A server on the host's own loopback stands for the network."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        ask = f"nc -w 2 127.0.0.1 {port} < /dev/null && echo reached > /out || echo not > /out"
+        for flag, said in (("", "reached"), ("--network=none ", "not")):
+            image, _ = built(f"FROM {base}\nRUN {flag}{ask}\n", context)
+            with Sandbox(image=f"image:{image.image_id}") as sandbox:
+                assert sandbox.path("/out").read_text() == f"{said}\n"
 
 
 @pytest.mark.parametrize(("text", "line", "says"), [

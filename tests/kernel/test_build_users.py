@@ -180,7 +180,27 @@ def test_with_a_single_id_it_is_said_what_was_mapped_away(base: str, cache: Path
     assert "apt-get install uidmap" in notes[0]
     assert "mapped away: /etc/shadow (0:42), /var/data (33:34), " in notes[1]
     assert "/etc/shadow regular file 640 0:0\n/var/data directory 2750 0:0" in "\n".join(said)
-    assert owners(members(cache, made))["var/data/one"] == (0, 0)
+    found = owners(members(cache, made))
+    assert found["var/data/one"] == found["var/data"] == (33, 34), "what was there keeps its owner"
+    assert (found["var"], found["tmp/x"]) == ((0, 0), (0, 0))
+
+
+def test_a_commit_keeps_owners(base: str, cache: Path) -> None:
+    """Of what the image has; what is new belongs to the user that made it."""
+    with Sandbox(image=base, user="33:34") as sandbox:
+        sandbox.run(["sh", "-c", "echo x >> /var/data/one; echo n > /var/data/mine; chmod 640 /var/data/new || true"],
+                    check=True)
+        sandbox.commit("team/app:1")
+    with Sandbox(image="team/app:1", user="33:34") as sandbox:
+        sandbox.run(["sh", "-c", "echo y >> /var/data/one; echo y >> /var/data/mine"], check=True)
+        sandbox.commit("team/app:2")
+    store = planning.store()
+    for name in ("team/app:1", "team/app:2"):
+        stored = store.image(store.resolve(name).image_id or "")
+        assert stored is not None
+        found = owners(members(cache, stored))
+        assert {key: found[key] for key in ("var", "var/data", "var/data/one", "var/data/mine")} == {
+            "var": (0, 0), "var/data": (33, 34), "var/data/one": (33, 34), "var/data/mine": (33, 34)}
 
 
 def test_with_a_single_id_chown_fails_and_says_why(base: str, single: None) -> None:

@@ -389,6 +389,21 @@ def test_a_body_that_never_moves_is_given_up_and_gone_on_with_later(registry: Fa
     assert leftovers(cache) == []
 
 
+def test_a_whole_download_of_a_killed_run_is_taken_over(registry: FakeRegistry, cache: Path) -> None:
+    """One that was killed before the last step, when the file may be read-only already."""
+    made = image([BIG, SMALL])
+    reference = registry.put("a", "1", made)
+    digest = json.loads(made.manifest)["layers"][0]["digest"]
+    pull(registry.put("b", "1", image([SMALL])), cache)
+    partial = cache / f"v1/staging/blob-{digest[7:]}.partial"
+    partial.write_bytes(made.blobs[digest])
+    partial.chmod(0o400)
+    assert "big" in merge(pull(reference, cache).layers)
+    assert not registry.paths(digest), "nothing of it is fetched again"
+    assert (cache / f"v1/blobs/sha256/{digest[7:]}").stat().st_mode & 0o777 == 0o400
+    assert leftovers(cache) == []
+
+
 def test_a_bad_beginning_of_an_earlier_run_is_thrown_away(registry: FakeRegistry, cache: Path) -> None:
     made = image([BIG], how="plain")
     reference = registry.put("a", "1", made)
