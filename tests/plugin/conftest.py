@@ -32,12 +32,27 @@ def normal(line: str) -> str:
     return re.sub(r"={3,}|-{3,}", "===", line)
 
 
+@pytest.fixture
+def all_plugins() -> None:
+    """For tests about other plugins: the runs of pytest that they make load all that are installed."""
+
+
 @pytest.fixture(autouse=True)
-def same_order(request: pytest.FixtureRequest) -> None:
-    """pytest-randomly, where it is installed, shuffles the suites that are compared unless a test asks for it."""
-    if "pytester" in request.fixturenames:
-        request.getfixturevalue("pytester")  # which removes the variable
-        request.getfixturevalue("monkeypatch").setenv("PYTEST_ADDOPTS", "-p no:randomly")
+def few_plugins(request: pytest.FixtureRequest) -> None:
+    """The runs of pytest that a test makes load our plugin and no other, which takes a third of the time.
+
+    Where they load all (:func:`all_plugins`), pytest-randomly, which would shuffle the suites that are compared, is
+    left out until a test asks for it.
+    """
+    if "pytester" not in request.fixturenames:
+        return
+    request.getfixturevalue("pytester")  # which removes the variables
+    environment = request.getfixturevalue("monkeypatch")
+    if "all_plugins" in request.fixturenames:
+        environment.setenv("PYTEST_ADDOPTS", "-p no:randomly")
+    else:
+        environment.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+        environment.setenv("PYTEST_ADDOPTS", "-p sandbox")
 
 
 @pytest.fixture

@@ -11,6 +11,8 @@ pytest.importorskip("pytest_cov")
 
 import coverage
 
+pytestmark = pytest.mark.usefixtures("all_plugins")
+
 SUITE = {
     "shop": """
         import sys

@@ -76,6 +76,7 @@ def test_another_user_has_a_folder_of_its_own(pytester: pytest.Pytester, boxed: 
     assert not any(folder.exists() for folder in folders)
 
 
+@pytest.mark.usefixtures("all_plugins")
 def test_caches_outlive_the_test(pytester: pytest.Pytester) -> None:
     pytest.importorskip("hypothesis")
     pytester.makepyfile("""

@@ -10,6 +10,8 @@ from imagemaker import file, image, layer, write_layout
 
 from pytest_sandbox.image.lockfile import LockFile, look_up
 
+pytestmark = pytest.mark.usefixtures("all_plugins")
+
 ONE, TWO = (image([layer([file("which", name)])]) for name in ("one", "two"))
 READS = """
     def test_which(sandbox):

@@ -162,6 +162,7 @@ def left_in(cache: Path, name: str) -> str:
         return found.read().decode()
 
 
+@pytest.mark.usefixtures("all_plugins")
 @pytest.mark.parametrize("args", [[], ["-n", "2"], ["-s"]], ids=["alone", "workers", "live"])
 def test_every_way_to_fail(pytester: pytest.Pytester, command: Command, args: list[str], cache: Path) -> None:
     if "-n" in args:

@@ -292,6 +292,7 @@ def test_the_report_tells_what_was_used_where_a_limit_was_set(pytester: pytest.P
     assert "heaviest" not in result.stdout.str()
 
 
+@pytest.mark.usefixtures("all_plugins")
 @pytest.mark.parametrize("distributed", [False, True])
 def test_the_summary_shows_the_heaviest(pytester: pytest.Pytester, distributed: bool) -> None:
     if distributed:

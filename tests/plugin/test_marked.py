@@ -265,6 +265,7 @@ def test_garbage_in_cycles_is_its_tests(pytester: pytest.Pytester, boxed: Callab
     result.stdout.fnmatch_lines_random(["FAILED *::test_leaves_one_among_many - *", "ERROR *::test_leaves_one - *"])
 
 
+@pytest.mark.usefixtures("all_plugins")  # which pytester, inside, loads, too
 def test_a_run_within_a_run_leaves_its_sandboxes_alone(pytester: pytest.Pytester) -> None:
     pytester.makeconftest("pytest_plugins = ['pytester']")
     pytester.makepyfile("""

@@ -10,6 +10,8 @@ import sys
 import pytest
 from pytest_sandbox import Network, inside
 
+pytestmark = pytest.mark.usefixtures("all_plugins")
+
 net = Network("10.3.0.0/24")
 SERVER = '''import socket
 server = socket.create_server(("", 7000))

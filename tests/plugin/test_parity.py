@@ -10,6 +10,8 @@ import pytest
 
 from .conftest import Both
 
+pytestmark = pytest.mark.usefixtures("all_plugins")
+
 SUITES = Path(__file__).with_name("suites")
 
 

@@ -17,6 +17,8 @@ from imagemaker import file, image, layer
 from pytest_sandbox.image.layout import Layout
 from pytest_sandbox.image.locks import lock
 
+pytestmark = pytest.mark.usefixtures("all_plugins")
+
 APP = image([layer([file("which", "one")]), layer([file("more", "x" * 100_000)])], how="plain")
 TESTS = """
     import pytest

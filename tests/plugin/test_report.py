@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("all_plugins")
+
 SUITE = """
     import os
     import pytest

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("all_plugins")
+
 #: Counts how many tests ran in a child that was forked ahead, and prints that at the end.
 COUNTER = """
     import pytest

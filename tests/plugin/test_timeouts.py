@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("all_plugins")
+
 Run = Callable[..., pytest.RunResult]
 
 

@@ -13,6 +13,8 @@ import pytest
 
 from .conftest import Both
 
+pytestmark = pytest.mark.usefixtures("all_plugins")
+
 Run = Callable[..., pytest.RunResult]
 
 SLOW = """
