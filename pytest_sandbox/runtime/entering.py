@@ -40,14 +40,16 @@ Folders = list[tuple[int, str]]
 #: The sandboxes of this process.
 everyone: weakref.WeakSet[Running] = weakref.WeakSet()
 _inside = False
+_near = False
 
 
 def come_near(pidfd: int) -> bool:
     """Joins, for good, the user namespace above that of the sandbox whose init this is: the helper's.
 
     From there one fork goes into any sandbox of that helper. The caller has every capability there, which is none
-    outside of it.
+    outside of it. It can fork into sandboxes only: it cannot point its children to its own pid namespace again.
     """
+    global _near
     with open(f"/proc/self/fdinfo/{pidfd}") as file:
         pid = next(line.split()[1] for line in file if line.startswith("Pid:"))
     try:
@@ -62,6 +64,7 @@ def come_near(pidfd: int) -> bool:
             os.close(above)
     except OSError:
         return False
+    _near = True
     return True
 
 
@@ -82,9 +85,8 @@ def fork_once(running: Running, ids: tuple[int, int], folders: Folders) -> int:
             try:
                 pid = os.fork()
             finally:
-                if pid:  # not in the child, whose own children belong inside
-                    with suppress(OSError):  # only root may; who came near forks into sandboxes only
-                        _return_to(own)
+                if pid and not _near:  # not in the child, whose own children belong inside
+                    _return_to(own)
         except OSError as error:
             if pid > 0:  # nobody would wait for it, and until then the sandbox's first process could not end
                 os.kill(pid, signal.SIGKILL)
