@@ -10,7 +10,9 @@ import shutil
 import socket
 import subprocess
 import tarfile
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -324,13 +326,24 @@ def test_the_network_of_run(base: str, context: Path) -> None:
 
 def test_a_step_reaches_what_the_host_reaches_unless_told_otherwise(base: str, context: Path) -> None:
     """A server on the host's own loopback stands for the network."""
+    def hang_up() -> None:
+        with suppress(OSError):  # that the server is closed
+            while True:
+                server.accept()[0].close()  # or nc would wait for what it says
+
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        ask = f"nc -w 2 127.0.0.1 {port} < /dev/null && echo reached > /out || echo not > /out"
-        for flag, said in (("", "reached"), ("--network=none ", "not")):
-            image, _ = built(f"FROM {base}\nRUN {flag}{ask}\n", context)
-            with Sandbox(image=f"image:{image.image_id}") as sandbox:
-                assert sandbox.path("/out").read_text() == f"{said}\n"
+        serving = threading.Thread(target=hang_up)
+        serving.start()
+        try:
+            ask = f"nc -w 2 127.0.0.1 {port} < /dev/null && echo reached > /out || echo not > /out"
+            for flag, said in (("", "reached"), ("--network=none ", "not")):
+                image, _ = built(f"FROM {base}\nRUN {flag}{ask}\n", context)
+                with Sandbox(image=f"image:{image.image_id}") as sandbox:
+                    assert sandbox.path("/out").read_text() == f"{said}\n"
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+            serving.join()
 
 
 @pytest.mark.parametrize(("text", "line", "says"), [
