@@ -51,6 +51,7 @@ import pytest
 from .compat_capture import Held as Held
 from .compat_capture import Muted as Muted
 from .compat_capture import Printed as Printed
+from .compat_capture import apart as apart
 from .compat_capture import bound_output as bound_output
 from .compat_capture import captured_so_far as captured_so_far
 from .compat_capture import is_held as is_held

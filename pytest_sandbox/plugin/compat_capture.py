@@ -6,6 +6,7 @@ import io
 import os
 import stat
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -25,6 +26,32 @@ def captured_so_far(config: pytest.Config, limit: int) -> dict[str, str]:
         if one is not None:
             texts[stream] = _bounded_snap(one, limit, one.snap)
     return texts
+
+
+@contextmanager
+def apart(config: pytest.Config) -> Iterator[None]:
+    """What is captured meanwhile is in files of its own: forks that run beside this process write to the usual ones."""
+    capture: Any = config.pluginmanager.get_plugin("capturemanager")
+    multi = getattr(capture, "_global_capturing", None)
+    moved: list[tuple[int, int]] = []
+    try:
+        for one in (getattr(multi, "out", None), getattr(multi, "err", None)):
+            target = getattr(one, "targetfd", None)
+            if one is None or target is None:
+                continue  # it is captured in memory, or not at all
+            held = one.tmpfile.fileno()
+            usual, places = os.fstat(held), [held]
+            if os.path.samestat(os.fstat(target), usual):
+                places.append(target)
+            with tempfile.TemporaryFile(buffering=0) as file:
+                for place in places:
+                    moved.append((os.dup(place), place))
+                    os.dup2(file.fileno(), place, inheritable=place == target)
+        yield
+    finally:
+        for kept, place in moved:
+            os.dup2(kept, place, inheritable=place <= 2)
+            os.close(kept)
 
 
 class Printed:

@@ -173,7 +173,8 @@ class Visitor:
         if order["replay"] is None and hasattr(item, "_initrequest"):
             item._initrequest()
         try:
-            with compat.capturing(item, "setup"):
+            # The test before may still run.
+            with compat.apart(self.config), compat.capturing(item, "setup"):
                 try:
                     assert item.parent is not None
                     conductor.patch.setup(item.parent)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("all_plugins")
+
 SUITE = """
 import socket
 import sys
 import pytest
 from pytest_sandbox import Network, inside
-
-pytestmark = pytest.mark.usefixtures("all_plugins")
 
 net = Network("10.3.0.0/24")
 SERVER = '''import socket
