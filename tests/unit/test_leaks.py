@@ -45,19 +45,22 @@ def test_a_test_that_leaves_nothing_is_not_accused() -> None:
 
 def test_a_running_child(lifeline: tuple[int, int]) -> None:
     before = leaks.look()
-    child = subprocess.Popen(["cat"], stdin=lifeline[0])
-    assert f"processes: {child.pid} (cat" in the_only(leaks.leaks_since(before, patience=0))
-    child.kill()
-    child.wait()
+    with subprocess.Popen(["cat"], stdin=lifeline[0], stdout=subprocess.PIPE, bufsize=0) as child:
+        assert child.stdout is not None
+        os.write(lifeline[1], b"x")
+        assert child.stdout.read(1) == b"x"  # it is cat by now, and called so
+        before.descriptors |= dict(leaks._descriptors())
+        assert f"processes: {child.pid} (cat" in the_only(leaks.leaks_since(before, patience=0))
+        child.kill()
     assert leaks.leaks_since(before) == []
 
 
 def test_a_process_that_is_ending_gets_a_moment() -> None:
     before = leaks.look()
     # An orphan is nobody's to wait for, so only the check itself can notice its end.
-    program = "import os\nif os.fork() == 0: os.execlp('sleep', 'sleep', '1')"
-    subprocess.run([sys.executable, "-c", program], check=True)
-    assert "sleep" in the_only(leaks.leaks_since(before, patience=0))
+    program = "import os, time\nif os.fork() == 0: os.close(1); time.sleep(1)"
+    subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.PIPE)
+    assert "processes: " in the_only(leaks.leaks_since(before, patience=0))
     assert leaks.leaks_since(before, patience=60) == []
 
 
@@ -102,7 +105,12 @@ def test_an_orphan_that_was_forked_is_known_by_its_stack(lifeline: tuple[int, in
 def test_an_orphan_that_was_executed_is_known_by_its_environment(lifeline: tuple[int, int]) -> None:
     before = leaks.look()
     program = "import os\nif os.fork() == 0: os.setsid(); os.execlp('cat', 'cat')"
-    subprocess.run([sys.executable, "-c", program], stdin=lifeline[0], check=True)
+    told, tell = os.pipe()
+    subprocess.run([sys.executable, "-c", program], stdin=lifeline[0], stdout=tell, check=True)
+    os.close(tell)
+    os.write(lifeline[1], b"x")
+    assert os.read(told, 1) == b"x"  # while it is being executed it has no environment that could be read
+    os.close(told)
     assert "cat" in the_only(leaks.leaks_since(before, patience=0))
 
 
