@@ -2,6 +2,8 @@
 #include "init.h"
 
 #include <errno.h>
+#include <grp.h>
+#include <linux/capability.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <poll.h>
@@ -128,6 +130,27 @@ static void take_shares(int folder, const struct json *plan)
         write_if_can(AT_FDCWD, "/proc/self/oom_score_adj", oom);
 }
 
+static int new_session_keyring(void)
+{
+    return syscall(SYS_keyctl, JOIN_SESSION_KEYRING, NULL) < 0 && errno != EPERM && errno != ENOSYS ? -1 : 0;
+}
+
+// Becomes the root of the sandbox that is to be. See begin_as() in runtime/commands.py.
+static int begin_as(uid_t base)
+{
+    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct sets[_LINUX_CAPABILITY_U32S_3];
+    gid_t group = base;
+
+    if (new_session_keyring() < 0 || prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0) < 0 || setgroups(1, &group) < 0
+        || setresgid(group, group, group) < 0 || setresuid(base, base, base) < 0
+        || syscall(SYS_capget, &header, sets) < 0)
+        return -1;
+    for (int i = 0; i < _LINUX_CAPABILITY_U32S_3; i++)
+        sets[i].effective = sets[i].permitted;
+    return syscall(SYS_capset, &header, sets) < 0 ? -1 : prctl(PR_SET_DUMPABLE, 1, 0, 0, 0);
+}
+
 static int limit_tasks(rlim_t most)
 {
     struct rlimit now;
@@ -175,7 +198,7 @@ static int give_up_privileges(const struct json *plan)
             return -1;
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
         return -1;
-    if (syscall(SYS_keyctl, JOIN_SESSION_KEYRING, NULL) < 0 && errno != EPERM && errno != ENOSYS)
+    if (json_member(plan, "base")->number == 0 && new_session_keyring() < 0)
         return -1;
     // Nobody inside may look into this process, whatever its capabilities: commands run with its memory at first.
     if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0)
@@ -190,6 +213,8 @@ static int set_up(int sync, const struct json *plan)
 
     if (shares < 0)
         shares = open("/proc/sys/user", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (json_member(plan, "base")->number != 0 && begin_as((uid_t)json_member(plan, "base")->number) < 0)
+        return -1;
     if (carry_out(plan, "scratch") < 0)
         return -1;
     scratch = call_open_tree(AT_FDCWD, "/scratch", TREE_CLONE | TREE_CLOEXEC);
