@@ -76,7 +76,7 @@ def plan_for(spec: SandboxSpec) -> Plan:
         root = _root(spec, host)
     image = spec.image.token if isinstance(spec.image, Image) else spec.image  # not itself: it shall be let go one day
     key = (image, network_kind(spec.network), spec.user, spec.mounts, spec.persist, spec.hostname, spec.capabilities,
-           spec.seccomp, spec.hide, spec.workdir, spec.owners, host, *_limits(spec))
+           spec.seccomp, spec.hide, spec.workdir, spec.owners, host, os.environ.get(shift.VARIABLE), *_limits(spec))
     made = _plans.get(key)
     if made is None or made[0] != root or spec.mounts:  # the source of a mount may have gone since
         made = _plans[key] = root, _make_plan(spec, root, host, layout)

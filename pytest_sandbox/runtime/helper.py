@@ -88,6 +88,7 @@ class _Helper:
         self.plans: dict[str, dict[str, Any]] = {}
         # Our own layers that are there, which plans of the same root share. The first has been unwanted longest.
         self.ready: dict[str, None] = {}
+        self.mapped: set[str] = set()  # plans whose layers are shown with shifted ids
         self.users: dict[int, str] = {}  # by the pid of an init: the layers that its sandbox stands on
         self.groups = cgroup_make.Groups()
         self.spawner: spawner.Spawner | None = None
@@ -255,6 +256,10 @@ class _Helper:
         if body["layers"] not in self.ready:
             self.prepare(body)
         self.ready[body["layers"]] = self.ready.pop(body["layers"])  # now the last that was wanted
+        if body["base"] and key not in self.mapped:
+            mapped.begin(body["uid_map"])
+            mounts.prepare(body["mapped"])
+            self.mapped.add(key)
         group = self.group(body["group"], name) if name is not None else None
         ours, theirs = socket.socketpair() if self.writes_maps else (None, None)
         try:

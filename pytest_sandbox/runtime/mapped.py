@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 HOST, PLACE = "/host", "/mapped"
 
-_range: tuple[int, int] | None = None  # what MAP maps 0 and the ids above it to, and how many
+_map = ""  # what MAP says, as the kernel takes it
 _lacks: dict[str, Any] | None = None  # why this kernel cannot do it; empty where it can
 _wanted: set[str] = set()
 
@@ -34,7 +34,7 @@ def answer(asked: dict[str, Any]) -> dict[str, Any]:
     global _lacks
     try:
         if _lacks is None:
-            _begin(*asked["range"])
+            begin("0 {} {}".format(*asked["range"]))
             _lacks = _try_overlay()
         if _lacks:
             return _lacks
@@ -79,9 +79,11 @@ def _attach(copy: int, place: str) -> None:
         os.close(copy)
 
 
-def _begin(base: int, count: int) -> None:
-    """Makes ``/map``, and the nodes of /dev."""
-    global _range
+def begin(text: str) -> None:
+    """Makes ``/map``, with the map ``text``, and the nodes of /dev. What comes before all else."""
+    global _map
+    if _map:
+        return
     ready, done = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
     if pid == 0:
@@ -97,7 +99,7 @@ def _begin(base: int, count: int) -> None:
         if not os.read(ready[0], 1):
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
         for name in ("uid_map", "gid_map"):
-            write(f"/proc/{pid}/{name}", f"0 {base} {count}")
+            write(f"/proc/{pid}/{name}", text)
         if not os.path.exists(MAP):
             os.close(os.open(MAP, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
         sc.mount(f"/proc/{pid}/ns/user", MAP, None, sc.MS_BIND)
@@ -105,7 +107,7 @@ def _begin(base: int, count: int) -> None:
         for fd in (ready[0], *done):
             os.close(fd)
         os.waitpid(pid, 0)
-    _range = base, count
+    _map = text
     _nodes()
 
 
@@ -127,7 +129,7 @@ def _nodes() -> None:
 
 def _try_overlay() -> dict[str, Any]:
     """Whether an overlay takes mapped layers, and writes to them: empty, or what failed."""
-    assert _range is not None
+    base = int(_map.split()[1])
     reading, writing = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
     if pid == 0:
@@ -135,7 +137,7 @@ def _try_overlay() -> dict[str, Any]:
         try:
             from .commands import begin_as
             sc.unshare(sc.CLONE_NEWNS)
-            begin_as(_range[0])
+            begin_as(base)
             sc.mount("probe", "/scratch", "tmpfs", 0, "mode=0700,uid=0,gid=0")
             _attach(map_tree("/scratch"), "/scratch")
             for name in ("lower", "upper", "work"):
@@ -145,7 +147,7 @@ def _try_overlay() -> dict[str, Any]:
                      "lowerdir=/scratch/lower,upperdir=/scratch/upper,workdir=/scratch/work,redirect_dir=on")
             os.rmdir(f"{ROOT}/folder")
             os.mkdir(f"{ROOT}/folder")
-            if os.stat(f"{ROOT}/folder").st_uid != _range[0]:
+            if os.stat(f"{ROOT}/folder").st_uid != base:
                 said = "0"
         except OSError as error:
             said = str(error.errno)

@@ -128,7 +128,7 @@ class Plan:
 
     def steps(self) -> Iterable[str]:
         """Every operation in words, in order."""
-        for part in ("template", "scratch", "mounts", "inside"):
+        for part in ("template", "mapped", "scratch", "mounts", "inside"):
             for step in self.body[part]:
                 yield describe(step)
 
@@ -219,6 +219,7 @@ def make_plan(spec: SandboxSpec, root: Root, host: Host, group: dict[str, Any] |
     body = {
         "group": group,
         "base": 0,
+        "mapped": [],
         "nproc": _nproc(spec, host, group),
         "layers": layers,
         "template": template,

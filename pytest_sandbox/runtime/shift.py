@@ -148,7 +148,8 @@ def shifted(body: dict[str, Any], whole: bool, ids: tuple[int, int]) -> dict[str
     steps = [_step(step, base, sources) for step in body["mounts"]]
     return {
         **body,
-        "template": [*template, *sources.steps()],
+        "template": template,
+        "mapped": sources.steps(),
         "scratch": [["scratch", f"{options},uid=0,gid=0"] for _, options in body["scratch"]],
         "mounts": [["scratch_mapped"], *steps],
         "inside": [["pts"], *body["inside"]],
@@ -182,8 +183,7 @@ def _step(step: list[Any], base: int, sources: _Sources) -> list[Any]:
 
 def asked(body: dict[str, Any]) -> tuple[list[str], list[str]]:
     """What of the host's must be mapped for it: layers, and what shows through."""
-    lowers = [step[2][len("/host"):] or "/" for step in body["template"]
-              if step[0] == "own_mapped" and step[2].startswith("/host")]
+    lowers = [source[len("/host"):] or "/" for _, _, source, _ in body["mapped"] if source.startswith("/host")]
     return lowers, [step[1] for step in body["mounts"] if step[0] == "bind"]
 
 
