@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -93,7 +94,15 @@ def _make_plan(spec: SandboxSpec, root: Root, host: Host, layout: cgroups.Layout
         why = launch.supervisor().shifts(plan.body)
         if not why:
             return plan
+        if any(f" of {one.source} " in why for one in spec.mounts):  # a host that cannot is `doctor`'s to tell
+            warnings.warn(f"a sandbox has the host's own user ids: {why}", stacklevel=2)
     return make_plan(spec, root, host, layout, unshifted=why)
+
+
+def unshifted(spec: SandboxSpec) -> str:
+    """Why root's sandboxes of this spec, or of images here, have the host's own ids; empty where they do not."""
+    store = {"mapped": [["own_mapped", "", f"/host{cache_directory()}", []]], "mounts": []}
+    return plan_for(spec).unshifted or launch.supervisor().shifts(store)
 
 
 def plan_abroad(spec: SandboxSpec, visible: tuple[str, ...]) -> Plan:

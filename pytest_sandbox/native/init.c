@@ -151,6 +151,26 @@ static int begin_as(uid_t base)
     return syscall(SYS_capset, &header, sets) < 0 ? -1 : prctl(PR_SET_DUMPABLE, 1, 0, 0, 0);
 }
 
+// Makes the namespaces. See unbound() in runtime/commands.py.
+static int make_namespaces(const struct json *plan)
+{
+    static const int by_user[] = {RLIMIT_NPROC, RLIMIT_MSGQUEUE, RLIMIT_SIGPENDING, RLIMIT_MEMLOCK};
+    enum { COUNT = sizeof by_user / sizeof *by_user };
+    const struct rlimit none = {RLIM_INFINITY, RLIM_INFINITY};
+    struct rlimit before[COUNT];
+    bool shifted = json_member(plan, "base")->number != 0;
+
+    for (int i = 0; shifted && i < COUNT; i++)
+        if (getrlimit(by_user[i], &before[i]) < 0 || (setrlimit(by_user[i], &none) < 0 && errno != EPERM))
+            return -1;
+    if (unshare((int)json_member(plan, "namespaces")->number) < 0)
+        return -1;
+    for (int i = 0; shifted && i < COUNT; i++)
+        if (setrlimit(by_user[i], &before[i]) < 0)
+            return -1;
+    return 0;
+}
+
 static int limit_tasks(rlim_t most)
 {
     struct rlimit now;
@@ -220,7 +240,7 @@ static int set_up(int sync, const struct json *plan)
     scratch = call_open_tree(AT_FDCWD, "/scratch", TREE_CLONE | TREE_CLOEXEC);
     if (scratch < 0 || carry_out(plan, "mounts") < 0)
         return -1;
-    if (unshare((int)json_member(plan, "namespaces")->number) < 0 || map_ids(sync, plan) < 0)
+    if (make_namespaces(plan) < 0 || map_ids(sync, plan) < 0)
         return -1;
     take_shares(shares, plan);
     if (carry_out(plan, "inside") < 0 || give_up_privileges(plan) < 0)

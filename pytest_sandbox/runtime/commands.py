@@ -164,6 +164,25 @@ def begin_as(base: int) -> None:
     sc.prctl(sc.PR_SET_DUMPABLE, 1)
 
 
+#: Limits of what the kernel counts by user, in each user namespace and in those above it.
+_BY_USER = (resource.RLIMIT_NPROC, resource.RLIMIT_MSGQUEUE, resource.RLIMIT_SIGPENDING, resource.RLIMIT_MEMLOCK)
+
+
+def unbound() -> list[tuple[int, tuple[int, int]]]:
+    """Lifts these limits, and returns what they were.
+
+    A user namespace bounds by those of its making what all sandboxes together have, whose root is one id outside. Each
+    is bound by its own all the same.
+    """
+    before = [(which, resource.getrlimit(which)) for which in _BY_USER]
+    for which in _BY_USER:
+        try:
+            resource.setrlimit(which, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        except ValueError:
+            pass  # in a container whose root may not
+    return before
+
+
 def limit_tasks(most: int) -> None:
     """RLIMIT_NPROC, unless a lower one holds already."""
     most = min([most, *(one for one in resource.getrlimit(resource.RLIMIT_NPROC) if one != resource.RLIM_INFINITY)])

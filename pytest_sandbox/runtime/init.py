@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found] # of the signal module, whose enums cost 5 ms
 import os
+import resource
 import select
 import socket
 
 from . import inside, protocol, shares
 from . import syscalls as sc
-from .commands import begin_as, limit_tasks, start
+from .commands import begin_as, limit_tasks, start, unbound
 from .mounts import StepFailed, carry_out
 
 TYPE_CHECKING = False  # as typing's, whose import the helper's heap can do without
@@ -79,7 +80,10 @@ def _set_up(sync: socket.socket | None, body: dict[str, Any]) -> int:
     carry_out(body["mounts"])
     # The user namespace second: it owns the network, ipc and uts namespaces made with it, and the copy of the mount
     # namespace, in which every mount made so far is locked.
+    limits = unbound() if body["base"] else []
     sc.unshare(body["namespaces"])
+    for which, limit in limits:
+        resource.setrlimit(which, limit)
     if sync is not None:
         sync.send(b"m")
         if sync.recv(1) != b"m":
