@@ -178,6 +178,8 @@ class Attempt:
     def _go_on_with(self, fork: Fork) -> None:
         self._fork = fork
         self.forked = True
+        if (trace := fork.sandbox.trace) is not None:
+            trace.used_by(self.item.nodeid)
         self._limits = limits.Limits(self.item, fork.sandbox, self.run.spec)
 
     def _may_start_over(self) -> bool:
@@ -319,6 +321,8 @@ class Attempt:
             except BaseException as error:  # noqa: BLE001 - garbage, a timeout's exception: told in time
                 self._give_up(error)
             break
+        if (trace := fork.sandbox.trace) is not None:
+            trace.heard(inbox.entered)
         if inbox.done and inbox.ending is None:
             if self._interrupted:
                 if inbox.wanted is not None:

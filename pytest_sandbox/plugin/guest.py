@@ -133,6 +133,9 @@ class Guest:
         self._catcher = warnings.catch_warnings(record=item.config.pluginmanager.has_plugin("warnings"))
         recorded = self._catcher.__enter__()
         self._warnings: list[warnings.WarningMessage] = [] if recorded is None else recorded
+        if entering.entered is not None:
+            self._send(wire.encode(["entered", "setup", *entering.entered]))
+            entering.entered = None
 
     # A process that serves several tests.
 

@@ -172,6 +172,16 @@ class Supervisor:
             if number in self.traced:
                 recorder.heard(number, got[0]["marks"], self.traced[number].body)
 
+    def await_traces(self, seconds: float) -> None:
+        """The same for the ends of all that was let go: waits for these, no longer than so many seconds."""
+        recorder, until = tracing.recorder, time.monotonic() + seconds
+        while recorder is not None:
+            self.hear_traces()
+            if all(trace.over for number in self.traced if (trace := recorder.traces[number]).let_go):
+                return
+            if self.tracer is None or not wait_readable(self.tracer.fileno(), until - time.monotonic()):
+                return
+
     def freeze(self, key: str) -> None:
         """Hands a frozen layer to the helper."""
         protocol.send(self.sock, {"freeze": key}, (frozen.descriptor(key),))
@@ -415,6 +425,15 @@ def _thaw_all() -> None:
             if one is not None and one.pid == os.getpid():
                 one.thaw(key)
         frozen.release(key)
+
+
+def finish_traces() -> None:
+    """Ends what was made ahead, and takes in what there is to say of the sandboxes that were let go."""
+    with _lock:
+        for one in (*_retired, _builder, _supervisor):
+            if one is not None and one.pid == os.getpid() and one.tracer is not None:
+                one.clear()
+                one.await_traces(2)
 
 
 def take(plan: Plan) -> Running:

@@ -223,7 +223,7 @@ class Running:
         began = now() if self.trace is not None else 0
         pid, status = (fork_once(self, ids, folders), -1) if self.takes_one_fork else fork_twice(self, ids, folders)
         if self.trace is not None and pid:
-            self.trace.add("pytest", "fork into it", began)
+            self.trace.add("fork", "by pytest, into the sandbox's namespaces", began)
         return ForkedChild(pid, self, status) if pid else None
 
     def check_there(self, error: OSError | None) -> None:

@@ -50,7 +50,7 @@ class Marks:
 class Trace:
     """What is known of one sandbox. ``label`` is the test's node id, or None for one that no test has used."""
 
-    __slots__ = ("asked", "label", "let_go", "number", "running", "spans")
+    __slots__ = ("asked", "label", "let_go", "number", "over", "running", "spans", "told")
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -58,11 +58,25 @@ class Trace:
         self.asked = now()
         self.let_go = 0
         self.running = 0  # when its test was told to begin
+        self.over = False  # whether the helper has told of its end
+        self.told = 0  # when all of its reports were here
         self.spans: list[Span] = []
 
     def add(self, who: str, what: str, began: int, ended: int | None = None) -> None:
         """A span that ends now, or ended then."""
         self.spans.append((who, what, began, now() if ended is None else ended))
+
+    def used_by(self, label: str) -> None:
+        """A test of this name has it from now on."""
+        self.label, self.running = label, now()
+        if recorder is not None:
+            recorder.last[label] = self
+
+    def heard(self, entered: tuple[int, int] | None) -> None:
+        """The test's process has said all that it has to say."""
+        if entered is not None:
+            self.spans.append(("fork", "enter its namespaces, drop privileges", *entered))
+        self.told = now()
 
     def add_marks(self, who: str, marks: list[Mark], body: dict[str, Any]) -> None:
         """Spans from one mark to the next."""
@@ -74,11 +88,11 @@ class Trace:
 
 
 class Recorder:
-    """All traces of a process, from :func:`enable` to :func:`disable`."""
+    """All traces of a process, from :func:`enable` on."""
 
     def __init__(self) -> None:
         self.traces: list[Trace] = []
-        self.lost = 0  # messages of helpers that nobody could take in time
+        self.last: dict[str, Trace] = {}  # by the test that has it, or had it last
 
     def begin(self) -> Trace:
         """The trace of a sandbox that is asked for now."""
@@ -92,6 +106,7 @@ class Recorder:
             trace, who = self.traces[number], "helper"
             if marks[0][0] == "reaped":  # what ends since it was let go
                 who = "end"
+                trace.over = True
                 marks = [["begin", -1, min(trace.let_go or marks[0][2], marks[0][2])], *marks]
             trace.add_marks(who, marks, body)
 
@@ -107,10 +122,11 @@ def enable() -> Recorder:
     return recorder
 
 
-def disable() -> None:
-    """No more."""
-    global recorder
-    recorder = None
+def traced(of: Recorder | None = None, worker: str | None = None) -> list[dict[str, Any]]:
+    """All that is known, as data that can travel: see :mod:`pytest_sandbox.report.trace`."""
+    known = of or recorder
+    return [{"label": one.label, "worker": worker, "asked": one.asked, "spans": one.spans}
+            for one in (known.traces if known is not None else ()) if one.spans]
 
 
 def _name(what: str, number: int, body: dict[str, Any]) -> str:
