@@ -13,11 +13,12 @@ import pytest
 from pytest_sandbox.errors import SandboxError, SandboxProtocolError, SandboxUnavailable
 
 from . import aftermath, asked, compat, entering, extensions, higher, limits, neighbours, reporting, traffic
-from .guest import SECTION_LIMIT, Before, Guest
+from .guest import Guest
 from .household import Fork
 from .inbox import ENDS_THE_RUN, Inbox, Phase
 from .interrupts import Gate
 from .options import PytestSandboxWarning
+from .outgoing import SECTION_LIMIT, Before
 from .suspending import Suspension
 from .timers import Timers
 
