@@ -276,7 +276,7 @@ class Conductor:
 
     def take_fault_dump(self, run: ItemRun) -> str:
         """What faulthandler wrote in a child that died."""
-        descriptor = self.fault_descriptor if run.party is None else run.party.dump
+        descriptor = self.fault_descriptor if run.party is None else run.party.hosting.dump
         if descriptor is None or descriptor < 0 or not os.fstat(descriptor).st_size:
             return ""
         text = os.pread(descriptor, 200_000, 0).decode(errors="replace")

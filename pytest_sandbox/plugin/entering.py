@@ -15,10 +15,11 @@ from pytest_sandbox.errors import SandboxError, SandboxUnavailable
 
 from . import asked, compat, extensions, higher, limits, traffic
 from .fixtures import make_sandbox
-from .guest import Before, Guest
+from .guest import Guest
 from .household import Fork
 from .inbox import Inbox
 from .options import PytestSandboxWarning
+from .outgoing import Before
 from .timers import Timers
 
 if TYPE_CHECKING:

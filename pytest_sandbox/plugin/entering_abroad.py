@@ -14,8 +14,8 @@ from . import compat, extensions, higher
 from .entering import Entry, Over, failure
 
 if TYPE_CHECKING:
-    from .abroad import Party
     from .attempt import Attempt
+    from .party import Party
 
 
 class EntryAbroad(Entry):

@@ -19,9 +19,9 @@ from .entering_abroad import EntryAbroad
 if TYPE_CHECKING:
     from pytest_sandbox.spec import SandboxSpec
 
-    from .abroad import Party
     from .conductor import Conductor
     from .household import Group
+    from .party import Party
 
 RUN: pytest.StashKey[ItemRun] = pytest.StashKey()
 

@@ -13,9 +13,9 @@ import pytest
 from pytest_sandbox.errors import SandboxProtocolError
 
 from . import aftermath, compat
-from .guest import SECTION_LIMIT
 from .inbox import ENDS_THE_RUN
 from .options import PytestSandboxWarning
+from .outgoing import SECTION_LIMIT
 
 if TYPE_CHECKING:
     from .attempt import Attempt
