@@ -22,7 +22,8 @@ from pytest_sandbox.runtime import protocol
 from pytest_sandbox.runtime.aboard import Aboard
 
 from . import asked, compat, higher, reporting, traffic, wire
-from .guest import Before, Guest
+from .guest import Guest
+from .outgoing import Before
 
 if TYPE_CHECKING:
     from pytest_sandbox.runtime.zygote import Inside

@@ -58,20 +58,21 @@ def main(control: socket.socket, sync: socket.socket | None, lifeline: int, body
             marks("ready")
             ready["trace"] = marks.made
         protocol.send(control, ready, (pidfd, root, scratch, *stays))
-        for fd in (pidfd, root, scratch, *stays):
+        for fd in (pidfd, root, *stays):  # not the writable layer: the last to let go of a detached mount waits for it
             os.close(fd)
         _Init(control, lifeline).serve()
     except StepFailed as failure:
-        _say(control, {"failed": {"step": failure.step, "errno": failure.errno, "path": failure.path}})
+        say(control, {"failed": {"step": failure.step, "errno": failure.errno, "path": failure.path}})
     except OSError as error:
-        _say(control, {"failed": {"step": ["init"], "errno": error.errno, "path": error.filename}})
+        say(control, {"failed": {"step": ["init"], "errno": error.errno, "path": error.filename}})
     except BaseException as error:  # noqa: BLE001 - nothing above us could report it
-        _say(control, {"failed": {"step": ["init"], "errno": 0, "path": None, "error": repr(error)}})
+        say(control, {"failed": {"step": ["init"], "errno": 0, "path": None, "error": repr(error)}})
     finally:
         os._exit(1)
 
 
-def _say(control: socket.socket, message: protocol.Message) -> None:
+def say(control: socket.socket, message: protocol.Message) -> None:
+    """Sends a message, unless nobody is there any more to hear it."""
     try:
         protocol.send(control, message)
     except OSError:
@@ -221,7 +222,7 @@ class _Init:
                 return
             if pid in self.channels:
                 channel = self.channels[pid]
-                _say(channel, {"status": status, "used": _used(used)})
+                say(channel, {"status": status, "used": _used(used)})
                 self.forget(pid)
 
     def forget(self, pid: int) -> None:
@@ -245,10 +246,10 @@ class _Init:
                     pass
             elif "list" in message:
                 with socket.socket(fileno=os.dup(fds[0])) as channel:
-                    _say(channel, {"processes": processes()})
+                    say(channel, {"processes": processes()})
             elif "usage" in message:
                 with socket.socket(fileno=os.dup(fds[0])) as channel:
-                    _say(channel, usage())
+                    say(channel, usage())
             elif "ping" in message:
                 self.asked.append(socket.socket(fileno=os.dup(fds[0])))
         except OSError:
@@ -262,7 +263,7 @@ class _Init:
         self.killed &= left
         if not self.killed:
             for channel in self.asked:
-                _say(channel, {"pong": True})
+                say(channel, {"pong": True})
                 channel.close()
             self.asked.clear()
 
@@ -273,14 +274,14 @@ class _Init:
             pid = start(what, fds[:3])
         except (OSError, ValueError) as error:
             path = getattr(error, "filename", None)
-            _say(channel, {"errno": getattr(error, "errno", 22),
+            say(channel, {"errno": getattr(error, "errno", 22),
                            "path": os.fsdecode(path) if path is not None else None})
             channel.close()
             return
         self.channels[pid] = channel
         self.by_fd[channel.fileno()] = pid
         self.poll.register(channel, select.POLLIN)
-        _say(channel, {"pid": pid})
+        say(channel, {"pid": pid})
 
     def to_command(self, pid: int) -> None:
         channel = self.channels[pid]
