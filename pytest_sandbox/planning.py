@@ -111,7 +111,7 @@ def plan_abroad(spec: SandboxSpec, visible: tuple[str, ...]) -> Plan:
     :param visible: directories of the host that are there too, copy-on-write.
     :raises ImageError: when the image cannot be had, or not be used so.
     """
-    from .runtime.guests import nested
+    from .runtime.guestplans import nested
     if isinstance(spec.image, Image) and any(frozen.key_of(one) is not None for layers in spec.image.layers.values()
                                              for one in layers):
         raise ImageError(f"a test's body cannot run in {spec.image!r}", reference=str(spec.image.base),

@@ -21,6 +21,7 @@
 #define LARGEST_COPY (1 << 20)
 
 const char *failed_path;
+int shares_folder = -1;
 
 // The arguments of an action: what is not there, or null, is NULL, 0, or false.
 
@@ -321,6 +322,13 @@ static int act_pivot(const struct json *action)
     return 0;
 }
 
+static int act_shares(const struct json *action)
+{
+    (void)action;
+    shares_folder = open("sys/user", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    return 0;  // without it they stay at the host's
+}
+
 static int set_attributes(int copy, unsigned below, uint64_t attributes)
 {
     int namespace = -1, result;
@@ -400,6 +408,7 @@ static const struct {
     {"mkdir", act_mkdir},
     {"mount", act_mount},
     {"pivot", act_pivot},
+    {"shares", act_shares},
     {"tree", act_tree},
 };
 #define COUNT (sizeof actions / sizeof *actions)

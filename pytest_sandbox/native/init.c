@@ -16,6 +16,7 @@
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
+#include <time.h>
 
 #include "actions.h"
 #include "calls.h"
@@ -53,6 +54,21 @@ _Noreturn static void fail(int control)
     _exit(1);
 }
 
+// When each step of the making was over, where somebody wants to know; see runtime/tracing.py.
+static struct text marks;
+static bool traced;
+
+static void mark(const char *what, int number)
+{
+    struct timespec now;
+
+    if (!traced)
+        return;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    text_add(&marks, "%s[\"%s\",%d,%lld]", marks.length > 0 ? "," : "", what, number,
+             (long long)now.tv_sec * 1000000000 + now.tv_nsec);
+}
+
 // The making.
 
 static int carry_out(const struct json *plan, const char *part)
@@ -61,10 +77,12 @@ static int carry_out(const struct json *plan, const char *part)
 
     failed_part = part;
     failed_step = 0;
-    for (const struct json *step = steps->first; step != NULL; step = step->next, failed_step++)
+    for (const struct json *step = steps->first; step != NULL; step = step->next, failed_step++) {
         for (const struct json *action = step->first; action != NULL; action = action->next)
             if (perform(action) < 0)
                 return -1;
+        mark(part, failed_step);
+    }
     failed_part = NULL;
     failed_path = NULL;
     return 0;
@@ -116,7 +134,7 @@ static void write_if_can(int at, const char *name, const char *text)
     close(fd);
 }
 
-// See runtime/shares.py. `folder` is /proc/sys/user, opened before it was read-only, or -1.
+// See runtime/shares.py. `folder` is its /proc/sys/user, opened before it was read-only, or -1.
 static void take_shares(int folder, const struct json *plan)
 {
     const char *oom = json_member(plan, "oom")->text;
@@ -149,26 +167,6 @@ static int begin_as(uid_t base)
     for (int i = 0; i < _LINUX_CAPABILITY_U32S_3; i++)
         sets[i].effective = sets[i].permitted;
     return syscall(SYS_capset, &header, sets) < 0 ? -1 : prctl(PR_SET_DUMPABLE, 1, 0, 0, 0);
-}
-
-// Makes the namespaces. See unbound() in runtime/commands.py.
-static int make_namespaces(const struct json *plan)
-{
-    static const int by_user[] = {RLIMIT_NPROC, RLIMIT_MSGQUEUE, RLIMIT_SIGPENDING, RLIMIT_MEMLOCK};
-    enum { COUNT = sizeof by_user / sizeof *by_user };
-    const struct rlimit none = {RLIM_INFINITY, RLIM_INFINITY};
-    struct rlimit before[COUNT];
-    bool shifted = json_member(plan, "base")->number != 0;
-
-    for (int i = 0; shifted && i < COUNT; i++)
-        if (getrlimit(by_user[i], &before[i]) < 0 || (setrlimit(by_user[i], &none) < 0 && errno != EPERM))
-            return -1;
-    if (unshare((int)json_member(plan, "namespaces")->number) < 0)
-        return -1;
-    for (int i = 0; shifted && i < COUNT; i++)
-        if (setrlimit(by_user[i], &before[i]) < 0)
-            return -1;
-    return 0;
 }
 
 static int limit_tasks(rlim_t most)
@@ -226,25 +224,64 @@ static int give_up_privileges(const struct json *plan)
     return *filter != '\0' ? filter_calls(filter) : 0;
 }
 
+// All at once; one by one where each is to be timed, the one that owns the others first.
+static int unshare_all(int namespaces)
+{
+    static const int each[] = {CLONE_NEWUSER, CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWCGROUP, CLONE_NEWNET};
+
+    if (!traced)
+        return unshare(namespaces);
+    for (size_t i = 0; i < sizeof each / sizeof *each; i++) {
+        if ((namespaces & each[i]) == 0)
+            continue;
+        if (unshare(each[i]) < 0)
+            return -1;
+        mark("namespace", each[i]);
+    }
+    return 0;
+}
+
+// Makes the namespaces. See unbound() in runtime/commands.py.
+static int make_namespaces(const struct json *plan)
+{
+    static const int by_user[] = {RLIMIT_NPROC, RLIMIT_MSGQUEUE, RLIMIT_SIGPENDING, RLIMIT_MEMLOCK};
+    enum { COUNT = sizeof by_user / sizeof *by_user };
+    const struct rlimit none = {RLIM_INFINITY, RLIM_INFINITY};
+    struct rlimit before[COUNT];
+    bool shifted = json_member(plan, "base")->number != 0;
+
+    for (int i = 0; shifted && i < COUNT; i++)
+        if (getrlimit(by_user[i], &before[i]) < 0 || (setrlimit(by_user[i], &none) < 0 && errno != EPERM))
+            return -1;
+    if (unshare_all((int)json_member(plan, "namespaces")->number) < 0)
+        return -1;
+    for (int i = 0; shifted && i < COUNT; i++)
+        if (setrlimit(by_user[i], &before[i]) < 0)
+            return -1;
+    return 0;
+}
+
 // Returns a descriptor of the writable layer, or -1. The order is the one of runtime/init.py, and for its reasons.
 static int set_up(int sync, const struct json *plan)
 {
-    int scratch, shares = open("/host/proc/sys/user", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    int scratch;
 
-    if (shares < 0)
-        shares = open("/proc/sys/user", O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (json_member(plan, "base")->number != 0 && begin_as((uid_t)json_member(plan, "base")->number) < 0)
         return -1;
     if (carry_out(plan, "scratch") < 0)
         return -1;
     scratch = call_open_tree(AT_FDCWD, "/scratch", TREE_CLONE | TREE_CLOEXEC);
+    mark("tree", -1);
     if (scratch < 0 || carry_out(plan, "mounts") < 0)
         return -1;
     if (make_namespaces(plan) < 0 || map_ids(sync, plan) < 0)
         return -1;
-    take_shares(shares, plan);
+    mark("ids", -1);
+    take_shares(shares_folder, plan);
+    mark("shares", -1);
     if (carry_out(plan, "inside") < 0 || give_up_privileges(plan) < 0)
         return -1;
+    mark("privileges", -1);
     return scratch;
 }
 
@@ -272,11 +309,21 @@ static int tell_ready(const struct given *given, int scratch)
     if (fds[0] < 0 || fds[1] < 0)
         return -1;
     memcpy(fds + 3, given->stays, (size_t)given->join_count * sizeof(int));
-    text_add(&text, "{\"ready\":true}");
+    text_add(&text, "{\"ready\":true");
+    if (traced) {
+        mark("ready", -1);
+        text_add(&text, ",\"trace\":[%s]", marks.bytes);
+        free(marks.bytes);
+    }
+    text_add(&text, "}");
     result = send_text(given->control, &text, fds, 3 + given->join_count, 0);
     free(text.bytes);
-    for (int i = 0; i < 3 + given->join_count; i++)
-        close(fds[i]);
+    // Not the writable layer: to let go of a detached mount takes a millisecond of whoever is the last to, and that
+    // shall be this process.
+    close(fds[0]);
+    close(fds[1]);
+    for (int i = 0; i < given->join_count; i++)
+        close(given->stays[i]);
     return result;
 }
 
@@ -460,11 +507,14 @@ _Noreturn void init_main(const struct given *given, const struct json *plan)
     const struct json *group = json_member(plan, "group");
     int scratch;
 
+    traced = given->traced;
+    mark("begin", -1);
     prctl(PR_SET_NAME, "sandbox-init", 0, 0, 0);
     if (group->kind == OBJECT && json_member(group, "version")->number == 1)  // else it was born there
         for (int i = 0; i < given->join_count; i++)
             if (write(given->joins[i], "0", 1) < 0)
                 fail(given->control);
+    mark("cgroup", -1);
     init.signals = watch_signals();
     scratch = set_up(given->sync, plan);
     if (init.signals < 0 || scratch < 0 || settle(given) < 0 || tell_ready(given, scratch) < 0)

@@ -137,7 +137,7 @@ class Conductor:
             pytest.fail(f"{item.nodeid} is to run in a sandbox, but a plugin sets it up without pytest's "
                         f"call_and_report, so it would run outside. Leave that plugin out, or run with --sandbox=off.",
                         pytrace=False)
-        run.attempt.set_up()
+        run.attempt.entry.set_up()
 
     def _teardown_exact(self, nextitem: pytest.Item | None) -> None:
         assert self.guest is not None, "only replaced inside"
@@ -276,7 +276,7 @@ class Conductor:
 
     def take_fault_dump(self, run: ItemRun) -> str:
         """What faulthandler wrote in a child that died."""
-        descriptor = self.fault_descriptor if run.party is None else run.party.dump
+        descriptor = self.fault_descriptor if run.party is None else run.party.hosting.dump
         if descriptor is None or descriptor < 0 or not os.fstat(descriptor).st_size:
             return ""
         text = os.pread(descriptor, 200_000, 0).decode(errors="replace")

@@ -18,7 +18,6 @@ import logging
 import os
 import sys
 import traceback
-import warnings
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
@@ -26,39 +25,15 @@ import pytest
 from pytest_sandbox.errors import SandboxProtocolError
 from pytest_sandbox.runtime import entering
 
-from . import benchmarks, compat, cover, databases, interrupts, reporting, traffic, wire
+from . import compat, cover, databases, interrupts, reporting, traffic, wire
 from .interrupts import Gate
+from .outgoing import SECTION_LIMIT, Before, Outgoing
 
 if TYPE_CHECKING:
     from .asked import Replay
     from .conductor import Conductor
     from .household import Group
 
-#: The longest output of one kind that travels, in characters; what is longer loses its middle.
-SECTION_LIMIT = 8 << 20
-
-
-class Before:
-    """How things stand before a fork, to tell afterwards what the inside changed. Made in the parent."""
-
-    __slots__ = ("attributes", "coverage", "data_files", "databases", "junit", "listeners", "printed", "report_hook",
-                 "stack", "suite")
-
-    def __init__(self, conductor: Conductor, item: pytest.Item, may_start_over: bool = False) -> None:
-        config = item.config
-        self.printed = compat.Printed(config) if may_start_over else None
-        # pytest-rerunfailures takes the higher scopes off the stack between two attempts; they are there all the same.
-        self.stack = {node: len(finalizers) for node, (finalizers, _) in compat.finalizers_aside().items()}
-        self.stack |= {node: len(finalizers) for node, (finalizers, _) in conductor.patch.stack.items()}
-        self.attributes = dict(item.__dict__)
-        self.junit = compat.junit(config)
-        self.suite = len(self.junit.suite_properties()) if self.junit is not None else 0
-        self.coverage = compat.coverage_collector()
-        self.databases = databases.files()
-        self.data_files = cover.before_fork(self.coverage) if self.coverage is not None else set()
-        self.report_hook = config.hook.pytest_runtest_logreport
-        self.listeners = compat.of_plugins(self.report_hook, (
-            item.session, config.pluginmanager.get_plugin("logging-plugin"), conductor))
 
 
 class Elsewhere(BaseException):
@@ -122,17 +97,13 @@ class Guest:
         self._databases = {}
         self.waits = False
         self._before = before
-        self._line = compat.current_line(item.config)
+        self._outgoing = Outgoing(self.conductor, item, before)
         self._phase = self._due = "setup"  # where the test is, and what has yet to be reported
         self._left = False
         self._shipped: pytest.TestReport | None = None
-        self._names: dict[int, str] = {}
-        self._reports: dict[int, str] = {}
-        self._sent: dict[str, Any] = {}
-        # The parent replays what is recorded, if there is pytest's plugin that tells of it.
-        self._catcher = warnings.catch_warnings(record=item.config.pluginmanager.has_plugin("warnings"))
-        recorded = self._catcher.__enter__()
-        self._warnings: list[warnings.WarningMessage] = [] if recorded is None else recorded
+        if entering.entered is not None:
+            self._send(wire.encode(["entered", "setup", *entering.entered]))
+            entering.entered = None
 
     # A process that serves several tests.
 
@@ -227,20 +198,20 @@ class Guest:
             self.conductor.keeper.wait(report)
 
     def _ship(self, report: pytest.TestReport) -> None:
-        main = report is self.made
+        main, outgoing = report is self.made, self._outgoing
         if main:
             traffic.add_tried(report)
-        self._bound(report)
-        changes = self._changes()
+        outgoing.bound(report)
+        changes = outgoing.changes(self._phase, self._is_shared)
         if main:
             self._shipped = report
-            self._reports[id(report)] = self._phase
+            outgoing.sends(report, self._phase)
         try:
-            data = reporting.report_to_data(report, self.item.config, self._name_of)
+            data = reporting.report_to_data(report, self.item.config, outgoing.name_of)
             message = wire.encode(["report", self._phase, data, changes, main])
         except (TypeError, wire.NotData, RecursionError, SandboxProtocolError) as error:
-            report = self._unsendable(report, error)
-            data = reporting.report_to_data(report, self.item.config, self._name_of)
+            report = outgoing.unsendable(report, error)
+            data = reporting.report_to_data(report, self.item.config, outgoing.name_of)
             message = wire.encode(["report", self._phase, data, {}, main])
         if self.conductor.live:
             self._flush()  # the parent shows the result next
@@ -329,7 +300,7 @@ class Guest:
         with Gate(closed=True):
             self._send_coverage()
             self.waits = True
-            self._catcher.__exit__(None, None, None)
+            self._outgoing.over()
             self._send(wire.encode(["waits"]))
 
     def finish(self) -> NoReturn:
@@ -401,76 +372,6 @@ class Guest:
     def _is_shared(self, node: pytest.Item | pytest.Collector) -> bool:
         """Whether what is set up for ``node`` in here belongs to all tests of the group."""
         return self.group is not None and self.group.node in node.listchain()
-
-    # What travels besides reports.
-
-    def _changes(self) -> dict[str, Any]:
-        changes: dict[str, Any] = {}
-        if self._warnings:
-            changes["warnings"] = [reporting.warning_to_data(one) for one in self._warnings]
-            self._warnings.clear()
-        if attributes := self._new_attributes():
-            changes["attributes"] = attributes
-        if failed := compat.failed_subtests(self.item):
-            changes["failed_subtests"] = failed
-        before = self._before
-        if before.junit is not None:
-            properties = before.junit.suite_properties()[before.suite:]
-            before.suite += len(properties)
-            if properties:
-                changes["suite_properties"] = [[str(name), str(value)] for name, value in properties]
-            if attrs := before.junit.attributes(self.item.nodeid):
-                changes["xml_attributes"] = {str(name): str(value) for name, value in attrs.items()}
-        if self._phase == "teardown" and any(node not in self.conductor.patch.stack and not self._is_shared(node)
-                                             for node in before.stack):
-            changes["suspended"] = True  # a plugin took the higher scopes off the stack: it wants another attempt
-        if self._phase != "setup" and (measured := benchmarks.take(self.item, self._name_of)):
-            changes["benchmarks"] = measured
-        if self.conductor.live and (line := compat.current_line(self.item.config)) != self._line:
-            changes["line"] = self._line = line
-        if stop := self.item.session.shouldstop:
-            changes["should_stop"] = str(stop)
-        return changes
-
-    def _new_attributes(self) -> dict[str, Any]:
-        """Plain data that plugins left on the item since the fork (report-making hooks do), unless sent already."""
-        found = {}
-        before = self._before.attributes
-        for name, value in self.item.__dict__.items():
-            if (name in before and before[name] is value) or not reporting.may_travel(self.item, name):
-                continue
-            try:
-                packed = wire.pack(value, self._name_of, opaque=False)
-            except wire.NotData:
-                continue
-            if name not in self._sent or self._sent[name] != packed:
-                self._sent[name] = packed
-                found[name] = packed
-        return found
-
-    def _name_of(self, value: object) -> str | None:
-        if not self._names:
-            self._names = {id(one): name for name, one in self.conductor.shared_objects(self.item).items()}
-        name = self._names.get(id(value))
-        if name is None and (phase := self._reports.get(id(value))) is not None:
-            name = f"report:{phase}"
-        return name
-
-    def _bound(self, report: pytest.TestReport) -> None:
-        for index, (name, text) in enumerate(report.sections):
-            if len(text) > SECTION_LIMIT:
-                half = SECTION_LIMIT // 2
-                left_out = f"\n[... {len(text) - 2 * half:,} characters of output left out ...]\n"
-                report.sections[index] = (name, text[:half] + left_out + text[-half:])
-
-    def _unsendable(self, report: pytest.TestReport, error: Exception) -> pytest.TestReport:
-        """A report that cannot travel as it is becomes one that says why, with what still can."""
-        text = f"{report.longreprtext[:100_000]}\n\n" if report.longrepr is not None else ""
-        sections = [(name, content[:100_000]) for name, content in report.sections[-20:]]
-        return pytest.TestReport(
-            self.item.nodeid, self.item.location, dict.fromkeys(self.item.keywords, 1), "failed",
-            f"{text}The report of this test could not leave its sandbox: {error}", report.when, sections,
-            report.duration, report.start, report.stop)
 
     def _send(self, message: bytes) -> None:
         try:

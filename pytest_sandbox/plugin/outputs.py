@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_sandbox.runtime import syscalls as sc
 
-from .guest import SECTION_LIMIT
+from .outgoing import SECTION_LIMIT
 
 if TYPE_CHECKING:
     import pytest

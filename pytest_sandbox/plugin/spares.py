@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 
 from . import compat, neighbours, traffic
-from .guest import Before, Guest
+from .guest import Guest
 from .household import Fork
+from .outgoing import Before
 
 if TYPE_CHECKING:
     from pytest_sandbox.runtime.zygote import Inside

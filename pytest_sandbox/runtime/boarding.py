@@ -20,6 +20,7 @@ from . import mounts, protocol
 from . import syscalls as sc
 from .actions import perform
 from .commands import DEFAULTED, limit_tasks, step_forward
+from .init import say
 
 TYPE_CHECKING = False  # as typing's, whose import the helper's heap can do without
 if TYPE_CHECKING:
@@ -65,21 +66,14 @@ def main(sock: socket.socket, what: dict[str, Any], streams: list[int], joins: l
         protocol.send(sock, {"boarded": True}, (log,))
         _become(sock, what, streams, log)
     except mounts.StepFailed as failure:
-        _say(sock, {"failed": {"step": failure.step, "errno": failure.errno, "path": failure.path}})
+        say(sock, {"failed": {"step": failure.step, "errno": failure.errno, "path": failure.path}})
     except OSError as error:
         path = error.filename if isinstance(error.filename, str) else None
-        _say(sock, {"failed": {"step": step, "errno": error.errno, "path": path}})
+        say(sock, {"failed": {"step": step, "errno": error.errno, "path": path}})
     except BaseException as error:  # noqa: BLE001 - nothing above us could report it
-        _say(sock, {"failed": {"step": step, "errno": 0, "path": None, "error": repr(error)}})
+        say(sock, {"failed": {"step": step, "errno": 0, "path": None, "error": repr(error)}})
     finally:
         os._exit(1)
-
-
-def _say(sock: socket.socket, message: protocol.Message) -> None:
-    try:
-        protocol.send(sock, message)
-    except OSError:
-        pass  # the caller has gone, and so shall we
 
 
 def _make(step: list[Any]) -> None:

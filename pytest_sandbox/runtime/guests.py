@@ -7,54 +7,24 @@ read with bounds in size and in time, and what it can reach are its own sandboxe
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
 import os
 import signal
 import socket
 import time
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
-from ..errors import SandboxClosedError, SandboxGuestError
+from ..errors import SandboxGuestError
 from . import cgroups, entering, protocol
-from . import syscalls as sc
-from .boarding import LAYER
+from .guestchild import GuestChild, namespaces_of
+from .guestplans import nested
 from .launch import Supervisor
-from .plan import Host, Plan, disk_of, tmpfs_limits
+from .plan import Host, Plan, tmpfs_limits
 from .protocol import wait_readable
 from .running import GONE, Running, start_error
-from .zygote import END, RemoteChild
 
-#: The namespaces that a guest's child enters, in the order in which it may: name in /proc, and flag.
-ENTERED = (("user", sc.CLONE_NEWUSER), ("pid", sc.CLONE_NEWPID), ("net", sc.CLONE_NEWNET), ("ipc", sc.CLONE_NEWIPC),
-           ("uts", sc.CLONE_NEWUTS), ("cgroup", sc.CLONE_NEWCGROUP), ("mnt", sc.CLONE_NEWNS))
-#: How long a child's end may take to be told once it is known.
-_PATIENCE = 10.0
 #: How much of what a guest printed is shown when it has ended.
 SHOWN = 4000
-
-
-def nested(host: Host) -> Host:
-    """The host as the plans of guests and of their sandboxes see it."""
-    return replace(host, nested=True, ids=None)
-
-
-def upon(plan: Plan) -> Plan:
-    """The plan of a sandbox whose files are those that its guest sees."""
-    def stands(step: list[Any]) -> list[Any]:
-        if step[0] != "overlay":
-            return step
-        name, number, target, lowers, *rest = step
-        return [name, number, target, [*lowers, f"{LAYER}/{number}/upper"], *rest]
-
-    template = [[step[0], step[1], [*step[2], f"{LAYER}/{step[1].rpartition('/')[2].partition('.')[0]}/upper"]]
-                if step[0] == "own_names" else step for step in plan.body["template"]]
-    body = {**plan.body, "mounts": [stands(step) for step in plan.body["mounts"]], "template": template,
-            "layers": f"{plan.body['layers']}"}
-    return replace(plan, body=body, key=hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:24])
 
 
 class Guest:
@@ -244,14 +214,14 @@ class Guest:
         return self.supervisor.take(plan)
 
     def fork(self, into: Running, where: str, env: list[tuple[str, str | None]], descriptors: tuple[int, int],
-             more: dict[str, Any], seconds: float | None) -> RemoteChild:
+             more: dict[str, Any], seconds: float | None) -> GuestChild:
         """Asks for a child in a sandbox that is ready; returns at once. ``more`` goes along with the order.
 
         :raises SandboxGuestError: when it has ended.
         :raises SandboxClosedError: when the sandbox has.
         """
         plan = into.plan
-        spaces = _namespaces(into)
+        spaces = namespaces_of(into)
         reading, writing = os.pipe2(os.O_CLOEXEC)
         try:
             if plan.key not in self._told:
@@ -310,85 +280,6 @@ class Guest:
             if fd >= 0:
                 os.close(fd)
         self.log = self.status = -1
-
-
-def _namespaces(running: Running) -> list[tuple[int, int]]:
-    """The namespaces of a sandbox, as descriptors: to enter by a pidfd takes what no guest may have."""
-    pid = running.init_pid()
-    flags = running.namespaces() | sc.CLONE_NEWUSER | sc.CLONE_NEWPID
-    made: list[tuple[int, int]] = []
-    try:
-        for name, flag in ENTERED:
-            if flags & flag:
-                made.append((flag, os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)))
-        if not running.alive:  # then that number may be another's by now
-            raise SandboxClosedError("the sandbox has ended")
-    except FileNotFoundError:
-        for _, fd in made:
-            os.close(fd)
-        raise SandboxClosedError("the sandbox has ended") from None
-    except BaseException:
-        for _, fd in made:
-            os.close(fd)
-        raise
-    return made
-
-
-class GuestChild(RemoteChild):
-    """A child of a guest's. Who says so is the guest: what hangs on its word has a bound."""
-
-    def __init__(self, guest: Guest, into: Running, status: int, seconds: float | None) -> None:
-        self._guest: Guest | None = guest
-        self._of = guest
-        self._until = guest.by(seconds)
-        self._zygote = None
-        self.said: protocol.Message = {}  # about what was set up for it
-        self._attach(into, status)
-
-    def is_there(self) -> bool:
-        """Waits until it has been forked; False where that failed.
-
-        :raises SandboxGuestError: when the guest has ended, or takes too long.
-        """
-        guest, self._guest = self._guest, None
-        if guest is not None:
-            message, fds = guest.receive(self._until, "prepared a test")
-            if len(fds) == 1 and isinstance(message.get("pid"), int):
-                self.pid, self._pidfd = message["pid"], fds[0]
-                self.said = message
-            else:
-                protocol.close(fds)
-        return self._pidfd >= 0
-
-    def _end(self) -> int:
-        self.is_there()
-        patience = _PATIENCE if self._of.ended is None else 0.1
-        told = os.read(self._status, END.size) if wait_readable(self._status, patience) else b""
-        os.close(self._status)
-        if len(told) != END.size:
-            return -signal.SIGKILL
-        code, *used = END.unpack(told)
-        if all(math.isfinite(one) and 0 <= one < 1e12 for one in used):
-            self._spent(*used)
-        return int(code) if -64 <= code <= 255 else 255
-
-    def kill(self) -> None:
-        """Kills it, and everything else inside but init."""
-        group = self._running.group
-        with suppress(SandboxClosedError):
-            for _ in range(500):
-                if self._pidfd < 0:
-                    break
-                self._running.request({"kill": int(signal.SIGKILL)})
-                if group is not None and group.frozen:
-                    group.thaw()
-                if wait_readable(self._pidfd, 0.01):
-                    break
-
-
-def disk(plan_spec: Any) -> int | None:
-    """The size of a guest's own layer."""
-    return disk_of(plan_spec)
 
 
 _everyone: list[Guest] = []

@@ -12,10 +12,11 @@ import resource
 import select
 import socket
 
-from . import inside, protocol, shares
+from . import actions, inside, protocol, shares
 from . import syscalls as sc
 from .commands import begin_as, limit_tasks, start, unbound
 from .mounts import StepFailed, carry_out
+from .tracing import NAMESPACES, Marks
 
 TYPE_CHECKING = False  # as typing's, whose import the helper's heap can do without
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ _FORWARDED = (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP, _signal.SIGQUIT, 
 
 
 def main(control: socket.socket, sync: socket.socket | None, lifeline: int, body: dict[str, Any],
-         joins: list[int], stays: list[int]) -> None:
+         joins: list[int], stays: list[int], traced: bool = False) -> None:
     """Runs in the new process until the sandbox ends; never returns.
 
     :param control: this sandbox's socket; its other end is the caller's.
@@ -34,54 +35,70 @@ def main(control: socket.socket, sync: socket.socket | None, lifeline: int, body
     :param body: the encoded plan.
     :param joins: the files by which a process enters this sandbox's cgroups, in which its cgroup namespace begins.
     :param stays: the files by which it enters those that it then stays in; the caller gets them, for its forks.
+    :param traced: whether the caller wants to know how long each step takes.
     """
+    marks = Marks() if traced else None
     try:
         if body["group"] is not None and body["group"]["version"] == 1:  # else it was born there
             for fd in joins:
                 os.write(fd, b"0")
-        scratch = _set_up(sync, body)
+        if marks is not None:
+            marks("cgroup")
+        scratch = _set_up(sync, body, marks)
         for join, stay in zip(joins, stays, strict=True):
             if stay != join:
                 os.write(stay, b"0")
                 os.close(join)
         root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         pidfd = sc.pidfd_open(os.getpid())
-        protocol.send(control, {"ready": True}, (pidfd, root, scratch, *stays))
-        for fd in (pidfd, root, scratch, *stays):
+        ready: protocol.Message = {"ready": True}
+        if marks is not None:
+            marks("ready")
+            ready["trace"] = marks.made
+        protocol.send(control, ready, (pidfd, root, scratch, *stays))
+        for fd in (pidfd, root, *stays):  # not the writable layer: the last to let go of a detached mount waits for it
             os.close(fd)
         _Init(control, lifeline).serve()
     except StepFailed as failure:
-        _say(control, {"failed": {"step": failure.step, "errno": failure.errno, "path": failure.path}})
+        say(control, {"failed": {"step": failure.step, "errno": failure.errno, "path": failure.path}})
     except OSError as error:
-        _say(control, {"failed": {"step": ["init"], "errno": error.errno, "path": error.filename}})
+        say(control, {"failed": {"step": ["init"], "errno": error.errno, "path": error.filename}})
     except BaseException as error:  # noqa: BLE001 - nothing above us could report it
-        _say(control, {"failed": {"step": ["init"], "errno": 0, "path": None, "error": repr(error)}})
+        say(control, {"failed": {"step": ["init"], "errno": 0, "path": None, "error": repr(error)}})
     finally:
         os._exit(1)
 
 
-def _say(control: socket.socket, message: protocol.Message) -> None:
+def say(control: socket.socket, message: protocol.Message) -> None:
+    """Sends a message, unless nobody is there any more to hear it."""
     try:
         protocol.send(control, message)
     except OSError:
         pass  # the caller has gone, and so shall we
 
 
-def _set_up(sync: socket.socket | None, body: dict[str, Any]) -> int:
+def _set_up(sync: socket.socket | None, body: dict[str, Any], marks: Marks | None) -> int:
     """The sandbox's making, in the one order that works. Returns a descriptor of the writable layer."""
     # Mounts first, while the host's tree may still be used as a lower layer: the kernel refuses an overlay of a
     # directory with mounts below it once a user namespace has locked those.
-    counts = shares.open_counts()
     if body["base"]:
         begin_as(body["base"])
-    carry_out(body["scratch"])
+    carry_out(body["scratch"], marks, "scratch")
     # A detached copy of the mount, for the caller: with it a commit can keep the layer when all of this has ended.
     scratch = sc.open_tree(sc.AT_FDCWD, "/scratch", sc.OPEN_TREE_CLONE | sc.OPEN_TREE_CLOEXEC)
-    carry_out(body["mounts"])
+    if marks is not None:
+        marks("tree")
+    carry_out(body["mounts"], marks, "mounts")
     # The user namespace second: it owns the network, ipc and uts namespaces made with it, and the copy of the mount
     # namespace, in which every mount made so far is locked.
     limits = unbound() if body["base"] else []
-    sc.unshare(body["namespaces"])
+    if marks is None:
+        sc.unshare(body["namespaces"])
+    else:  # each by itself, to be timed
+        for flag in NAMESPACES:
+            if body["namespaces"] & flag:
+                sc.unshare(flag)
+                marks("namespace", flag)
     for which, limit in limits:
         resource.setrlimit(which, limit)
     if sync is not None:
@@ -91,9 +108,13 @@ def _set_up(sync: socket.socket | None, body: dict[str, Any]) -> int:
         sync.close()
     else:
         _write_maps(body["uid_map"], body["gid_map"])
-    shares.take(counts, body["counts"])
+    if marks is not None:
+        marks("ids")
+    shares.take(actions.shares_folder, body["counts"])
     shares.come_first(body["oom"])
-    carry_out(body["inside"])
+    if marks is not None:
+        marks("shares")
+    carry_out(body["inside"], marks, "inside")
     if body["nproc"] is not None:
         limit_tasks(body["nproc"])  # only now: it counts in the user namespace that we are in
     # Privileges last: all of the above needs them. A set of uid 0 loses on exec what is not in the bounding set.
@@ -107,6 +128,8 @@ def _set_up(sync: socket.socket | None, body: dict[str, Any]) -> int:
         sc.prctl(sc.PR_SET_DUMPABLE, 0)
     if body["seccomp"]:
         sc.seccomp(bytes.fromhex(body["seccomp"]))
+    if marks is not None:
+        marks("privileges")
     return scratch
 
 
@@ -178,7 +201,7 @@ class _Init:
                 return
             if pid in self.channels:
                 channel = self.channels[pid]
-                _say(channel, {"status": status, "used": inside.counted(used)})
+                say(channel, {"status": status, "used": inside.counted(used)})
                 self.forget(pid)
 
     def forget(self, pid: int) -> None:
@@ -202,10 +225,10 @@ class _Init:
                     pass
             elif "list" in message:
                 with socket.socket(fileno=os.dup(fds[0])) as channel:
-                    _say(channel, {"processes": inside.processes()})
+                    say(channel, {"processes": inside.processes()})
             elif "usage" in message:
                 with socket.socket(fileno=os.dup(fds[0])) as channel:
-                    _say(channel, inside.usage())
+                    say(channel, inside.usage())
             elif "ping" in message:
                 self.asked.append(socket.socket(fileno=os.dup(fds[0])))
         except OSError:
@@ -219,7 +242,7 @@ class _Init:
         self.killed &= left
         if not self.killed:
             for channel in self.asked:
-                _say(channel, {"pong": True})
+                say(channel, {"pong": True})
                 channel.close()
             self.asked.clear()
 
@@ -230,14 +253,14 @@ class _Init:
             pid = start(what, fds[:3])
         except (OSError, ValueError) as error:
             path = getattr(error, "filename", None)
-            _say(channel, {"errno": getattr(error, "errno", 22),
+            say(channel, {"errno": getattr(error, "errno", 22),
                            "path": os.fsdecode(path) if path is not None else None})
             channel.close()
             return
         self.channels[pid] = channel
         self.by_fd[channel.fileno()] = pid
         self.poll.register(channel, select.POLLIN)
-        _say(channel, {"pid": pid})
+        say(channel, {"pid": pid})
 
     def to_command(self, pid: int) -> None:
         channel = self.channels[pid]

@@ -56,20 +56,11 @@ def out_of_memory() -> str:
 
 # In an init that is Python, and in forks of the caller that go into a sandbox.
 
-def open_counts() -> int:
-    """/proc/sys/user, before it is read-only; what is opened below it is that of the user namespace one is in then."""
-    for path in ("/host/proc/sys/user", "/proc/sys/user"):
-        try:
-            return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError:
-            continue
-    return -1
-
-
 def take(folder: int, files: list[list[str]]) -> None:
-    """Sets what :func:`counts` gave, and closes ``folder``.
+    """Sets what :func:`counts` gave, and closes ``folder``, a /proc/sys/user that was opened before it was read-only.
 
-    Where the host's own /proc/sys is read-only, as in most containers, they stay at the host's.
+    What is opened below it is that of the user namespace one is in. Where the host's own /proc/sys is read-only, as in
+    most containers, they stay at the host's.
     """
     if folder >= 0:
         for name, text in files:

@@ -1,7 +1,7 @@
 """What leaks to a sandbox of real root still belongs to somebody else: its root is not the host's.
 
-Each leak is made by the test itself, and leads to stand-ins or to files that are opened and not written to. In a sandbox
-with the host's own ids (an identity map) the same leak gives what it leads to.
+Each leak is made by the test itself, and leads to stand-ins or to files that are opened and not written to. In a
+sandbox with the host's own ids (an identity map) the same leak gives what it leads to.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TRY = """
 import os, sys
 path, flags = sys.argv[1], int(sys.argv[2])
 try:
-    os.close(os.open(path, flags, dir_fd=0))
+    os.close(os.open(path, flags, dir_fd=9))
     print("open")
 except OSError as error:
     print("refused", error.errno)
@@ -43,7 +43,8 @@ def leak(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
             fd = os.open(folder, os.O_PATH | os.O_DIRECTORY)
             stack.callback(os.close, fd)
             with Sandbox(user="root", **options) as sandbox:
-                command = [PYTHON, "-I", "-S", "-B", "-c", TRY, path, str(flags)]
+                command = ["sh", "-c", 'exec 9<&0 </dev/null "$@"', "sh",  # Python refuses such a standard input
+                           PYTHON, "-I", "-S", "-B", "-c", TRY, path, str(flags)]
                 with sandbox.popen(command, stdin=fd) as process:
                     out, err, _ = process.communicate()
                 assert not err

@@ -83,12 +83,12 @@ def test_a_guest_that_dies_fails_one_test(suite: pytest.Pytester) -> None:
         @pytest.mark.sandbox(image=SECOND)
         def test_next(): pass
     """)
-    suite.makeini("[pytest]\nsandbox_guest_timeout = 6\n")
+    suite.makeini("[pytest]\nsandbox_guest_timeout = 15\n")
     result = run(suite)
     result.assert_outcomes(passed=3, errors=2)
     result.stdout.fnmatch_lines_random([
         "*the guest of image *first* failed when it prepared a test: it was killed by SIGKILL*",
-        "*the guest of image *second* failed when it prepared a test: it was not done after 6 s*"])
+        "*the guest of image *second* failed when it prepared a test: it was not done after 15 s*"])
 
 
 @pytest.mark.skipif(not host_control().abilities()["memory"].ok,
@@ -134,7 +134,7 @@ def test_a_guest_that_cannot_collect_fails_its_own_tests(suite: pytest.Pytester)
             def test_prints(): pass
             def test_fine(): pass
         """)
-    suite.makeini("[pytest]\nsandbox_guest_timeout = 6\n")
+    suite.makeini("[pytest]\nsandbox_guest_timeout = 15\n")
     result = run(suite)
     result.assert_outcomes(passed=1, errors=3)
     result.stdout.fnmatch_lines_random(["*the guest of image *first* failed when it collected the tests: it exited "

@@ -1,0 +1,194 @@
+"""The guest of one image: started when a test is near, heard, given up, started again. ``party``'s.
+
+Everything here is about the guest's own life; what it does for tests is ``party``'s, and what a guest is, is said in
+``runtime.guests``.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from pytest_sandbox.errors import SandboxError, SandboxGuestError, SandboxStartError
+
+from . import briefing, compat
+from .collected import Collected
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pytest_sandbox.runtime.guests import Guest
+    from pytest_sandbox.spec import SandboxSpec
+
+    from .abroad import Abroad
+    from .item import ItemRun
+
+#: How often a guest that has died is started anew for the tests that are left.
+MOST_STARTS = 3
+#: Directories of an image that no directory of the host may lie over.
+_SYSTEM = ("/", "/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/proc", "/run", "/sbin", "/sys", "/usr", "/var",
+           "/tmp", "/root", "/home", "/opt", "/usr/lib", "/usr/bin", "/usr/local")
+
+
+class Hosting:
+    """Made with its party. ``guest`` is there from its start to its end, ``collected`` once it has collected.
+
+    :param runs: the tests that are wanted of it; a list that grows until the session's tests begin.
+    """
+
+    def __init__(self, abroad: Abroad, spec: SandboxSpec, runs: Sequence[ItemRun]) -> None:
+        self.abroad = abroad
+        self.conductor = abroad.conductor
+        self.name = spec.image if isinstance(spec.image, str) else str(spec.image)
+        self.image: str | None = None  # with what is installed for the tests
+        self.guest: Guest | None = None
+        self.collected: Collected | None = None
+        self.dump = -1  # where faulthandler writes in there
+        self._spec, self._runs = spec, runs
+        self._starts = 0
+        self._failed: SandboxError | None = None
+
+    @property
+    def there(self) -> bool:
+        """Whether it has collected, and not ended as far as we know."""
+        return self.guest is not None and self.collected is not None and self.guest.alive()
+
+    def directory(self) -> str:
+        """Where its tests start."""
+        return briefing.directory(self.abroad.config, self.abroad.visible())
+
+    def patience(self) -> float:
+        """How long it may take for one thing, in seconds."""
+        return float(self.conductor.settings.guest_timeout)
+
+    def wanted(self) -> None:
+        """One of the tests is near: starts the guest, unless it is there. Never raises."""
+        if self.guest is None and self._failed is None:
+            try:
+                self._start()
+            except (SandboxError, OSError):
+                pass  # the test will hear of it
+
+    def ready(self) -> Guest:
+        """The guest, when it has collected.
+
+        :raises SandboxError: when there is none to be had.
+        """
+        if self.guest is not None and not self.guest.alive():
+            self.forget()
+        if self.guest is None:
+            if self._failed is not None:
+                raise _again(self._failed, self.name)
+            if self._starts >= MOST_STARTS:
+                raise SandboxGuestError(f"the guest of image {self.name!r} is not started again", image=self.name,
+                                        why=f"it has died {self._starts} times")
+            try:
+                self._start()
+            except SandboxError as error:
+                self._failed = error
+                raise
+        assert self.guest is not None
+        if self.collected is None:
+            try:
+                self._collect(self.guest)
+            except SandboxError as error:
+                self._failed = error
+                self.forget()
+                raise
+        return self.guest
+
+    def forget(self) -> None:
+        """Ends the guest, if it is there."""
+        guest, self.guest, self.collected = self.guest, None, None
+        if guest is not None:
+            guest.close()
+        if self.dump >= 0:
+            os.close(self.dump)
+            self.dump = -1
+
+    def _start(self) -> None:
+        from pytest_sandbox import grafts
+        from pytest_sandbox.planning import plan_abroad
+        from pytest_sandbox.runtime import guestplans, guests, launch
+        from pytest_sandbox.spec import Mount
+
+        seen = self.abroad.visible()
+        for one in seen:
+            if one in _SYSTEM:
+                raise SandboxGuestError(
+                    f"a test's body cannot run in image {self.name!r}", image=self.name,
+                    why=f"the project's directory, {one}, is there at its own path, and would cover the image's own",
+                    remedy="Move the project, or give pytest another --rootdir.")
+        spec = self.abroad.home_spec(self._spec)
+        if text := self.conductor.settings.requirements():
+            spec = spec.merged({"image": self._with_requirements(spec, text)})
+        home = spec.merged({"mounts": (*spec.mounts, Mount(grafts.graft(), grafts.TARGET, True)), "timeout": None})
+        plan = plan_abroad(home, seen)
+        guest = guests.Guest(self.name, launch.supervisor().host)
+        self._starts += 1
+        try:
+            python = [self._spec.python] if self._spec.python else ["python3", "python"]
+            env = {**dict(plan.root.env or ()), "PYTHONDONTWRITEBYTECODE": "1"}
+            argv = ["-c", f"exec(compile(open('{grafts.TARGET}/pytest_sandbox/plugin/landing.py').read(), "
+                          "'landing.py', 'exec'))", grafts.TARGET]
+            config = self.abroad.config
+            live = self.conductor.live
+            guest.start(plan, guestplans.disk(spec), python, argv, env, self.directory(),
+                        compat.true_streams(config) if live else None)
+            base = compat.temporary_base(config)
+            persists = base is not None and any(one.target == os.path.realpath(base) for one in home.persist)
+            guest.send({"session": briefing.brief(config, [run.item for run in self._runs], seen, live=live,
+                                                  persists=persists)}, doing="started")
+        except SandboxStartError as error:
+            guest.close()
+            from pytest_sandbox.runtime.probe import explain
+
+            raise explain(error) from error
+        except BaseException:
+            guest.close()
+            raise
+        self.guest = guest
+
+    def _with_requirements(self, spec: SandboxSpec, text: str) -> str:
+        from pytest_sandbox.requirements import with_requirements
+
+        if not isinstance(spec.image, str):
+            raise SandboxGuestError(f"sandbox_requirements cannot be installed in {self.name}", image=self.name,
+                                    why="it is a state that was committed",
+                                    remedy="Install them before the commit.")
+        self.image = with_requirements(spec.image, self._spec.python or "python3", text)
+        return self.image
+
+    def _collect(self, guest: Guest) -> None:
+        until = guest.by(self.patience())
+        message, _ = guest.receive(until, "started")
+        if "unfit" in message:
+            guest.close()
+            raise SandboxGuestError(
+                f"a test's body cannot run in image {self.name!r}", image=self.name, why=str(message["unfit"])[:1000],
+                remedy="Or keep the body on the host: request the sandbox fixture and run commands in the image.")
+        if "hello" in message:
+            message, fds = guest.receive(until, "collected the tests")
+            self.dump = fds.pop(0) if fds else -1
+        if "collected" not in message:
+            printed = guest.printed()
+            guest.close()
+            raise SandboxGuestError(
+                f"the guest of image {self.name!r} could not collect the tests", image=self.name, output=printed,
+                why=str(message.get("broken", "it said something else"))[-20_000:].strip())
+        if self.conductor.keeper is not None:
+            self.abroad.tell_once("--sandbox-keep keeps nothing of tests whose body runs in an image's own Python: "
+                                  "their files stand on those of a process that ends with the run.")
+        if compat.coverage_collector() is not None:
+            self.abroad.tell_once("coverage is not measured in tests whose body runs in an image's own Python.")
+        self.collected = Collected(self.conductor.session, self.name, message["collected"])
+        if lacking := self.collected.lacking:
+            self.abroad.tell_once(
+                f"image {self.name!r} has no {', '.join(lacking)}: its tests run without what is a plugin of this run "
+                "elsewhere. Install them in the image to have them there.")
+
+
+def _again(error: SandboxError, image: str) -> SandboxError:
+    """The error for each later test of a guest that could not be had."""
+    return SandboxGuestError(f"there is no guest of image {image!r}", image=image,
+                             why=f"{str(error).partition(chr(10))[0]} (told in full of the first test of that image)")

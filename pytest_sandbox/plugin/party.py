@@ -1,0 +1,291 @@
+"""The tests of one image, and what their guest does for them: children, fixtures of higher scope. Used by ``attempt``.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_sandbox.errors import SandboxError, SandboxGuestError
+
+from . import compat, reporting
+from .hosting import Hosting
+from .household import Fork
+from .options import PytestSandboxWarning
+
+if TYPE_CHECKING:
+    from pytest_sandbox.runtime.guestchild import GuestChild
+    from pytest_sandbox.runtime.plan import Plan
+    from pytest_sandbox.sandbox import Sandbox
+    from pytest_sandbox.spec import SandboxSpec
+
+    from .abroad import Abroad
+    from .asked import Wanted
+    from .item import ItemRun
+
+#: How many sandboxes wait for the tests after the one at hand.
+AHEAD = 2
+
+
+class Party:
+    """Made when collection has finished, for the tests of one image and one interpreter in it."""
+
+    def __init__(self, abroad: Abroad, spec: SandboxSpec) -> None:
+        self.abroad = abroad
+        self.conductor = abroad.conductor
+        self.runs: list[ItemRun] = []
+        self.hosting = Hosting(abroad, spec, self.runs)
+        self.image = self.hosting.name
+        self._plans: dict[SandboxSpec, Plan] = {}
+        self._waiting: tuple[Fork, ItemRun] | None = None
+        self._last: ItemRun | None = None
+
+    def sandbox(self, run: ItemRun) -> Sandbox:
+        """A started sandbox for ``run``.
+
+        :raises SandboxError: when it cannot be had.
+        """
+        from pytest_sandbox.sandbox import Sandbox
+
+        guest = self.hosting.ready()
+        self._position(run.item)  # before anything is made for it
+        spec = self._spec_of(run)
+        sandbox = Sandbox(spec)
+        sandbox.adopt(guest.take(self._plan(spec)))
+        return sandbox
+
+    def _spec_of(self, run: ItemRun) -> SandboxSpec:
+        from pytest_sandbox import grafts
+        from pytest_sandbox.spec import Mount
+
+        spec = self.conductor.sandbox_of(run)
+        if self.hosting.image is not None:
+            spec = spec.merged({"image": self.hosting.image})
+        return spec.merged({"mounts": (*spec.mounts, Mount(grafts.graft_made(), grafts.TARGET, True))})
+
+    def _plan(self, spec: SandboxSpec) -> Plan:
+        known = self._plans.get(spec)
+        if known is None:
+            from pytest_sandbox.planning import plan_abroad
+            from pytest_sandbox.runtime.guestplans import upon
+
+            known = self._plans[spec] = upon(plan_abroad(spec, self.abroad.visible()))
+        return known
+
+    def set_up_wanted(self, item: pytest.Item, wanted: Wanted) -> None:
+        """A test has asked for a fixture of higher scope by name: has the guest set it up."""
+        guest = self.hosting.guest
+        assert guest is not None
+        self._settle()
+        self._drop_waiting()  # it has not what will be there now
+        guest.ask({"wanted": [wanted.name, wanted.place, wanted.level, wanted.held], "item": self._position(item)},
+                       (), self.hosting.patience(), "set up a fixture")
+
+    # The child of the next test is forked ahead, where nothing is set up for it that the test at hand could see.
+
+    def wait_for_next(self, run: ItemRun, following: ItemRun) -> bool:
+        """``run``'s test has begun: asks for the sandbox of the ``following`` one, which is of this party.
+
+        Returns whether its child may be forked before ``run``'s test has ended.
+        """
+        guest = self.hosting.guest
+        if guest is None or self._waiting is not None or not self.hosting.there:
+            return False
+        before = run if run.party is self else self._last
+        try:
+            guest.supervisor.prepare(self._plan(self._spec_of(following)), AHEAD)
+        except (SandboxError, OSError):
+            return False  # a start in its own time will say what is wrong
+        return before is not None and following.item.nodeid in self._positions() and _nothing_new(before, following)
+
+    def pending(self, run: ItemRun) -> int:
+        """A descriptor that can be read when :meth:`fork_ahead` need not wait; -1 if there is none."""
+        guest = self.hosting.guest
+        return -1 if guest is None else guest.supervisor.when_ready(self._plan(self._spec_of(run)))
+
+    def fork_ahead(self, run: ItemRun) -> None:
+        """Has ``run``'s child forked, into a sandbox that is ready. Never raises, never waits."""
+        if self.hosting.guest is None or self._waiting is not None:
+            return
+        from pytest_sandbox.sandbox import Sandbox
+
+        try:
+            spec = self._spec_of(run)
+            plan = self._plan(spec)
+            running = self.hosting.guest.supervisor.take_ready(plan)
+            if running is not None:
+                sandbox = Sandbox(spec)
+                sandbox.adopt(running)
+                self._waiting = self._fork_into(sandbox, run, None), run
+                self.hosting.guest.supervisor.prepare(plan, AHEAD)
+        except (SandboxError, OSError):
+            pass  # a fork in its own time will say what is wrong
+
+    def _settle(self) -> None:
+        """Hears what the guest answers about the child that waits, before it is asked something else."""
+        if self._waiting is not None:
+            try:
+                there = self._waiting[0].child.is_there()  # type: ignore[attr-defined]
+            except SandboxError:
+                there = False
+            if not there:
+                self._drop_waiting()
+
+    def _drop_waiting(self) -> None:
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            waiting[0].close()
+
+    def fork(self, run: ItemRun, replay: str | None = None) -> Fork:
+        """The child that waits to run ``run``'s test, in its sandbox.
+
+        :param replay: the phase in which the attempt before asked for what has been made since.
+        :raises SandboxError: when there is none to be had.
+        """
+        self._settle()
+        self._last = run
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            if waiting[1] is run and replay is None and waiting[0].child.is_alive():
+                return waiting[0]
+            waiting[0].close()
+        fork = self._fork_into(self.sandbox(run), run, replay)
+        child: GuestChild = fork.child  # type: ignore[assignment]
+        try:
+            there = child.is_there()
+        except BaseException:
+            fork.close()
+            self._lost_in(run)
+            raise
+        if not there:
+            fork.close()
+            raise SandboxGuestError(f"the guest of image {self.image!r} could not enter the test's sandbox",
+                                    image=self.image)
+        if late := child.said.get("late"):
+            run.item.warn(PytestSandboxWarning(f"a fixture of an earlier test failed at its end: {str(late)[:10_000]}"))
+        return fork
+
+    def _lost_in(self, run: ItemRun) -> None:
+        if self.hosting.guest is not None and not self.hosting.guest.alive():
+            self._forget()
+
+    def _fork_into(self, sandbox: Sandbox, run: ItemRun, replay: str | None) -> Fork:
+        conductor, guest = self.conductor, self.hosting.ready()
+        reading, writing = conductor.open_pipe()
+        orders, commands = conductor.open_orders()
+        try:
+            child = guest.fork(sandbox._ready(), sandbox.spec.workdir or self.hosting.directory(),
+                               list(sandbox.spec.env), (writing, orders),
+                               {"item": self._position(run.item), "replay": replay}, self.hosting.patience())
+        except BaseException:
+            os.close(reading)
+            os.close(commands)
+            sandbox.discard()
+            raise
+        finally:
+            os.close(writing)
+            os.close(orders)
+        return Fork(sandbox, child, reading, commands)
+
+    def order(self, run: ItemRun, may_start_over: bool) -> tuple[str, int, int | None, int, bool]:
+        """What the child is told so that it begins."""
+        following = self.following(run.item, run.nextitem)
+        return ("run", self._position(run.item),
+                self._positions().get(following.nodeid) if following is not None else None,
+                run.item.session.testsfailed, may_start_over)
+
+    def following(self, item: pytest.Item, nextitem: pytest.Item | None) -> pytest.Item | None:
+        """The test after ``item`` that this guest runs, as far as anybody knows; None if there is none."""
+        if nextitem is None:
+            return None
+        run = self.conductor.run_of(nextitem)
+        if run is not None and run.party is self:
+            return nextitem
+        position = self.abroad.position(nextitem)
+        return next((one.item for one in self.runs if self.abroad.position(one.item) > position), None)
+
+    def left(self, item: pytest.Item, nextitem: pytest.Item | None) -> pytest.TestReport | None:
+        """``item`` is over: has the guest tear down what it set up and no later test needs.
+
+        Returns what there is to report of that, as of ``item``'s teardown.
+        """
+        following = self.following(item, nextitem)
+        guest = self.hosting.guest
+        if guest is None or self.hosting.collected is None or (
+                following is not None and following.parent is item.parent):
+            return None
+        report = None
+        self._settle()
+        self._drop_waiting()
+        try:
+            place = self._positions().get(item.nodeid)
+            answer = {} if place is None else guest.ask({"leave": place, "next": self._positions().get(following.nodeid)
+                                if following is not None else None}, (), self.hosting.patience(), "tore down fixtures")
+            data = answer.get("left")
+            if data is not None:
+                report = reporting.report_from_data(data, item, lambda name: None)
+        except SandboxError as error:
+            self._forget()
+            report = failed(item, "teardown", error)
+        if following is None:
+            self.close(finish=True)
+        return report
+
+    def residue(self) -> dict[str, str]:
+        """What a test that died had printed and not reported."""
+        if self.hosting.guest is None:
+            return {}
+        self._settle()
+        try:
+            found = self.hosting.guest.ask({"residue": True}, (), 10.0, "was asked what a test had printed").get(
+                "residue")
+        except SandboxError:
+            return {}
+        if not isinstance(found, dict):
+            return {}
+        return {str(name): str(text) for name, text in found.items() if name in ("stdout", "stderr")}
+
+    def close(self, finish: bool = False) -> None:
+        """Ends the guest, if there is one."""
+        guest = self.hosting.guest
+        self._settle()
+        self._drop_waiting()
+        if guest is not None and finish and self.hosting.there:
+            try:
+                answer = guest.ask({"finish": True}, (), self.hosting.patience(), "finished its session")
+                if late := answer.get("late"):
+                    self.abroad.tell_once(f"a fixture in image {self.image!r} failed at its end: {str(late)[:10_000]}")
+            except SandboxError as error:
+                self.abroad.tell_once(str(error))
+        self._forget()
+
+    def _forget(self) -> None:
+        self._drop_waiting()
+        self.hosting.forget()
+
+    def _positions(self) -> dict[str, int]:
+        collected = self.hosting.collected
+        return {} if collected is None else collected.positions
+
+    def _position(self, item: pytest.Item) -> int:
+        collected = self.hosting.collected
+        assert collected is not None
+        return collected.position(item)
+
+
+def _nothing_new(before: ItemRun, following: ItemRun) -> bool:
+    """Whether all fixtures of higher scope that a test wants are there since the one ``before`` it, which stays."""
+    one, other = before.item, following.item
+    return one.parent is other.parent and set(compat.higher_fixtures(other)) <= set(compat.higher_fixtures(one)) and (
+        compat.higher_parameters(one, "function") == compat.higher_parameters(other, "function"))
+
+
+def failed(item: pytest.Item, when: Any, error: BaseException) -> pytest.TestReport:
+    """The report of a phase that failed with an error of ours."""
+    def fail() -> None:
+        raise pytest.fail.Exception(f"{type(error).__name__}: {error}", pytrace=False)
+
+    call = pytest.CallInfo.from_call(fail, when=when)
+    return pytest.TestReport.from_item_and_call(item, call)
