@@ -71,6 +71,7 @@ def test_a_file_that_everybody_may_read_is_not_changed(
     ids: str, given: str, leak: Callable[..., str], secret: Path,
 ) -> None:
     secret.chmod(0o644)
+    secret.parent.chmod(0o755)
     assert leak(ids, str(secret.parent), "secret", os.O_WRONLY) == given
     assert leak(ids, str(secret.parent), "secret", os.O_RDONLY) == "open"
 
