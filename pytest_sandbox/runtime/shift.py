@@ -44,6 +44,12 @@ def the_range() -> tuple[int, int] | None:
             continue
         taken += [(int(one[1]), int(one[1]) + int(one[2])) for one in fields
                   if len(one) == 3 and one[1].isdigit() and one[2].isdigit()]
+    return free_range(taken)
+
+
+def free_range(taken: Iterable[tuple[int, int]]) -> tuple[int, int] | None:
+    """The first candidate that has none of the ids ``taken``: the first of each range, and the one after its last."""
+    taken = list(taken)
     for first, count in _RANGES:
         if not any(begin < first + count and first < end for begin, end in taken):
             return first, count
@@ -114,7 +120,11 @@ class _Sources:
             return self._need("/mapped/own", "/own", path[len("/own/"):], False)
         if parts[1] == "frozen":
             return self._need(frozen_place(parts[2]), f"/frozen/{parts[2]}", "/".join(parts[3:]), False)
-        source, name = (path, "") if self.whole or len(parts) < 4 else os.path.split(path)
+        # Of the store, the directory that holds all layers: one mount for as many as there are.
+        depth = 0 if self.whole else min(2, len(parts) - 2)
+        source, name = "/".join(parts[:len(parts) - depth]), "/".join(parts[len(parts) - depth:])
+        if depth and not _on_one_file_system(source[len("/host"):] or "/", path[len("/host"):]):
+            source, name = path, ""
         place = f"/mapped/{hashlib.sha256(os.fsencode(source)).hexdigest()[:12]}"
         return self._need(place, source, name, True)
 
@@ -126,6 +136,13 @@ class _Sources:
 
     def steps(self) -> list[list[Any]]:
         return [["own_mapped", place, source, names] for place, (source, names) in self.found.items()]
+
+
+def _on_one_file_system(one: str, other: str) -> bool:
+    try:
+        return os.stat(one).st_dev == os.stat(other).st_dev
+    except OSError:
+        return True  # whoever mounts it will say so
 
 
 def frozen_place(key: str) -> str:
