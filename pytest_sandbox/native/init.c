@@ -230,8 +230,12 @@ static int tell_ready(const struct given *given, int scratch)
     text_add(&text, "{\"ready\":true}");
     result = send_text(given->control, &text, fds, 3 + given->join_count, 0);
     free(text.bytes);
-    for (int i = 0; i < 3 + given->join_count; i++)
-        close(fds[i]);
+    // Not the writable layer: to let go of a detached mount takes a millisecond of whoever is the last to, and that
+    // shall be this process.
+    close(fds[0]);
+    close(fds[1]);
+    for (int i = 0; i < given->join_count; i++)
+        close(given->stays[i]);
     return result;
 }
 

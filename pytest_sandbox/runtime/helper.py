@@ -34,6 +34,7 @@ def main() -> None:
     (:data:`.spawner.VARIABLE`), and the commands that map subordinate ids, if these are wanted.
     """
     stand_back()
+    os.umask(0o022)  # what is made inside does not depend on who starts the sandbox, nor on when the helper was started
     gc.disable()  # a collection writes to every object, so that each sandbox would copy the whole heap
     argv = sys.argv[1:]
     sock = socket.socket(fileno=int(argv[0]))

@@ -49,7 +49,7 @@ def main(control: socket.socket, sync: socket.socket | None, lifeline: int, body
         root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         pidfd = sc.pidfd_open(os.getpid())
         protocol.send(control, {"ready": True}, (pidfd, root, scratch, *stays))
-        for fd in (pidfd, root, scratch, *stays):
+        for fd in (pidfd, root, *stays):  # not the writable layer: the last to let go of a detached mount waits for it
             os.close(fd)
         _Init(control, lifeline).serve()
     except StepFailed as failure:
