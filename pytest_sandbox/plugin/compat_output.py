@@ -30,9 +30,11 @@ def capturing(item: pytest.Item, when: str) -> Iterator[None]:
         outer = logs._runtest_for(item, when)
     inner: AbstractContextManager[None] = capture.item_capture(when, item) if capture is not None else nullcontext()
     before = len(item._report_sections)
-    with outer, inner:
-        yield
-    _join_sections(item._report_sections, before)
+    try:
+        with outer, inner:
+            yield
+    finally:
+        _join_sections(item._report_sections, before)
 
 
 def _join_sections(sections: list[tuple[str, str, str]], before: int) -> None:
