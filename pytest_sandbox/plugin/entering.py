@@ -174,6 +174,8 @@ class Entry:
     def _go_on_with(self, fork: Fork) -> None:
         self.attempt.fork = fork
         self.attempt.forked = True
+        if (trace := fork.sandbox.trace) is not None:
+            trace.used_by(self.run.item.nodeid)
         self.attempt.limits = limits.Limits(self.run.item, fork.sandbox, self.run.spec)
 
     def _may_start_over(self) -> bool:

@@ -74,6 +74,8 @@ class Listener:
             except BaseException as error:  # noqa: BLE001 - garbage, a timeout's exception: told in time
                 self._give_up(error)
             break
+        if (trace := fork.sandbox.trace) is not None:
+            trace.heard(inbox.entered)
         if inbox.done and inbox.ending is None:
             if self._interrupted:
                 if inbox.wanted is not None:
