@@ -229,7 +229,7 @@ class Guest:
         if self._shipped is not report:  # whoever runs the phases logs the reports later
             self.made = report
             self.logged(report)
-        elif getattr(report, "_pdbshown", False):
+        elif compat.was_shown(report):
             self._send(wire.encode(["shown", when]))
         if when == "teardown":
             self._finish_test(nextitem)
@@ -276,7 +276,7 @@ class Guest:
                    str(getattr(error, "msg", "") or ""), getattr(error, "returncode", None), reporting.place_of(error)]
         try:
             with Gate(closed=True):
-                if getattr(self._shipped, "_pdbshown", False):
+                if self._shipped is not None and compat.was_shown(self._shipped):
                     self._send(wire.encode(["shown", self._phase]))
                 self._send(wire.encode(message))
                 self._left = True
