@@ -7,6 +7,7 @@ Everything here is about the guest's own life; what it does for tests is ``party
 from __future__ import annotations
 
 import os
+import time
 from typing import TYPE_CHECKING
 
 from pytest_sandbox.errors import SandboxError, SandboxGuestError, SandboxStartError
@@ -45,7 +46,9 @@ class Hosting:
         self.collected: Collected | None = None
         self.dump = -1  # where faulthandler writes in there
         self._spec, self._runs = spec, runs
+        self.began = 0.0  # when it was started, by time.monotonic()
         self._starts = 0
+        self._supplied = False
         self._failed: SandboxError | None = None
 
     @property
@@ -90,7 +93,10 @@ class Hosting:
         assert self.guest is not None
         if self.collected is None:
             try:
-                self._collect(self.guest)
+                if not self._collect(self.guest):
+                    self.forget()
+                    self._starts -= 1
+                    return self.ready()
             except SandboxError as error:
                 self._failed = error
                 self.forget()
@@ -105,6 +111,10 @@ class Hosting:
         if self.dump >= 0:
             os.close(self.dump)
             self.dump = -1
+
+    def rested(self) -> None:
+        """It was ended though it was well: that does not count as a death."""
+        self._starts = max(0, self._starts - 1)
 
     def _start(self) -> None:
         from pytest_sandbox import grafts
@@ -122,10 +132,11 @@ class Hosting:
         spec = self.abroad.home_spec(self._spec)
         if text := self.conductor.settings.requirements():
             spec = spec.merged({"image": self._with_requirements(spec, text)})
-        home = spec.merged({"mounts": (*spec.mounts, Mount(grafts.graft(), grafts.TARGET, True)), "timeout": None})
+        home = spec.merged({"mounts": (*spec.mounts, Mount(grafts.graft_made(), grafts.TARGET, True)), "timeout": None})
         plan = plan_abroad(home, seen)
         guest = guests.Guest(self.name, launch.supervisor().host)
         self._starts += 1
+        self.began = time.monotonic()
         try:
             python = [self._spec.python] if self._spec.python else ["python3", "python"]
             env = {**dict(plan.root.env or ()), "PYTHONDONTWRITEBYTECODE": "1"}
@@ -159,9 +170,13 @@ class Hosting:
         self.image = with_requirements(spec.image, self._spec.python or "python3", text)
         return self.image
 
-    def _collect(self, guest: Guest) -> None:
+    def _collect(self, guest: Guest) -> bool:
+        """Hears what it has collected. False when it has to be started again, with more beside it."""
         until = guest.by(self.patience())
         message, _ = guest.receive(until, "started")
+        if "lacks" in message and not self._supplied:
+            self._supply(message["lacks"])
+            return False
         if "unfit" in message:
             guest.close()
             raise SandboxGuestError(
@@ -186,6 +201,25 @@ class Hosting:
             self.abroad.tell_once(
                 f"image {self.name!r} has no {', '.join(lacking)}: its tests run without what is a plugin of this run "
                 "elsewhere. Install them in the image to have them there.")
+        return True
+
+    def _supply(self, version: object) -> None:
+        """Its Python needs what newer ones have in their standard library.
+
+        :raises SandboxGuestError: when that cannot be had.
+        """
+        from pytest_sandbox import grafts, wheels
+
+        self._supplied = True
+        if version != [3, 10]:
+            raise SandboxGuestError(f"the guest of image {self.name!r} sent what is not an answer", image=self.name,
+                                    why=f"a version of Python that it cannot have: {version!r:.50}")
+        try:
+            wheels.obtain((3, 10), bool(self.abroad.config.getoption("sandbox_offline", False)))
+        except SandboxGuestError as error:
+            raise SandboxGuestError(f"a test's body cannot run in image {self.name!r}", image=self.name,
+                                    why=str(error)) from None
+        grafts.graft_made(anew=True)
 
 
 def _again(error: SandboxError, image: str) -> SandboxError:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -41,6 +42,16 @@ class Party:
         self._plans: dict[SandboxSpec, Plan] = {}
         self._waiting: tuple[Fork, ItemRun] | None = None
         self._last: ItemRun | None = None
+        self._used = time.monotonic()
+
+    def idle(self) -> float:
+        """For how long no test has needed the guest, in seconds."""
+        return time.monotonic() - max(self._used, self.hosting.began)
+
+    def rest(self) -> None:
+        """Ends the guest for now, as after its last test. The next test that needs one gets a new one."""
+        self.close(finish=True)
+        self.hosting.rested()
 
     def sandbox(self, run: ItemRun) -> Sandbox:
         """A started sandbox for ``run``.
@@ -146,6 +157,7 @@ class Party:
         """
         self._settle()
         self._last = run
+        self._used = time.monotonic()
         waiting, self._waiting = self._waiting, None
         if waiting is not None:
             if waiting[1] is run and replay is None and waiting[0].child.is_alive():
@@ -213,6 +225,7 @@ class Party:
         """
         following = self.following(item, nextitem)
         guest = self.hosting.guest
+        self._used = time.monotonic()
         if guest is None or self.hosting.collected is None or (
                 following is not None and following.parent is item.parent):
             return None

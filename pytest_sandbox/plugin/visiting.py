@@ -123,7 +123,7 @@ class Visitor:
 
     def _configure(self, order: dict[str, Any]) -> pytest.Config:
         args = ["-c", order["ini"]] if order["ini"] else []
-        args += ["--rootdir", order["rootdir"], "-p", "pytest_sandbox.plugin"]
+        args += ["--rootdir", order["rootdir"], "-p", "no:sandbox", "-p", "pytest_sandbox.plugin"]
         for one in order["plugins"]:
             if not one.startswith("no:") and importlib.util.find_spec(one.partition(".")[0]) is None:
                 self.lacking.append(one)
