@@ -503,7 +503,7 @@ class Attempt:
         """The item's teardown is over: what is due after it, out here."""
         if self._timers is not None:
             self._timers.go_on()
-        aftermath.add_coverage(self.inbox)
+        aftermath.add_coverage(self.inbox, self.run.party)
         if self._limits is not None:
             fork = self._fork if not self.inbox.waits else None
             self._limits.finish(report, self._failed, fork.child if fork is not None else None)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from . import compat, wire
+from . import compat, measuring, wire
 
 #: What of the caller's environment a guest gets: what tells test runs apart.
 _PASSED = frozenset({"PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "PYTEST_XDIST_TESTRUNUID", "CI",
@@ -66,5 +66,5 @@ def brief(config: pytest.Config, items: Sequence[pytest.Item], seen: Sequence[st
         "ini": str(config.inipath) if config.inipath is not None else None, "rootdir": str(config.rootpath),
         "cwd": directory(config, seen), "path": path, "environ": environ, "live": live,
         "basetemp": os.path.realpath(base) if base is not None and persists else None,
-        "markup": bool(writer.hasmarkup), "width": writer.fullwidth,
+        "markup": bool(writer.hasmarkup), "width": writer.fullwidth, "coverage": measuring.order(),
     }

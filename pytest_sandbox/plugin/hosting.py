@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pytest_sandbox.errors import SandboxError, SandboxGuestError, SandboxStartError
 
-from . import briefing, compat
+from . import briefing, compat, measuring
 from .collected import Collected
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from pytest_sandbox.runtime.guests import Guest
     from pytest_sandbox.spec import SandboxSpec
@@ -49,6 +49,7 @@ class Hosting:
         self.began = 0.0  # when it was started, by time.monotonic()
         self._starts = 0
         self._supplied = False
+        self._here: Callable[[str], str | None] = lambda name: None
         self._failed: SandboxError | None = None
 
     @property
@@ -194,14 +195,27 @@ class Hosting:
         if self.conductor.keeper is not None:
             self.abroad.tell_once("--sandbox-keep keeps nothing of tests whose body runs in an image's own Python: "
                                   "their files stand on those of a process that ends with the run.")
-        if compat.coverage_collector() is not None:
-            self.abroad.tell_once("coverage is not measured in tests whose body runs in an image's own Python.")
-        self.collected = Collected(self.conductor.session, self.name, message["collected"])
+        told = message["collected"]
+        self.collected = Collected(self.conductor.session, self.name, told)
+        self._here = measuring.mapper(self.abroad.visible(), self.collected.path)
+        measured = told.get("coverage")
+        if isinstance(measured, str):
+            self.abroad.tell_once(f"coverage of the tests in image {self.name!r} is not measured, since its Python "
+                                  f"cannot import coverage.py: {measured[:500]}")
+        self.measured(measured)
         if lacking := self.collected.lacking:
             self.abroad.tell_once(
                 f"image {self.name!r} has no {', '.join(lacking)}: its tests run without what is a plugin of this run "
                 "elsewhere. Install them in the image to have them there.")
         return True
+
+    def measured(self, sent: Any) -> None:
+        """Adds what the guest or a test of its has measured to what is measured here.
+
+        :raises SandboxProtocolError: when it cannot be read.
+        """
+        if sent is not None and not isinstance(sent, str):
+            measuring.add(sent, self._here)
 
     def _supply(self, version: object) -> None:
         """Its Python needs what newer ones have in their standard library.

@@ -268,6 +268,7 @@ class Party:
         if guest is not None and finish and self.hosting.there:
             try:
                 answer = guest.ask({"finish": True}, (), self.hosting.patience(), "finished its session")
+                self.hosting.measured(answer.get("coverage"))
                 if late := answer.get("late"):
                     self.abroad.tell_once(f"a fixture in image {self.image!r} failed at its end: {str(late)[:10_000]}")
             except SandboxError as error:

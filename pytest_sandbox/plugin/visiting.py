@@ -21,7 +21,7 @@ import pytest
 from pytest_sandbox.runtime import protocol
 from pytest_sandbox.runtime.aboard import Aboard
 
-from . import asked, compat, higher, reporting, traffic, wire
+from . import asked, compat, higher, measuring, reporting, traffic, wire
 from .guest import Guest
 from .outgoing import Before
 
@@ -39,6 +39,7 @@ _PLAIN: dict[str, Any] = {
     "continue_on_collection_errors": True, "keepduplicates": False, "ignore": None, "ignore_glob": None,
     "sandbox_keep": "none", "sandbox_report": None, "sandbox_usage": None, "sandbox_selftest": False,
     "sandbox_replay": None, "xmlpath": None, "log_file": None, "htmlpath": None, "report_log": None, "pastebin": None,
+    "cov_source": [], "no_cov": True,
     "version": 0, "help": False, "showfixtures": False, "show_fixtures_per_test": False, "markers": False,
 }
 #: The longest text of one problem that is told.
@@ -86,6 +87,7 @@ class Visitor:
     def __init__(self, order: dict[str, Any]) -> None:
         os.environ.update(order["environ"])
         sys.path[1:1] = [one for one in order["path"] if one not in sys.path]
+        self.measuring = measuring.begin(order["coverage"], _graft("measuring"))
         self.lacking: list[str] = []
         config = self.config = self._configure(order)
         collected = _Collected()
@@ -108,7 +110,8 @@ class Visitor:
         self.told = {
             "positions": {one: positions[one] for one in wanted if one in positions},
             "ids": sorted(positions)[:10_000] if any(one not in positions for one in wanted) else [],
-            "problems": collected.problems, "lacking": self.lacking,
+            "problems": collected.problems, "lacking": self.lacking, "path": sys.path,
+            "coverage": self._measured(),
             "plugins": sorted({f"{dist.project_name}" for _, dist in config.pluginmanager.list_plugin_distinfo()}),
         }
         if self.conductor is not None:
@@ -144,6 +147,9 @@ class Visitor:
             writer = compat.terminal_writer(self.config, open(os.devnull, "w"))  # noqa: SIM115 - as long as we live
             writer.hasmarkup, writer.fullwidth = order["markup"], order["width"]
             reporter._tw = writer
+
+    def _measured(self) -> dict[str, Any] | str | None:
+        return self.measuring.take() if isinstance(self.measuring, measuring.Measuring) else self.measuring
 
     # Between tests.
 
@@ -213,7 +219,7 @@ class Visitor:
             conductor.guest = guest
             self.config.hook.pytest_sessionfinish(session=self.session, exitstatus=0)
             self.config._ensure_unconfigure()
-            return {"finished": True, "late": late}
+            return {"finished": True, "late": late, "coverage": self._measured()}
         raise ValueError(f"an unknown message: {sorted(message)}")
 
     def set_up_wanted(self, position: int, wanted: asked.Wanted) -> None:
@@ -275,6 +281,13 @@ class Visitor:
             guest.serve()
 
         return inside
+
+
+def _graft(name: str) -> str:
+    """A directory of what was grafted."""
+    import pytest_sandbox
+
+    return os.path.join(os.path.dirname(os.path.dirname(str(pytest_sandbox.__file__))), name)
 
 
 def _nothing(writing: int, orders: int) -> NoReturn:
