@@ -61,7 +61,7 @@ class Abroad:
         why = _refusal(spec, self.home_spec(spec))
         if why is not None:
             raise pytest.UsageError(f"{run.item.nodeid}: " + str(SandboxUsageError(
-                f"{why[0]} cannot be had for a test's body in image {str(spec.image)!r} yet", option=why[0],
+                f"{why[0]} cannot be had for a test's body in image {str(spec.image)!r}", option=why[0],
                 value=getattr(spec, why[0]), why=why[1],
                 remedy="Leave it out, or keep the body on the host: request the sandbox fixture.")))
         key = (spec.image if isinstance(spec.image, str) else spec.image.token, spec.python)
@@ -178,10 +178,6 @@ def _memory() -> tuple[int, int]:
 
 def _refusal(spec: SandboxSpec, home: SandboxSpec) -> tuple[str, str] | None:
     """The option that is not to be had, and why."""
-    if spec.scope != "function":
-        return "scope", "its tests have a sandbox each"
-    if spec.network not in ("none", "host"):
-        return "network", 'it knows "none" and "host"'
     if spec.seccomp != home.seccomp:
         return "seccomp", "each test is a fork of one process, which has the filter of the ini option sandbox_seccomp"
     return None

@@ -116,6 +116,8 @@ class Attempt:
     def set_up_abroad(self) -> None:
         """Has the guest of the item's image fork a child, and hears it. Raises ``Over``."""
         __tracebackhide__ = True
+        if self._join_group():
+            raise Over
         self._enter_abroad(None)
         while True:
             self._listen()
@@ -142,6 +144,8 @@ class Attempt:
         may = self.inbox.may_start_over = self._may_start_over()
         fork.command(*party.order(self.run, may))  # one that has ended meanwhile will be heard of
         self._go_on_with(fork)
+        if self.run.group is not None:
+            self.run.group.fork = fork
         if self.conductor.abroad is not None:
             self.conductor.abroad.ahead(self.run)
 
@@ -151,7 +155,9 @@ class Attempt:
         if group is None or group.fork is None:
             return False
         self._hold_interrupts()
-        if not group.fork.command("run", *self.conductor.order_of(self.run)):
+        party = self.run.party
+        order = ("run", *self.conductor.order_of(self.run)) if party is None else party.order(self.run, False)
+        if not group.fork.command(*order):
             group.lost = group.lost or "while it waited for its next test"
             group.close()
             self._let_interrupts_through()
@@ -535,12 +541,14 @@ class Attempt:
             return None
         self._fork = group.fork
         self.inbox = Inbox(self.item, self.conductor.shared_objects, "teardown")
-        positions = group.positions
-        if not group.fork.command("leave", positions[self.item], None if nextitem is None else positions[nextitem]):
+        positions, party = group.positions, self.run.party
+        left = ((positions[self.item], None if nextitem is None else positions[nextitem]) if party is None
+                else party.leaving(self.run, nextitem))
+        if not group.fork.command("leave", *left):
             group.close()
             return None
         self._hear(None)
-        aftermath.add_coverage(self.inbox)
+        aftermath.add_coverage(self.inbox, party)
         phase = self.inbox.phases["teardown"]
         self._log_extras(phase)
         report = phase.report or aftermath.report_of_ending(self.run, self.inbox, "teardown", self._residue)

@@ -49,7 +49,12 @@ class Party:
         return time.monotonic() - max(self._used, self.hosting.began)
 
     def rest(self) -> None:
-        """Ends the guest for now, as after its last test. The next test that needs one gets a new one."""
+        """Ends the guest for now, as after its last test, unless a process of its waits for the next test of a group.
+
+        The next test that needs a guest gets a new one.
+        """
+        if any(run.group is not None and run.group.fork is not None for run in self.runs):
+            return
         self.close(finish=True)
         self.hosting.rested()
 
@@ -103,6 +108,8 @@ class Party:
         """
         guest = self.hosting.guest
         if guest is None or self._waiting is not None or not self.hosting.there:
+            return False
+        if run.group is not None or following.group is not None or following.spec.network not in ("none", "host"):
             return False
         before = run if run.party is self else self._last
         try:
@@ -204,9 +211,17 @@ class Party:
     def order(self, run: ItemRun, may_start_over: bool) -> tuple[str, int, int | None, int, bool]:
         """What the child is told so that it begins."""
         following = self.following(run.item, run.nextitem)
+        if run.group is not None and not run.group.keeps(run.nextitem):
+            following = None
         return ("run", self._position(run.item),
                 self._positions().get(following.nodeid) if following is not None else None,
                 run.item.session.testsfailed, may_start_over)
+
+    def leaving(self, run: ItemRun, nextitem: pytest.Item | None) -> tuple[int, int | None]:
+        """What the process of a group is told so that it tears down what ``nextitem`` does not need."""
+        assert run.group is not None
+        following = self.following(run.item, nextitem) if run.group.keeps(nextitem) else None
+        return self._position(run.item), None if following is None else self._position(following)
 
     def following(self, item: pytest.Item, nextitem: pytest.Item | None) -> pytest.Item | None:
         """The test after ``item`` that this guest runs, as far as anybody knows; None if there is none."""

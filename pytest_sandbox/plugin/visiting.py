@@ -69,10 +69,20 @@ def visit(sock: socket.socket) -> NoReturn:
 
 
 class _Collected:
-    """Remembers what could not be collected."""
+    """Leaves the tests that are ``wanted``, in their order. Remembers what else there is, and what there is not."""
 
-    def __init__(self) -> None:
+    def __init__(self, wanted: list[str]) -> None:
         self.problems: dict[str, str] = {}
+        self.ids: list[str] = []
+        self._wanted = wanted
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        known: dict[str, pytest.Item] = {}
+        for item in items:
+            known.setdefault(item.nodeid, item)
+        self.ids = sorted(known)
+        items[:] = [known[one] for one in self._wanted if one in known]
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
@@ -90,7 +100,7 @@ class Visitor:
         self.measuring = measuring.begin(order["coverage"], _graft("measuring"))
         self.lacking: list[str] = []
         config = self.config = self._configure(order)
-        collected = _Collected()
+        collected = _Collected(order["wanted"])
         config.pluginmanager.register(collected, "sandbox-visitor")
         session = self.session = pytest.Session.from_config(config)
         config._do_configure()
@@ -103,13 +113,10 @@ class Visitor:
         except pytest.exit.Exception as error:
             collected.problems[""] = f"pytest.exit: {error.msg}"[-_LONGEST:]
         self.conductor: Conductor | None = config.pluginmanager.get_plugin("sandbox-conductor")
-        positions: dict[str, int] = {}
-        for position, item in enumerate(session.items):
-            positions.setdefault(item.nodeid, position)
-        wanted = order["wanted"]
+        positions = {item.nodeid: position for position, item in enumerate(session.items)}
         self.told = {
-            "positions": {one: positions[one] for one in wanted if one in positions},
-            "ids": sorted(positions)[:10_000] if any(one not in positions for one in wanted) else [],
+            "positions": positions,
+            "ids": collected.ids[:10_000] if any(one not in positions for one in order["wanted"]) else [],
             "problems": collected.problems, "lacking": self.lacking, "path": sys.path,
             "coverage": self._measured(),
             "plugins": sorted({f"{dist.project_name}" for _, dist in config.pluginmanager.list_plugin_distinfo()}),
@@ -272,7 +279,9 @@ class Visitor:
 
         def inside(writing: int, orders: int) -> NoReturn:
             assert conductor is not None
-            if self.run_of(self.order["item"]).spec.network == "none":
+            run = self.run_of(self.order["item"])
+            guest.group = run.group
+            if run.spec.network == "none":
                 traffic.watch()
             guest.connect(writing, orders)
             if self.order["replay"] is not None:

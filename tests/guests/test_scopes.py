@@ -100,3 +100,90 @@ def test_a_fixture_by_name_and_one_that_works_sandboxes(suite: pytest.Pytester) 
     result.assert_outcomes(passed=2, errors=1)
     assert result.stdout.str().count("made now") == 1
     result.stdout.fnmatch_lines(["the fixture 'sandbox_factory' works sandboxes from the host, and*"])
+
+
+def test_tests_of_a_class_or_module_share_a_sandbox(suite: pytest.Pytester) -> None:
+    suite.makepyfile(test_shared="""
+        import os, pytest
+        from pathlib import Path
+        from images import FIRST, SECOND
+        pytestmark = pytest.mark.sandbox(image=[FIRST, SECOND])
+
+        @pytest.fixture(scope="session")
+        def session(): return os.getpid()
+        @pytest.fixture(scope="class")
+        def per_class(): yield print("class begins"); print("class ends")
+
+        @pytest.mark.sandbox(scope="class")
+        class TestShared:
+            def test_a(self, session, per_class):
+                Path("/shared").write_text("1"); os.shared = 1
+            def test_b(self, session, per_class):
+                assert Path("/shared").read_text() == "1" and os.shared == 1
+            @pytest.mark.parametrize("number", [1, 2])
+            def test_c(self, number, per_class): assert os.shared == 1
+
+        def test_after(session):
+            assert not Path("/shared").exists() and not hasattr(os, "shared")
+
+        @pytest.mark.sandbox(scope="class")
+        class TestDies:
+            def test_a(self): os.mine = 1
+            def test_dies(self): os.abort()
+            def test_goes_on(self): assert not hasattr(os, "mine")
+    """, test_whole="""
+        import os, pytest
+        from images import FIRST
+        pytestmark = pytest.mark.sandbox(image=FIRST, scope="module")
+        def test_a(): os.mine = 1
+        class TestMore:
+            def test_b(self): assert os.mine == 1
+    """)
+    result = run(suite, "-rA")
+    result.assert_outcomes(passed=16, failed=2)
+    text = result.stdout.str()
+    assert text.count("class begins") == text.count("class ends") == 2  # once an image
+    assert text.count("share died in test_dies") == 2
+
+
+def test_networks(suite: pytest.Pytester) -> None:
+    """A test in an image's own Python finds a server that runs in a sandbox of the host's image."""
+    suite.makeconftest("""
+        import pytest
+        from net import SERVER, net
+        @pytest.fixture(scope="session")
+        def server():
+            from pytest_sandbox import Sandbox
+            import sys
+            with Sandbox(network=net, hostname="server") as sandbox:
+                sandbox.popen([sys.executable, "-c", SERVER])
+                sandbox.wait_for_port(7000)
+                yield
+    """)
+    suite.makepyfile(net="""
+        from pytest_sandbox import Network
+        net = Network("10.3.0.0/24")
+        SERVER = "import socket; one = socket.create_server(('', 7000))\\nwhile True: one.accept()[0].sendall(b'HELLO')"
+    """, test_network="""
+        import pytest, socket
+        from images import FIRST
+        from net import net
+
+        def test_server_starts(server): pass
+
+        @pytest.mark.sandbox(image=FIRST, network=net, hostname="client")
+        @pytest.mark.parametrize("number", [1, 2])
+        def test_client(number):
+            with socket.create_connection(("server", 7000), timeout=20) as sock:
+                assert sock.recv(9) == b"HELLO"
+
+        @pytest.mark.sandbox(image=FIRST)
+        def test_alone():
+            with pytest.raises(OSError):
+                socket.create_connection(("10.3.0.2", 7000))
+
+        @pytest.mark.sandbox(image=FIRST, network="outbound")
+        def test_outbound():
+            assert len(open("/proc/net/route").readlines()) > 1
+    """)
+    run(suite).assert_outcomes(passed=5)
