@@ -12,7 +12,7 @@ import pytest
 
 from pytest_sandbox.errors import SandboxError, SandboxProtocolError, SandboxUnavailable
 
-from . import aftermath, asked, compat, entering, extensions, higher, limits, neighbours, reporting, traffic
+from . import aftermath, asked, compat, entering, extensions, higher, limits, neighbours, passing, reporting, traffic
 from .guest import Guest
 from .household import Fork
 from .inbox import ENDS_THE_RUN, Inbox, Phase
@@ -45,7 +45,7 @@ class Attempt:
         self.run = run
         self.item = run.item
         self.conductor = run.conductor
-        self.keeper = run.conductor.keeper if run.party is None else None
+        self.keeper = run.conductor.keeper
         self.forked = False
         self.inbox = Inbox(run.item, run.conductor.shared_objects)
         self._fork: Fork | None = None
@@ -73,6 +73,8 @@ class Attempt:
         """
         __tracebackhide__ = True
         item, conductor = self.item, self.conductor
+        if self.run.error is not None:
+            raise self.run.error
         assert item.parent is not None
         conductor.patch.setup(item.parent)
         if self._join_group():
@@ -132,7 +134,7 @@ class Attempt:
         party, item = self.run.party, self.item
         assert party is not None
         try:
-            fork = party.fork(self.run, replay)
+            fork = party.fork(self.run, replay, passing.values(self.run))
         except SandboxUnavailable as error:
             if self.conductor.settings.unavailable == "skip":
                 raise compat.skip_at_item(f"{type(error).__name__}: {error}") from None
@@ -382,7 +384,11 @@ class Attempt:
         clock = self._limits.clock if self._limits is not None else None
         if clock is not None:
             clock.patience(True)
-        self.keeper.heard(self.item, self._fork.sandbox, report)
+        if self.run.party is None:
+            self.keeper.heard(self.item, self._fork.sandbox, report)
+        elif report.failed and when != "teardown":
+            self.keeper.take(self.item, self._fork.sandbox, when)
+            self._fork.command("go")
 
     def _answer(self, when: str, main: bool) -> None:
         """Deals with a report as it comes; the child goes on when it is told so."""

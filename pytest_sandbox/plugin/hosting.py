@@ -149,8 +149,9 @@ class Hosting:
                         compat.true_streams(config) if live else None)
             base = compat.temporary_base(config)
             persists = base is not None and any(one.target == os.path.realpath(base) for one in home.persist)
-            guest.send({"session": briefing.brief(config, [run.item for run in self._runs], seen, live=live,
-                                                  persists=persists)}, doing="started")
+            told = briefing.brief(config, [run.item for run in self._runs], seen, live=live,
+                                  keeps=self.conductor.keeper is not None, persists=persists)
+            guest.send({"session": told}, doing="started")
         except SandboxStartError as error:
             guest.close()
             from pytest_sandbox.runtime.probe import explain
@@ -192,9 +193,6 @@ class Hosting:
             raise SandboxGuestError(
                 f"the guest of image {self.name!r} could not collect the tests", image=self.name, output=printed,
                 why=str(message.get("broken", "it said something else"))[-20_000:].strip())
-        if self.conductor.keeper is not None:
-            self.abroad.tell_once("--sandbox-keep keeps nothing of tests whose body runs in an image's own Python: "
-                                  "their files stand on those of a process that ends with the run.")
         told = message["collected"]
         self.collected = Collected(self.conductor.session, self.name, told)
         self._here = measuring.mapper(self.abroad.visible(), self.collected.path)

@@ -11,7 +11,7 @@ import pytest
 
 from pytest_sandbox.errors import SandboxError, SandboxGuestError
 
-from . import compat, reporting
+from . import compat, passing, reporting
 from .hosting import Hosting
 from .household import Fork
 from .options import PytestSandboxWarning
@@ -109,7 +109,8 @@ class Party:
         guest = self.hosting.guest
         if guest is None or self._waiting is not None or not self.hosting.there:
             return False
-        if run.group is not None or following.group is not None or following.spec.network not in ("none", "host"):
+        if run.group is not None or following.group is not None or (
+                following.spec.network not in ("none", "host") or passing.names(following.item)):
             return False
         before = run if run.party is self else self._last
         try:
@@ -134,9 +135,10 @@ class Party:
             plan = self._plan(spec)
             running = self.hosting.guest.supervisor.take_ready(plan)
             if running is not None:
+                running.beneath = self.hosting.guest.layer
                 sandbox = Sandbox(spec)
                 sandbox.adopt(running)
-                self._waiting = self._fork_into(sandbox, run, None), run
+                self._waiting = self._fork_into(sandbox, run, None, {}), run
                 self.hosting.guest.supervisor.prepare(plan, AHEAD)
         except (SandboxError, OSError):
             pass  # a fork in its own time will say what is wrong
@@ -156,10 +158,11 @@ class Party:
         if waiting is not None:
             waiting[0].close()
 
-    def fork(self, run: ItemRun, replay: str | None = None) -> Fork:
+    def fork(self, run: ItemRun, replay: str | None, shared: dict[str, Any]) -> Fork:
         """The child that waits to run ``run``'s test, in its sandbox.
 
         :param replay: the phase in which the attempt before asked for what has been made since.
+        :param shared: values of fixtures that are made out here.
         :raises SandboxError: when there is none to be had.
         """
         self._settle()
@@ -170,7 +173,7 @@ class Party:
             if waiting[1] is run and replay is None and waiting[0].child.is_alive():
                 return waiting[0]
             waiting[0].close()
-        fork = self._fork_into(self.sandbox(run), run, replay)
+        fork = self._fork_into(self.sandbox(run), run, replay, shared)
         child: GuestChild = fork.child  # type: ignore[assignment]
         try:
             there = child.is_there()
@@ -190,14 +193,15 @@ class Party:
         if self.hosting.guest is not None and not self.hosting.guest.alive():
             self._forget()
 
-    def _fork_into(self, sandbox: Sandbox, run: ItemRun, replay: str | None) -> Fork:
+    def _fork_into(self, sandbox: Sandbox, run: ItemRun, replay: str | None, shared: dict[str, Any]) -> Fork:
         conductor, guest = self.conductor, self.hosting.ready()
         reading, writing = conductor.open_pipe()
         orders, commands = conductor.open_orders()
         try:
             child = guest.fork(sandbox._ready(), sandbox.spec.workdir or self.hosting.directory(),
                                list(sandbox.spec.env), (writing, orders),
-                               {"item": self._position(run.item), "replay": replay}, self.hosting.patience())
+                               {"item": self._position(run.item), "replay": replay, "shared": shared},
+                               self.hosting.patience())
         except BaseException:
             os.close(reading)
             os.close(commands)

@@ -21,7 +21,7 @@ import pytest
 from pytest_sandbox.runtime import protocol
 from pytest_sandbox.runtime.aboard import Aboard
 
-from . import asked, compat, higher, measuring, reporting, traffic, wire
+from . import asked, compat, higher, measuring, passing, reporting, traffic, wire
 from .guest import Guest
 from .outgoing import Before
 
@@ -113,6 +113,8 @@ class Visitor:
         except pytest.exit.Exception as error:
             collected.problems[""] = f"pytest.exit: {error.msg}"[-_LONGEST:]
         self.conductor: Conductor | None = config.pluginmanager.get_plugin("sandbox-conductor")
+        for item in session.items:
+            passing.prune(item)
         positions = {item.nodeid: position for position, item in enumerate(session.items)}
         self.told = {
             "positions": positions,
@@ -122,7 +124,7 @@ class Visitor:
             "plugins": sorted({f"{dist.project_name}" for _, dist in config.pluginmanager.list_plugin_distinfo()}),
         }
         if self.conductor is not None:
-            self.conductor.live = order["live"]
+            self.conductor.live, self.conductor.keeps = order["live"], order["keeps"]
             if session.items:
                 self.conductor.warm_up(session.items[0])
             if order["basetemp"]:
@@ -173,6 +175,7 @@ class Visitor:
         self.order = order
         run = self.run_of(order["item"])
         item, stack = run.item, conductor.patch.stack
+        passing.arrive(item, order["shared"])
         if order["replay"] is None:
             self.made[order["item"]] = []
             item._report_sections.clear()

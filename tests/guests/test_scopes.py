@@ -99,7 +99,7 @@ def test_a_fixture_by_name_and_one_that_works_sandboxes(suite: pytest.Pytester) 
     result = run(suite, "-rA")
     result.assert_outcomes(passed=2, errors=1)
     assert result.stdout.str().count("made now") == 1
-    result.stdout.fnmatch_lines(["the fixture 'sandbox_factory' works sandboxes from the host, and*"])
+    result.stdout.fnmatch_lines(["the fixture 'sandbox_factory', which 'outside' requests, works sandboxes from the *"])
 
 
 def test_tests_of_a_class_or_module_share_a_sandbox(suite: pytest.Pytester) -> None:
@@ -187,3 +187,34 @@ def test_networks(suite: pytest.Pytester) -> None:
             assert len(open("/proc/net/route").readlines()) > 1
     """)
     run(suite).assert_outcomes(passed=5)
+
+
+def test_an_image_of_a_fixture(suite: pytest.Pytester) -> None:
+    """``sandbox_image`` is for tests whose body runs inside, too: an image, a state that the session has made."""
+    for name in ("first", "state", "none", "broken", "short"):
+        suite.mkpydir(name)
+    conftest = "import pytest\nfrom images import FIRST\n@pytest.fixture(scope='session')\ndef sandbox_image({}): {}\n"
+    (suite.path / "first/conftest.py").write_text(conftest.format("", "yield FIRST; print('image ends')"))
+    (suite.path / "none/conftest.py").write_text(conftest.format("", "return None"))
+    (suite.path / "broken/conftest.py").write_text(conftest.format("", "raise LookupError('no image today')"))
+    (suite.path / "state/conftest.py").write_text(conftest.format("sandbox_factory", """
+    with sandbox_factory() as sandbox:
+        sandbox.path("/etc/state").write_text("committed")
+        return sandbox.commit()
+"""))
+    test = "from pathlib import Path\nimport pytest\nfrom images import SECOND\n"
+    test += "system = Path('/etc/os-release').read_text\n"
+    first = "@pytest.mark.sandbox\ndef test_{}(): assert {}\n"
+    (suite.path / "first/test_a.py").write_text(test + first.format("override", "system() == 'ID=first\\n'") + (
+        "@pytest.mark.sandbox(image=SECOND)\ndef test_marker_wins(): assert system() == 'ID=second\\n'\n"
+        "def test_outside(): assert 'ID=first' not in system()\n"))
+    (suite.path / "none/test_b.py").write_text(test + first.format("none", "'ID=first' not in system()"))
+    (suite.path / "broken/test_c.py").write_text(test + first.format("broken", "True"))
+    (suite.path / "state/test_d.py").write_text(test + first.format("state", "Path('/etc/state').exists()"))
+    result = run(suite, "first", "none", "broken", "state")
+    result.assert_outcomes(passed=5, errors=1)
+    result.stdout.fnmatch_lines(["*LookupError: no image today"])
+    (suite.path / "short/conftest.py").write_text(conftest.replace("session", "module").format("", "return FIRST"))
+    (suite.path / "short/test_e.py").write_text(test + first.format("short", "True"))
+    result = run(suite, "short")
+    result.stderr.fnmatch_lines(["*sandbox_image has scope 'module'*Give it scope='session'*"])
