@@ -16,11 +16,13 @@ from .runtime import syscalls as sc
 from .runtime.children import ForkedChild
 from .runtime.entering import go_to
 from .runtime.running import Running
+from .runtime.tracing import now
 from .spec import Endpoint, SandboxSpec, parse_options
 
 if TYPE_CHECKING:
     from .deadline import Deadline
     from .images import Image
+    from .runtime.tracing import Trace
     from .runtime.zygote import Inside, RemoteChild, Zygote
     from .sandbox import Sandbox
 
@@ -115,7 +117,10 @@ class Lifetime:
                 raise SandboxClosedError("this sandbox is closed", remedy="Make a new Sandbox; to start afresh, use "
                                                                           "reset() instead of close().")
             if self._running is None:
+                began = now()
                 running = _take(self._spec_now())
+                if running.trace is not None:
+                    running.trace.add("pytest", "have it", began)
                 if self.spec.network not in ("none", "host"):
                     self._connect(running)
                 self._running = running
@@ -153,6 +158,11 @@ class Lifetime:
     def runs(self) -> bool:
         """Whether it has been started and not been closed."""
         return self._running is not None and not self._closed
+
+    @property
+    def trace(self) -> Trace | None:
+        """Where its time goes, if somebody wants to know (:mod:`.runtime.tracing`)."""
+        return self._running.trace if self._running is not None else None
 
     def _spec_now(self) -> SandboxSpec:
         return self.spec if self._onward is None else replace(self.spec, image=self._onward)

@@ -24,6 +24,7 @@ from .runtime.entering import inside
 from .runtime.launch import shutdown
 from .runtime.plan import user_ids
 from .runtime.running import Running
+from .runtime.tracing import now
 from .spec import network_kind, parse_options
 
 if TYPE_CHECKING:
@@ -186,6 +187,7 @@ class Sandbox(Lifetime):
         from .limits import Watch, exceeded
         from .process import OUTPUT_LIMIT, Result
         running = self._ready()
+        began = now() if running.trace is not None else 0
         with Watch(running) as watch:
             process = self.popen(args, stdin=None if input is None else subprocess.PIPE, env=env, cwd=cwd, user=user,
                                  text=text)
@@ -204,6 +206,8 @@ class Sandbox(Lifetime):
                     raise
                 out, err, truncated = process.output()
             assert process.returncode is not None
+            if running.trace is not None:
+                running.trace.add("run", process.args[0], began)
             self._in_time()
             error = exceeded(running)
             result = Result(process.args, process.returncode, out, err, timed_out=timed_out, truncated=truncated,

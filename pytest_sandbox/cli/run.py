@@ -33,6 +33,7 @@ def register(commands: Any) -> None:
         one.add_argument("--timeout", type=float, metavar="SECONDS")
         one.add_argument("--commit", metavar="NAME", help="keep what was changed, as an image of that name")
         one.add_argument("--changes", action="store_true", help="say afterwards what was changed")
+        one.add_argument("--trace", action="store_true", help="say afterwards how long each step of the sandbox took")
         one.add_argument("image", nargs="?", default="host", metavar="IMAGE", help="default: host" + (
             "; or the id of a kept test, or a file from export" if name == "shell" else ""))
         if name == "run":
@@ -127,8 +128,11 @@ def _go(given: argparse.Namespace, command: list[str], options: dict[str, Any] |
     import subprocess
 
     from pytest_sandbox import Sandbox, planning
+    from pytest_sandbox.runtime import tracing
 
     _settle()
+    if given.trace:
+        tracing.enable()
     with Sandbox(**(options if options is not None else _options(given))) as sandbox:
         if not command and planning.is_host(sandbox.spec.image):
             print("pytest-sandbox: give a command after --", file=sys.stderr)
@@ -149,4 +153,10 @@ def _go(given: argparse.Namespace, command: list[str], options: dict[str, Any] |
                 print(f"{one.kind:9} {one.path}", file=sys.stderr)
         if given.commit:
             print(f"committed as {sandbox.commit(given.commit).base}", file=sys.stderr)
+    if given.trace:
+        from pytest_sandbox.report import trace
+        from pytest_sandbox.runtime import launch
+
+        launch.finish_traces()
+        print("\n".join(trace.table(tracing.traced())), file=sys.stderr)
     return status if status >= 0 else 128 - status

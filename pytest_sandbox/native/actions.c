@@ -20,6 +20,7 @@
 #define LARGEST_COPY (1 << 20)
 
 const char *failed_path;
+int shares_folder = -1;
 
 // The arguments of an action: what is not there, or null, is NULL, 0, or false.
 
@@ -320,6 +321,13 @@ static int act_pivot(const struct json *action)
     return 0;
 }
 
+static int act_shares(const struct json *action)
+{
+    (void)action;
+    shares_folder = open("sys/user", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    return 0;  // without it they stay at the host's
+}
+
 static int act_tree(const struct json *action)
 {
     const char *source = text_of(action, 1), *target = text_of(action, 2);
@@ -370,6 +378,7 @@ static const struct {
     {"mkdir", act_mkdir},
     {"mount", act_mount},
     {"pivot", act_pivot},
+    {"shares", act_shares},
     {"tree", act_tree},
 };
 #define COUNT (sizeof actions / sizeof *actions)

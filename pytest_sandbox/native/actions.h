@@ -8,6 +8,9 @@
 int perform(const struct json *action);
 extern const char *failed_path;
 
+// What the action "shares" has opened, or -1.
+extern int shares_folder;
+
 // Prints the names of all actions, a line each.
 void list_actions(void);
 

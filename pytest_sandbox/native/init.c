@@ -14,6 +14,7 @@
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
+#include <time.h>
 
 #include "actions.h"
 #include "calls.h"
@@ -51,6 +52,21 @@ _Noreturn static void fail(int control)
     _exit(1);
 }
 
+// When each step of the making was over, where somebody wants to know; see runtime/tracing.py.
+static struct text marks;
+static bool traced;
+
+static void mark(const char *what, int number)
+{
+    struct timespec now;
+
+    if (!traced)
+        return;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    text_add(&marks, "%s[\"%s\",%d,%lld]", marks.length > 0 ? "," : "", what, number,
+             (long long)now.tv_sec * 1000000000 + now.tv_nsec);
+}
+
 // The making.
 
 static int carry_out(const struct json *plan, const char *part)
@@ -59,10 +75,12 @@ static int carry_out(const struct json *plan, const char *part)
 
     failed_part = part;
     failed_step = 0;
-    for (const struct json *step = steps->first; step != NULL; step = step->next, failed_step++)
+    for (const struct json *step = steps->first; step != NULL; step = step->next, failed_step++) {
         for (const struct json *action = step->first; action != NULL; action = action->next)
             if (perform(action) < 0)
                 return -1;
+        mark(part, failed_step);
+    }
     failed_part = NULL;
     failed_path = NULL;
     return 0;
@@ -114,7 +132,7 @@ static void write_if_can(int at, const char *name, const char *text)
     close(fd);
 }
 
-// See runtime/shares.py. `folder` is /proc/sys/user, opened before it was read-only, or -1.
+// See runtime/shares.py. `folder` is its /proc/sys/user, opened before it was read-only, or -1.
 static void take_shares(int folder, const struct json *plan)
 {
     const char *oom = json_member(plan, "oom")->text;
@@ -183,23 +201,42 @@ static int give_up_privileges(const struct json *plan)
     return *filter != '\0' ? filter_calls(filter) : 0;
 }
 
+// All at once; one by one where each is to be timed, the one that owns the others first.
+static int make_namespaces(int namespaces)
+{
+    static const int each[] = {CLONE_NEWUSER, CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWCGROUP, CLONE_NEWNET};
+
+    if (!traced)
+        return unshare(namespaces);
+    for (size_t i = 0; i < sizeof each / sizeof *each; i++) {
+        if ((namespaces & each[i]) == 0)
+            continue;
+        if (unshare(each[i]) < 0)
+            return -1;
+        mark("namespace", each[i]);
+    }
+    return 0;
+}
+
 // Returns a descriptor of the writable layer, or -1. The order is the one of runtime/init.py, and for its reasons.
 static int set_up(int sync, const struct json *plan)
 {
-    int scratch, shares = open("/host/proc/sys/user", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    int scratch;
 
-    if (shares < 0)
-        shares = open("/proc/sys/user", O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (carry_out(plan, "scratch") < 0)
         return -1;
     scratch = call_open_tree(AT_FDCWD, "/scratch", TREE_CLONE | TREE_CLOEXEC);
+    mark("tree", -1);
     if (scratch < 0 || carry_out(plan, "mounts") < 0)
         return -1;
-    if (unshare((int)json_member(plan, "namespaces")->number) < 0 || map_ids(sync, plan) < 0)
+    if (make_namespaces((int)json_member(plan, "namespaces")->number) < 0 || map_ids(sync, plan) < 0)
         return -1;
-    take_shares(shares, plan);
+    mark("ids", -1);
+    take_shares(shares_folder, plan);
+    mark("shares", -1);
     if (carry_out(plan, "inside") < 0 || give_up_privileges(plan) < 0)
         return -1;
+    mark("privileges", -1);
     return scratch;
 }
 
@@ -227,11 +264,21 @@ static int tell_ready(const struct given *given, int scratch)
     if (fds[0] < 0 || fds[1] < 0)
         return -1;
     memcpy(fds + 3, given->stays, (size_t)given->join_count * sizeof(int));
-    text_add(&text, "{\"ready\":true}");
+    text_add(&text, "{\"ready\":true");
+    if (traced) {
+        mark("ready", -1);
+        text_add(&text, ",\"trace\":[%s]", marks.bytes);
+        free(marks.bytes);
+    }
+    text_add(&text, "}");
     result = send_text(given->control, &text, fds, 3 + given->join_count, 0);
     free(text.bytes);
-    for (int i = 0; i < 3 + given->join_count; i++)
-        close(fds[i]);
+    // Not the writable layer: to let go of a detached mount takes a millisecond of whoever is the last to, and that
+    // shall be this process.
+    close(fds[0]);
+    close(fds[1]);
+    for (int i = 0; i < given->join_count; i++)
+        close(given->stays[i]);
     return result;
 }
 
@@ -415,11 +462,14 @@ _Noreturn void init_main(const struct given *given, const struct json *plan)
     const struct json *group = json_member(plan, "group");
     int scratch;
 
+    traced = given->traced;
+    mark("begin", -1);
     prctl(PR_SET_NAME, "sandbox-init", 0, 0, 0);
     if (group->kind == OBJECT && json_member(group, "version")->number == 1)  // else it was born there
         for (int i = 0; i < given->join_count; i++)
             if (write(given->joins[i], "0", 1) < 0)
                 fail(given->control);
+    mark("cgroup", -1);
     init.signals = watch_signals();
     scratch = set_up(given->sync, plan);
     if (init.signals < 0 || scratch < 0 || settle(given) < 0 || tell_ready(given, scratch) < 0)

@@ -11,6 +11,7 @@ struct given {
     int control, sync, lifeline;
     int joins[MOST_FDS], stays[MOST_FDS];
     int join_count;
+    bool traced;  // whether the caller wants to know how long each step takes
 };
 
 // Runs in the new process until the sandbox ends.

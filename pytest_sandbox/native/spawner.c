@@ -46,7 +46,7 @@ static const struct json *plan_of(const char *key)
     return NULL;
 }
 
-// {"make": KEY, "sync": bool, "into": bool, "moves": [bool, ...]} + [control, sync?, into?, joins..., stays...]: answered
+// {"make": KEY, "sync": bool, "into": bool, "moves": [bool, ...], "trace"?: N} + [control, sync?, into?, joins..., stays...]: answered
 // by {"pid": N} or {"errno": N}. There is a place in "moves" for each join, true where a stay of its own follows.
 static void make(int sock, int lifeline, struct message *message)
 {
@@ -55,6 +55,7 @@ static void make(int sock, int lifeline, struct message *message)
     struct text answer = {0};
     int place = 0, into = -1, pid;
 
+    given.traced = json_member(message->object, "trace") != NULL;
     given.control = message->fds[place++];
     if (json_member(message->object, "sync")->number)
         given.sync = message->fds[place++];

@@ -53,6 +53,10 @@ def pytest_configure(config: pytest.Config) -> None:
         from pytest_sandbox.runtime import selftest
 
         selftest.enable()
+    if (trace := config.getoption("sandbox_trace")) is not None and sys.platform == "linux":
+        from . import tracer
+
+        tracer.register(config, trace)
     most = config.getoption("sandbox_usage")
     if most is not None and not hasattr(config, "workerinput"):
         from .consumption import UsageSummary

@@ -168,7 +168,7 @@ class Conductor:
             pytest.fail(f"{item.nodeid} is to run in a sandbox, but a plugin sets it up without pytest's "
                         f"call_and_report, so it would run outside. Leave that plugin out, or run with --sandbox=off.",
                         pytrace=False)
-        run.attempt.set_up()
+        run.attempt.entry.set_up()
 
     def _teardown_exact(self, nextitem: pytest.Item | None) -> None:
         assert self.guest is not None, "only replaced inside"

@@ -71,6 +71,8 @@ def sandbox(request: pytest.FixtureRequest, sandbox_image: Any) -> Iterator[Sand
     if sandbox_image is not None and "image" not in marked_options(request.node):
         spec = make_spec({"image": sandbox_image}, spec)
     sandbox = start(request.config, extensions.changed(request.node, spec))
+    if sandbox.trace is not None:
+        sandbox.trace.used_by(request.node.nodeid)
     traffic.follow(request.config)
     yield sandbox
     from . import limits

@@ -101,6 +101,9 @@ class Guest:
         self._phase = self._due = "setup"  # where the test is, and what has yet to be reported
         self._left = False
         self._shipped: pytest.TestReport | None = None
+        if entering.entered is not None:
+            self._send(wire.encode(["entered", "setup", *entering.entered]))
+            entering.entered = None
 
     # A process that serves several tests.
 

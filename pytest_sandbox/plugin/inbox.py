@@ -71,6 +71,7 @@ class Inbox:
         self.debugging = False
         self.wanted: Wanted | None = None
         self.coverage: Any = None
+        self.entered: tuple[int, int] | None = None  # when its process entered the sandbox, where that is traced
         self.ending: BaseException | None = None
         self._shared = shared
         self._decoder = wire.Decoder()
@@ -180,6 +181,9 @@ class Inbox:
         if kind == "coverage":
             self.coverage = message[2]
             return
+        if kind == "entered":
+            self.entered = _time(message[2]), _time(message[3])
+            return
         if kind == "shown":
             if message[1] in self.phases and (report := self.phases[message[1]].report) is not None:
                 report._pdbshown = True  # type: ignore[attr-defined]
@@ -227,6 +231,12 @@ class Inbox:
             phase = self.phases.get(name[7:])
             return phase.report if phase is not None else None
         return self._shared(self.item).get(name)
+
+
+def _time(value: object) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 63:
+        raise SandboxProtocolError(f"the sandboxed test said {str(value)[:100]!r} for a time")
+    return value
 
 
 def _number(value: object) -> int:

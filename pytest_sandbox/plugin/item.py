@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from . import reporting
-from .attempt import Attempt, Over
+from .attempt import Attempt
+from .entering import Over
+from .entering_abroad import EntryAbroad
 
 if TYPE_CHECKING:
     from pytest_sandbox.spec import SandboxSpec
@@ -52,23 +54,23 @@ class ItemRun:
         attempt = self.attempt
         assert attempt is not None, "setup comes first"
         if attempt.forked and conductor.guest is None:
-            if (delivered := attempt.deliver(when, log, kwds.get("nextitem"))) is not None:
+            if (delivered := attempt.delivery.of_phase(when, log, kwds.get("nextitem"))) is not None:
                 return delivered
             self._catch_up(original)
         shared = None
         if when == "teardown" and conductor.guest is None and self.group is not None:
-            shared = attempt.leave_group(kwds.get("nextitem"))
+            shared = attempt.delivery.leave_group(kwds.get("nextitem"))
         try:
             if conductor.guest is not None:
                 conductor.guest.hears_interrupts()
-            if when != "call" and self.party is not None and conductor.guest is None:
-                report = attempt.call_abroad(log) if when == "setup" else attempt.end_abroad(log, kwds.get("nextitem"))
+            if when != "call" and isinstance(attempt.entry, EntryAbroad) and conductor.guest is None:
+                report = attempt.entry.call_and_report(when, log, kwds.get("nextitem"))
             else:
                 report = original(self.item, when, log and shared is None, **kwds)
             if conductor.guest is not None:
                 conductor.guest.reported(when, report, kwds.get("nextitem"))
         except Over:
-            return attempt.delivered(when, log)
+            return attempt.delivery.of_setup(when, log)
         except (pytest.exit.Exception, KeyboardInterrupt) as error:
             if conductor.guest is not None:
                 conductor.guest.left_by(error)
@@ -78,7 +80,7 @@ class ItemRun:
                 conductor.guest.broke()
             raise
         if attempt.forked and conductor.guest is None:
-            return attempt.delivered(when, log)  # a hook around the set-up did not let ``Over`` pass
+            return attempt.delivery.of_setup(when, log)  # a hook around the set-up did not let ``Over`` pass
         if shared is not None:
             report = reporting.both(report, shared)
             if log:

@@ -78,6 +78,9 @@ def add_options(parser: pytest.Parser) -> None:
                                                "for all), and put what each test used in its report.")
     group.addoption("--sandbox-report", metavar="PATH", default=None, dest="sandbox_report",
                     help="Write what the sandboxes of this run used and how their tests ended to PATH: .html or .json.")
+    group.addoption("--sandbox-trace", metavar="PATH", nargs="?", type=_trace, const=True, default=None,
+                    dest="sandbox_trace", help="Show how long each step of the sandboxes took, from helper to end, and "
+                                               "write it to PATH, a .json file for ui.perfetto.dev.")
     group.addoption("--sandbox-keep", choices=KEEP, default=None, dest="sandbox_keep",
                     help="Keep the sandboxes of failed tests, or of all, to be opened afterwards with 'pytest-sandbox "
                          "shell', run again with 'replay', or taken elsewhere with 'export' (default: none).")
@@ -117,6 +120,13 @@ def _count(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"a number of tests, not {text!r}: write --sandbox-usage=10, or put it last")
     return int(text)
+
+
+def _trace(text: str) -> str:
+    if not text.endswith(".json"):
+        raise argparse.ArgumentTypeError(
+            f"a file that ends in .json, not {text!r}: write --sandbox-trace=trace.json, or put it last")
+    return text
 
 
 def chosen(config: pytest.Config, dest: str, ini: str, allowed: tuple[str, ...]) -> str:

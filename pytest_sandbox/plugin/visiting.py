@@ -37,9 +37,9 @@ _PLAIN: dict[str, Any] = {
     "stepwise": False, "stepwise_skip": False, "stepwise_reset": False, "cacheclear": False, "maxfail": 0,
     "collectonly": False, "numprocesses": None, "dist": "no", "tx": [], "basetemp": None, "strict_config": False,
     "continue_on_collection_errors": True, "keepduplicates": False, "ignore": None, "ignore_glob": None,
-    "sandbox_keep": "none", "sandbox_report": None, "sandbox_usage": None, "sandbox_selftest": False,
-    "sandbox_replay": None, "xmlpath": None, "log_file": None, "htmlpath": None, "report_log": None, "pastebin": None,
-    "cov_source": [], "no_cov": True,
+    "sandbox_keep": "none", "sandbox_report": None, "sandbox_usage": None, "sandbox_trace": None,
+    "sandbox_selftest": False, "sandbox_replay": None, "xmlpath": None, "log_file": None, "htmlpath": None,
+    "report_log": None, "pastebin": None, "cov_source": [], "no_cov": True,
     "version": 0, "help": False, "showfixtures": False, "show_fixtures_per_test": False, "markers": False,
 }
 #: The longest text of one problem that is told.

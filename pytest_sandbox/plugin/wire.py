@@ -14,6 +14,8 @@ kind and its fields. The kinds, and the order in which a test that ends normally
     ["exit", phase, type, text, returncode, place]         pytest.exit() or KeyboardInterrupt left the phase, at place;
                                                            "over" if the last was reported
     ["broken", phase, text]                                pytest itself failed in there; text is the traceback
+    ["entered", "setup", began, ended]                     where it is traced: when the process entered its sandbox, in
+                                                           nanoseconds of the monotonic clock
     ["coverage", "teardown", {data}]                       what was measured in there
     ["done"]                                               the last one
     ["waits"]                                              instead of "done": the process waits for its next test
@@ -50,8 +52,8 @@ DEPTH_LIMIT = 40
 #: And a whole message than this: each level of a value may take two, and a report has some of its own.
 LEVELS_LIMIT = 100
 
-KINDS = {"report": 5, "shown": 2, "debugger": 4, "fixture": 6, "exit": 6, "broken": 3, "coverage": 3, "done": 1,
-         "waits": 1}
+KINDS = {"report": 5, "shown": 2, "debugger": 4, "fixture": 6, "exit": 6, "broken": 3, "coverage": 3, "entered": 4,
+         "done": 1, "waits": 1}
 PHASES = ("setup", "call", "teardown")
 
 _encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode

@@ -181,6 +181,22 @@ def seed(layer: str, path: str) -> None:
     copy_layer(layer, path)
 
 
+#: What :func:`shares` has opened.
+shares_folder = -1
+
+
+def shares() -> None:
+    """Opens sys/user below the working directory, for as long as the making lasts.
+
+    Not that of another /proc: there, each lookup goes through the entries of all user namespaces that have any.
+    """
+    global shares_folder
+    try:
+        shares_folder = os.open("sys/user", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        shares_folder = -1
+
+
 ACTIONS: dict[str, Callable[..., object]] = {
     "attributes": attributes,
     "chdir": os.chdir,
@@ -200,6 +216,7 @@ ACTIONS: dict[str, Callable[..., object]] = {
     "mount": sc.mount,
     "pivot": pivot,
     "seed": seed,
+    "shares": shares,
     "tree": tree,
 }
 #: What the compiled init can do.

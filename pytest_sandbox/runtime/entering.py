@@ -18,6 +18,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
 
 from . import syscalls as sc
+from . import tracing
 from .init import become, limit_tasks
 from .shares import come_first
 
@@ -39,6 +40,8 @@ Folders = list[tuple[int, str]]
 
 #: The sandboxes of this process.
 everyone: weakref.WeakSet[Running] = weakref.WeakSet()
+#: In a fork that has entered a sandbox and is traced: when it began to, and when it was there.
+entered: tuple[int, int] | None = None
 _inside = False
 _near = False
 
@@ -148,7 +151,8 @@ def fork_twice(running: Running, ids: tuple[int, int], folders: Folders) -> tupl
 
 def _join(running: Running, namespaces: int, ids: tuple[int, int], folders: Folders) -> None:
     """In the child: enters what it is not in yet, takes on its identity and gives up everything else."""
-    global _inside
+    global _inside, entered
+    began = tracing.now() if tracing.recorder is not None else 0
     try:
         if running.group is not None:
             running.group.join()
@@ -175,6 +179,8 @@ def _join(running: Running, namespaces: int, ids: tuple[int, int], folders: Fold
         if running.plan.body["seccomp"]:
             sc.seccomp(bytes.fromhex(running.plan.body["seccomp"]))
         _reopen(folders)
+        if began:
+            entered = began, tracing.now()
     except BaseException as error:  # noqa: BLE001 - half inside, nothing of the caller's may go on
         give_up(error)
 

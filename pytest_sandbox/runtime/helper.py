@@ -18,6 +18,7 @@ import sys
 from . import cgroup_make, init, mounts, netns, own, protocol, relay, spawner
 from . import syscalls as sc
 from .init import stand_back, step_forward
+from .tracing import Marks
 
 TYPE_CHECKING = False  # as typing's, whose import the helper's heap can do without
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def main() -> None:
     (:data:`.spawner.VARIABLE`), and the commands that map subordinate ids, if these are wanted.
     """
     stand_back()
+    os.umask(0o022)  # what is made inside does not depend on who starts the sandbox, nor on when the helper was started
     gc.disable()  # a collection writes to every object, so that each sandbox would copy the whole heap
     argv = sys.argv[1:]
     sock = socket.socket(fileno=int(argv[0]))
@@ -160,6 +162,8 @@ class _Helper:
         self.users: dict[int, str] = {}  # by the pid of an init: the layers that its sandbox stands on
         self.groups = cgroup_make.Groups()
         self.spawner: spawner.Spawner | None = None
+        self.tracer: socket.socket | None = None  # to the caller, if it wants to know how long each step takes
+        self.traced: dict[int, int] = {}  # by the pid of an init: the number of its trace
         self.guest, self.guest_status = 0, -1
         self.forsaken = True  # unless the caller says goodbye
         self.waiting: dict[int, tuple[socket.socket, int, dict[str, Any]]] = {}  # inits that wait for their id maps
@@ -223,7 +227,12 @@ class _Helper:
                 self.users.pop(pid, None)
                 if pid == self.guest:
                     self.tell_of_guest(status)
+                number = self.traced.pop(pid, -1)
+                marks = Marks("reaped") if number >= 0 else None
                 self.unwatch(self.groups.ended(pid))
+                if marks is not None:
+                    marks("removed")
+                    self.trace(number, marks)
         except ChildProcessError:
             pass
 
@@ -240,13 +249,16 @@ class _Helper:
         elif "make" in message:
             control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fds[0])  # else it asks for these
             try:
-                self.make(message["make"], control, message.get("group"))
+                self.make(message["make"], control, message.get("group"), message.get("trace", -1))
             except mounts.StepFailed as failure:
                 self.tell(control, failure.step, failure.errno, failure.path)
             except OSError as error:
                 self.tell(control, ["clone3"], error.errno, error.filename)
             finally:
                 control.close()
+        elif "trace" in message:
+            self.tracer = socket.socket(fileno=fds[0])
+            self.tracer.setblocking(False)
         elif "place" in message:
             self.groups.places.add(message["place"])
         elif "watch" in message:
@@ -309,20 +321,30 @@ class _Helper:
         except OSError:
             pass  # whoever asked has gone
 
-    def make(self, key: str, control: socket.socket, name: str | None) -> None:
+    def make(self, key: str, control: socket.socket, name: str | None, number: int) -> None:
+        marks = Marks() if number >= 0 else None
         body = self.plans[key]
         if body["layers"] not in self.ready:
             self.prepare(body)
+            if marks is not None:
+                marks("layers")
         self.ready[body["layers"]] = self.ready.pop(body["layers"])  # now the last that was wanted
         group = self.group(body["group"], name) if name is not None else None
+        if marks is not None:
+            marks("group")
         ours, theirs = socket.socketpair() if self.writes_maps else (None, None)
         try:
-            pid = self.spawn(key, control, theirs, group) or self.fork(body, control, (ours, theirs), group)
+            pid = self.spawn(key, control, theirs, group, number >= 0) or self.fork(
+                body, control, (ours, theirs), group, number >= 0)
         except OSError:
             if name is not None:
                 self.groups.abandon(name)
             raise
         self.users[pid] = body["layers"]
+        if marks is not None:
+            marks("spawn")
+            self.traced[pid] = number
+            self.trace(number, marks)
         if group is not None:
             self.groups.started(group, pid)
             if group.event >= 0:
@@ -331,6 +353,14 @@ class _Helper:
             theirs.close()
             self.waiting[ours.fileno()] = (ours, pid, body)
             self.poll.register(ours, select.POLLIN)
+
+    def trace(self, number: int, marks: Marks) -> None:
+        """Tells the caller how long something took. Never waits: what it has no room for is lost."""
+        if self.tracer is not None:
+            try:
+                protocol.send(self.tracer, {"trace": number, "marks": marks.made})
+            except OSError:
+                pass
 
     def prepare(self, body: dict[str, Any]) -> None:
         """Makes the layers of our own that sandboxes of a plan stand on."""
@@ -356,32 +386,35 @@ class _Helper:
         return False
 
     def spawn(self, key: str, control: socket.socket, sync: socket.socket | None,
-              group: cgroup_make.Made | None) -> int:
+              group: cgroup_make.Made | None, traced: bool) -> int:
         """Has the spawner start the first process of a sandbox; 0 where that is for :meth:`fork` to do."""
         if self.spawner is None:
             return 0
         try:
             return self.spawner.make(key, self.plans[key], control.fileno(), None if sync is None else sync.fileno(),
-                                     group)
+                                     group, traced)
         except spawner.Lost:
             self.spawner.close()
             self.spawner = None
             return 0
 
     def fork(self, body: dict[str, Any], control: socket.socket,
-             syncs: tuple[socket.socket | None, socket.socket | None], group: cgroup_make.Made | None) -> int:
+             syncs: tuple[socket.socket | None, socket.socket | None], group: cgroup_make.Made | None,
+             traced: bool) -> int:
         """The same by a fork of the helper itself."""
         pid = sc.clone3(sc.CLONE_NEWPID | sc.CLONE_NEWNS, into=-1 if group is None else group.into)
         if pid == 0:
             self.sock.close()
             if self.spawner is not None:
                 self.spawner.close()
+            if self.tracer is not None:
+                self.tracer.close()
             self.groups.leave()
             for ours in (syncs[0], *(one for one, _, _ in self.waiting.values())):
                 if ours is not None:
                     ours.close()
             init.main(control, syncs[1], self.lifeline, body, [] if group is None else group.joins,
-                      [] if group is None else group.stays)
+                      [] if group is None else group.stays, traced)
         return pid
 
     def board(self, message: protocol.Message, fds: list[int]) -> None:

@@ -14,9 +14,10 @@ import select
 import socket
 import stat
 
-from . import protocol
+from . import actions, protocol
 from . import syscalls as sc
 from .mounts import StepFailed, carry_out
+from .tracing import NAMESPACES, Marks
 
 TYPE_CHECKING = False  # as typing's, whose import the helper's heap can do without
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _FORWARDED = (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP, _signal.SIGQUIT, 
 
 
 def main(control: socket.socket, sync: socket.socket | None, lifeline: int, body: dict[str, Any],
-         joins: list[int], stays: list[int]) -> None:
+         joins: list[int], stays: list[int], traced: bool = False) -> None:
     """Runs in the new process until the sandbox ends; never returns.
 
     :param control: this sandbox's socket; its other end is the caller's.
@@ -36,20 +37,28 @@ def main(control: socket.socket, sync: socket.socket | None, lifeline: int, body
     :param body: the encoded plan.
     :param joins: the files by which a process enters this sandbox's cgroups, in which its cgroup namespace begins.
     :param stays: the files by which it enters those that it then stays in; the caller gets them, for its forks.
+    :param traced: whether the caller wants to know how long each step takes.
     """
+    marks = Marks() if traced else None
     try:
         if body["group"] is not None and body["group"]["version"] == 1:  # else it was born there
             for fd in joins:
                 os.write(fd, b"0")
-        scratch = _set_up(sync, body)
+        if marks is not None:
+            marks("cgroup")
+        scratch = _set_up(sync, body, marks)
         for join, stay in zip(joins, stays, strict=True):
             if stay != join:
                 os.write(stay, b"0")
                 os.close(join)
         root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         pidfd = sc.pidfd_open(os.getpid())
-        protocol.send(control, {"ready": True}, (pidfd, root, scratch, *stays))
-        for fd in (pidfd, root, scratch, *stays):
+        ready: protocol.Message = {"ready": True}
+        if marks is not None:
+            marks("ready")
+            ready["trace"] = marks.made
+        protocol.send(control, ready, (pidfd, root, scratch, *stays))
+        for fd in (pidfd, root, *stays):  # not the writable layer: the last to let go of a detached mount waits for it
             os.close(fd)
         _Init(control, lifeline).serve()
     except StepFailed as failure:
@@ -70,18 +79,25 @@ def say(control: socket.socket, message: protocol.Message) -> None:
         pass  # the caller has gone, and so shall we
 
 
-def _set_up(sync: socket.socket | None, body: dict[str, Any]) -> int:
+def _set_up(sync: socket.socket | None, body: dict[str, Any], marks: Marks | None) -> int:
     """The sandbox's making, in the one order that works. Returns a descriptor of the writable layer."""
     # Mounts first, while the host's tree may still be used as a lower layer: the kernel refuses an overlay of a
     # directory with mounts below it once a user namespace has locked those.
-    shares = _open_shares()
-    carry_out(body["scratch"])
+    carry_out(body["scratch"], marks, "scratch")
     # A detached copy of the mount, for the caller: with it a commit can keep the layer when all of this has ended.
     scratch = sc.open_tree(sc.AT_FDCWD, "/scratch", sc.OPEN_TREE_CLONE | sc.OPEN_TREE_CLOEXEC)
-    carry_out(body["mounts"])
+    if marks is not None:
+        marks("tree")
+    carry_out(body["mounts"], marks, "mounts")
     # The user namespace second: it owns the network, ipc and uts namespaces made with it, and the copy of the mount
     # namespace, in which every mount made so far is locked.
-    sc.unshare(body["namespaces"])
+    if marks is None:
+        sc.unshare(body["namespaces"])
+    else:  # each by itself, to be timed
+        for flag in NAMESPACES:
+            if body["namespaces"] & flag:
+                sc.unshare(flag)
+                marks("namespace", flag)
     if sync is not None:
         sync.send(b"m")
         if sync.recv(1) != b"m":
@@ -89,8 +105,12 @@ def _set_up(sync: socket.socket | None, body: dict[str, Any]) -> int:
         sync.close()
     else:
         _write_maps(body["uid_map"], body["gid_map"])
-    _take_shares(shares, body)
-    carry_out(body["inside"])
+    if marks is not None:
+        marks("ids")
+    _take_shares(actions.shares_folder, body)
+    if marks is not None:
+        marks("shares")
+    carry_out(body["inside"], marks, "inside")
     if body["nproc"] is not None:
         limit_tasks(body["nproc"])  # only now: it counts in the user namespace that we are in
     # Privileges last: all of the above needs them. A set of uid 0 loses on exec what is not in the bounding set.
@@ -103,21 +123,13 @@ def _set_up(sync: socket.socket | None, body: dict[str, Any]) -> int:
         sc.prctl(sc.PR_SET_DUMPABLE, 0)
     if body["seccomp"]:
         sc.seccomp(bytes.fromhex(body["seccomp"]))
+    if marks is not None:
+        marks("privileges")
     return scratch
 
 
-def _open_shares() -> int:
-    """/proc/sys/user, before it is read-only; what is opened below it is that of the user namespace one is in then."""
-    for path in ("/host/proc/sys/user", "/proc/sys/user"):
-        try:
-            return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError:
-            continue
-    return -1
-
-
 def _take_shares(folder: int, body: dict[str, Any]) -> None:
-    """See ``shares``. Where the host's own /proc/sys is read-only, as in most containers, it stays at the host's."""
+    """See ``shares``. ``folder``: /proc/sys/user; what is opened below it is that of the user namespace one is in."""
     files = [*([name, text] for name, text in body["counts"] if folder >= 0)]
     if body["oom"]:
         files.append(["/proc/self/oom_score_adj", body["oom"]])

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from ..errors import SandboxClosedError, SandboxError, SandboxStartError
-from . import cgroups, entering, frozen, protocol, spawner
+from . import cgroups, entering, frozen, protocol, spawner, tracing
 from . import syscalls as sc
 from .hierarchies import announce
 from .plan import Host, Plan
@@ -53,6 +53,8 @@ class Supervisor:
         self.made: weakref.WeakSet[Running] = weakref.WeakSet()
         self.pidfd = -1
         self.lost = False
+        self.tracer: socket.socket | None = None  # from the helper
+        self.traced: dict[int, Plan] = {}  # by the number of the trace
         self.sock, theirs = protocol.pair()
         package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
         code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from pytest_sandbox.runtime.helper import main; main()"
@@ -119,6 +121,9 @@ class Supervisor:
                 message["group"] = cgroups.next_name()
                 group = cgroups.host_control().group(layout, message["group"])
                 group.tell = self.tell
+            trace = self._trace(plan)
+            if trace is not None:
+                message["trace"] = trace.number
             try:
                 with theirs:
                     if plan.key not in self.told:
@@ -133,8 +138,49 @@ class Supervisor:
                 raise SandboxClosedError("the helper process of the sandboxes has ended", why=error.strerror) from error
             made = Running(ours, plan, self.host, group)
             made.tell = self.tell
+            if trace is not None:
+                made.trace = trace
+                trace.add("pytest", "ask for a sandbox", trace.asked)
             self.made.add(made)
             return made
+
+    def _trace(self, plan: Plan) -> tracing.Trace | None:
+        recorder = tracing.recorder
+        if recorder is None:
+            return None
+        if self.tracer is None:
+            self.tracer, theirs = protocol.pair()
+            self.tracer.setblocking(False)
+            with theirs:
+                self.tell({"trace": True}, (theirs.fileno(),))
+        self.hear_traces()
+        trace = recorder.begin()
+        self.traced[trace.number] = plan
+        return trace
+
+    def hear_traces(self) -> None:
+        """Takes in what the helper has said of how long its steps took."""
+        recorder, got = tracing.recorder, None
+        while self.tracer is not None and recorder is not None:
+            try:
+                got = protocol.receive(self.tracer)
+            except (OSError, protocol.BadMessage):
+                return
+            if got is None:
+                return
+            number = got[0]["trace"]
+            if number in self.traced:
+                recorder.heard(number, got[0]["marks"], self.traced[number].body)
+
+    def await_traces(self, seconds: float) -> None:
+        """The same for the ends of all that was let go: waits for these, no longer than so many seconds."""
+        recorder, until = tracing.recorder, time.monotonic() + seconds
+        while recorder is not None:
+            self.hear_traces()
+            if all(trace.over for number in self.traced if (trace := recorder.traces[number]).let_go):
+                return
+            if self.tracer is None or not wait_readable(self.tracer.fileno(), until - time.monotonic()):
+                return
 
     def freeze(self, key: str) -> None:
         """Hands a frozen layer to the helper."""
@@ -262,6 +308,9 @@ class Supervisor:
             for one in [*self.made]:
                 one.reap()
             self.clear()
+            self.hear_traces()
+            if self.tracer is not None:
+                self.tracer.close()
             self.tell({"bye": True})
             with suppress(OSError):
                 self.sock.shutdown(socket.SHUT_RDWR)  # to close it is not enough while a fork of ours has a copy
@@ -275,6 +324,8 @@ class Supervisor:
     def forget(self) -> None:
         """In a fork of the caller: closes our copies, so that nothing of the caller's lives on in the child."""
         self.sock.close()
+        if self.tracer is not None:
+            self.tracer.close()
         if self.pidfd >= 0:
             os.close(self.pidfd)
         self.pidfd = -1
@@ -374,6 +425,15 @@ def _thaw_all() -> None:
             if one is not None and one.pid == os.getpid():
                 one.thaw(key)
         frozen.release(key)
+
+
+def finish_traces() -> None:
+    """Ends what was made ahead, and takes in what there is to say of the sandboxes that were let go."""
+    with _lock:
+        for one in (*_retired, _builder, _supervisor):
+            if one is not None and one.pid == os.getpid() and one.tracer is not None:
+                one.clear()
+                one.await_traces(2)
 
 
 def take(plan: Plan) -> Running:

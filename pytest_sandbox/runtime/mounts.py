@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .actions import Action
+    from .tracing import Marks
 
 NODES = ("null", "zero", "full", "random", "urandom", "tty")
 HOST = "/host"
@@ -60,17 +61,20 @@ def prepare(steps: list[list[Any]]) -> None:
             raise _failed(step, error) from error
 
 
-def carry_out(steps: list[list[Any]]) -> None:
+def carry_out(steps: list[list[Any]], marks: Marks | None = None, part: str = "") -> None:
     """Performs the operations of a sandbox in their order.
 
+    :param marks: gets one after each, named ``part``.
     :raises StepFailed: at the first one that fails.
     """
-    for step in steps:
+    for number, step in enumerate(steps):
         try:
             for action in actions_of(step):
                 perform(action)
         except OSError as error:
             raise _failed(step, error) from error
+        if marks is not None:
+            marks(part, number)
 
 
 def _failed(step: list[Any], error: OSError) -> StepFailed:
@@ -144,7 +148,8 @@ def overlay(number: int, target: str, lowers: list[str], short: str | None, like
 def proc(masked: list[str], read_only: list[str], options: str | None = None) -> list[Action]:
     """A fresh /proc of the sandbox's own processes, without the entries that reach the whole machine."""
     flags = sc.MS_NOSUID | sc.MS_NODEV | sc.MS_NOEXEC
-    acts: list[Action] = [["enter", "/proc"], ["mount", "proc", ".", "proc", flags, options], ["enter", "/proc"]]
+    acts: list[Action] = [["enter", "/proc"], ["mount", "proc", ".", "proc", flags, options], ["enter", "/proc"],
+                          ["shares"]]  # which are written when there is a user namespace, and this is read-only
     acts += [["mask", path] for path in masked]
     for path in read_only:
         acts.append(["mount", path, path, None, sc.MS_BIND, None])

@@ -10,9 +10,11 @@ caller -> helper        ``{"plan": KEY, "body": {...}}``    a plan, told once
                         ``{"make": KEY}`` + [control]       make a sandbox by it; init answers on ``control``
                         ``{"net": {...}}`` + [channel, namespace?]  see :func:`.netns.serve`; answered on the channel
                             by ``{"net": COUNT}`` + descriptors, or ``{"errno": N, "path": P}``
+                        ``{"trace": true}`` + [channel]     tell there how long steps take, of sandboxes that are made
+                            with ``"trace": NUMBER``: ``{"trace": NUMBER, "marks": [...]}``, see :mod:`.tracing`
                         ``{"relay": [HOST, PORT]}`` + [lifeline, listener, pidfd]  see :func:`.relay.relay`
                         ``{"outbound": {...}}`` + [lifeline, pidfd, dns_tcp, dns_udp, packets, *listeners]
-init -> caller          ``{"ready": true}`` + [pidfd, root, scratch]
+init -> caller          ``{"ready": true}`` + [pidfd, root, scratch]; and ``"trace": [...]`` where it is traced
                         ``{"failed": {"step", "errno", "path"}}``
 caller -> init          ``{"spawn": {...}}`` + [stdin, stdout, stderr, channel]
                         ``{"kill": SIGNAL}``                every process but init

@@ -24,6 +24,7 @@ from .children import ForkedChild
 from .entering import Folders, everyone, fork_once, fork_twice, open_folders
 from .plan import Host, Plan, describe, tmpfs_limits
 from .protocol import wait_readable
+from .tracing import Trace, now
 
 #: What the kernel says when the other end of a socket has gone.
 GONE = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)
@@ -60,6 +61,7 @@ class Running:
         self.control, self.plan, self.host, self.group = control, plan, host, group
         self.takes_one_fork = host.privileged  # to go into; else two
         self.tell: Callable[[protocol.Message, tuple[int, ...]], bool] = lambda message, fds: False  # to the helper
+        self.trace: Trace | None = None
         self.began = time.monotonic()
         self.spent = [0.0, 0.0, 0, 0]  # by forks that have ended: user and system seconds, blocks read and written
         self.owner = os.getpid()
@@ -96,6 +98,7 @@ class Running:
         """
         if self.pidfd >= 0:
             return
+        began = now() if self.trace is not None else 0
         try:
             got = protocol.receive(self.control)
         except (OSError, protocol.BadMessage) as error:
@@ -115,6 +118,9 @@ class Running:
                 failed["step"] = self.plan.body[failed["part"]][failed["number"]]
             raise start_error(failed)
         self.pidfd, self.root, self.scratch = fds[:3]
+        if self.trace is not None:
+            self.trace.add("pytest", "wait for it", began)
+            self.trace.add_marks("init", message.get("trace", []), self.plan.body)
         if self.group is not None:
             self.group.join_fds = fds[3:]
 
@@ -215,7 +221,10 @@ class Running:
             return self._fork(ids, folders)
 
     def _fork(self, ids: tuple[int, int], folders: Folders) -> ForkedChild | None:
+        began = now() if self.trace is not None else 0
         pid, status = (fork_once(self, ids, folders), -1) if self.takes_one_fork else fork_twice(self, ids, folders)
+        if self.trace is not None and pid:
+            self.trace.add("fork", "by pytest, into the sandbox's namespaces", began)
         return ForkedChild(pid, self, status) if pid else None
 
     def check_there(self, error: OSError | None) -> None:
@@ -257,6 +266,8 @@ class Running:
         if self.owner != os.getpid():
             self.forget()  # a fork of the owner: not ours to end
             return
+        if self.trace is not None and not self.trace.let_go:
+            self.trace.let_go = now()
         for function in self.when_leaving:
             function()
         self.when_leaving.clear()
@@ -277,6 +288,8 @@ class Running:
         for relay in self.relays:
             with suppress(OSError):
                 relay.shutdown(socket.SHUT_WR)
+        if self.trace is not None and self.trace.let_go:
+            self.trace.add("pytest", "let go of it", self.trace.let_go)
 
     def gone(self) -> bool:
         """After :meth:`let_go`: as :meth:`wait_gone` if that need not wait, else False."""

@@ -57,7 +57,8 @@ class Spawner:
         os.close(program)
         theirs.close()
 
-    def make(self, key: str, body: dict[str, Any], control: int, sync: int | None, group: Made | None) -> int:
+    def make(self, key: str, body: dict[str, Any], control: int, sync: int | None, group: Made | None,
+             traced: bool = False) -> int:
         """Starts an init, a child of the helper; returns its process id, or 0 where it must be made of Python.
 
         :raises Lost: when there is no spawner any more.
@@ -75,8 +76,10 @@ class Spawner:
             moves = [stay != join for join, stay in zip(joins, stays, strict=True)]
             fds = [control, *([] if sync is None else [sync]), *([] if into < 0 else [into]), *joins,
                    *(stay for stay, moved in zip(stays, moves, strict=True) if moved)]
-            protocol.send(self.sock, {"make": key, "sync": sync is not None, "into": into >= 0, "moves": moves},
-                          tuple(fds))
+            order: protocol.Message = {"make": key, "sync": sync is not None, "into": into >= 0, "moves": moves}
+            if traced:
+                order["trace"] = 1
+            protocol.send(self.sock, order, tuple(fds))
             got = protocol.receive(self.sock)
         except OSError as error:
             raise Lost from error

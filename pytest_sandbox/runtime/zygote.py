@@ -30,6 +30,7 @@ from .plan import Host, Plan
 from .prefault import Meeting, Pages
 from .protocol import wait_readable
 from .running import Running
+from .tracing import now
 
 #: How a child's end is told: its return code, user and system seconds, blocks read and written.
 END = struct.Struct("=iddqq")
@@ -46,6 +47,7 @@ class Zygote:
 
     def __init__(self, ready: Callable[[], Inside], plans: Mapping[str, Plan], host: Host) -> None:
         self.plans = dict(plans)
+        self.traced: list[int] = []  # of the last answer: when it was asked for, began and was forked
         self.sock, theirs = protocol.pair()
         lifeline = sc.pidfd_open(os.getpid())
         self.owner = os.getpid()
@@ -70,7 +72,10 @@ class Zygote:
         """
         reading, writing = os.pipe2(os.O_CLOEXEC)
         try:
-            protocol.send(self.sock, {"fork": into.plan.key, "ids": ids, "where": where, "env": env},
+            order: protocol.Message = {"fork": into.plan.key, "ids": ids, "where": where, "env": env}
+            if into.trace is not None:
+                order["trace"] = now()
+            protocol.send(self.sock, order,
                           (into.pidfd, writing, *descriptors, *(into.group.join_fds if into.group is not None else ())))
         except OSError as error:
             os.close(reading)
@@ -87,6 +92,7 @@ class Zygote:
             return None
         if got is None or len(got[1]) != 1:
             return None
+        self.traced = got[0].get("trace", [])
         return got[0]["pid"], got[1][0]
 
     def close(self) -> None:
@@ -118,6 +124,10 @@ class RemoteChild(ForkedChild):
             answer = zygote.answer()
             if answer is not None:
                 self.pid, self._pidfd = answer
+                if self._running.trace is not None and len(zygote.traced) == 3:
+                    asked, began, ended = zygote.traced
+                    self._running.trace.add("fork", "wait for the zygote", asked, began)
+                    self._running.trace.add("fork", "by the zygote, into the sandbox's namespaces", began, ended)
         return self._pidfd >= 0
 
     def is_alive(self) -> bool:
@@ -232,6 +242,7 @@ class _Zygote:
              said: protocol.Message) -> None:
         """Forks a child into a sandbox and says so, with ``said``."""
         meeting = Meeting() if self.pages is not None and self.pages.learns else None
+        began = now() if "trace" in order else 0
         try:
             child = self.enter(into, order)
         except (OSError, SandboxClosedError):
@@ -252,6 +263,8 @@ class _Zygote:
                 self.poll.register(meeting, select.POLLIN)
             self.children[child.fileno()] = child, status, into
             self.poll.register(child.fileno(), select.POLLIN)
+            if began:
+                said = {**said, "trace": [order["trace"], began, now()]}
             protocol.send(self.sock, {**said, "pid": child.pid}, (child.fileno(),))
         into.forget()
         protocol.close(descriptors)

@@ -217,4 +217,4 @@ def test_an_image_of_a_fixture(suite: pytest.Pytester) -> None:
     (suite.path / "short/conftest.py").write_text(conftest.replace("session", "module").format("", "return FIRST"))
     (suite.path / "short/test_e.py").write_text(test + first.format("short", "True"))
     result = run(suite, "short")
-    result.stderr.fnmatch_lines(["*sandbox_image has scope 'module'*Give it scope='session'*"])
+    result.stdout.fnmatch_lines(["*sandbox_image has scope 'module'*Give it scope='session'*"])

@@ -174,6 +174,26 @@ def test_signals_are_at_their_defaults(started: Sandbox) -> None:
         signal.signal(signal.SIGUSR1, before)
 
 
+def test_the_umask_is_the_usual_one_whatever_the_caller_s_is() -> None:
+    before = os.umask(0o077)
+    try:
+        done = subprocess.run([sys.executable, "-c", UMASK], capture_output=True, text=True, check=True)
+    finally:
+        os.umask(before)
+    assert done.stdout.split() == ["0022", "644", "755", "100"]
+
+
+#: In a process of its own, whose helper starts with its umask and its limits.
+UMASK = """if True:
+    import resource
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+    from pytest_sandbox import Sandbox
+    with Sandbox() as sandbox:
+        show = "umask; touch /tmp/one; stat -c %a /tmp/one; stat -c %a /run; ulimit -n"
+        print(sandbox.run(["sh", "-c", show], check=True).stdout)
+"""
+
+
 class _Interrupt(Exception):
     pass
 
