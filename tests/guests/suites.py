@@ -1,8 +1,8 @@
 """Suites of well-known projects over images of several Pythons: each outcome is that of a native run in that Python.
 
-``tox run -e guest-suites``, or ``python tests/guests/suites.py click attrs jinja2 --python 3.11 --python 3.13``. For each
-Python an environment with the project is made by uv, and an image: Debian's packages, that Python, and what the
-environment has. The suite runs natively in each environment; and once in the first of them over all images.
+``tox run -e guest-suites -- click attrs jinja2 --python 3.11 --python 3.13``, on Debian. For each Python an environment
+with the project is made by uv, and an image: Debian's packages, that Python, and what the environment has. The suite
+runs natively in each environment; and in the first of them over each image.
 """
 
 from __future__ import annotations
