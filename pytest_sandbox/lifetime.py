@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Callable, Iterable
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from .errors import SandboxClosedError, SandboxError, SandboxStartError, SandboxUsageError
 from .planning import is_host, plan_for
-from .runtime import launch
+from .runtime import launch, pressure
 from .runtime import syscalls as sc
 from .runtime.children import ForkedChild
 from .runtime.entering import go_to
@@ -37,6 +38,8 @@ def _take(spec: SandboxSpec, attempts: int = 3) -> Running:
     except SandboxStartError as error:
         if attempts > 1 and plan_for(spec).key != plan.key:
             return _take(spec, attempts - 1)
+        if launch.supervisor().has_made and pressure.may_pass(error.errno, error.step):
+            raise  # this host can, and is short of something now
         from .runtime.probe import explain
         raise explain(error) from error
 
@@ -268,11 +271,22 @@ class Lifetime:
         self.check_fork(self.spec)
         running = self._in_time()
         where = self._directory(running)
-        child = running.fork(self.ids)
+        child = self._fork(running)
         if child is None:
             self._closed, self._running = True, None  # it belongs to the parent
             go_to(where, self.spec.env)
         return child
+
+    def _fork(self, running: Running) -> ForkedChild | None:
+        """Forks into it; where there is no room for another process, once more when what waits ahead is given back."""
+        for pause in pressure.PAUSES:
+            try:
+                return running.fork(self.ids)
+            except OSError as error:
+                if error.errno != errno.EAGAIN:
+                    raise
+                launch.supervisor().make_room(iter((pause,)))
+        return running.fork(self.ids)
 
     def _directory(self, running: Running) -> str:
         """Where a fork goes on. It must exist.

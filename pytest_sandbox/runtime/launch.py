@@ -16,9 +16,10 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from typing import Any
 
 from ..errors import SandboxClosedError, SandboxError, SandboxStartError
-from . import cgroups, entering, frozen, protocol, spawner, tracing
+from . import cgroups, entering, frozen, pressure, protocol, shift, spawner, tracing
 from . import syscalls as sc
 from .hierarchies import announce
 from .plan import Host, Plan
@@ -48,11 +49,14 @@ class Supervisor:
         self.lock = threading.RLock()
         self.told: set[str] = set()  # keys of plans and of frozen layers that the helper knows
         self.frozen: set[str] = set()
+        self.mappable: set[str] = set()  # paths of layers whose file systems can show shifted ids
         self.ahead: dict[str, list[Running]] = {}
         self.ending: list[Running] = []
         self.made: weakref.WeakSet[Running] = weakref.WeakSet()
         self.pidfd = -1
         self.lost = False
+        self.gauge = pressure.Gauge()
+        self.has_made = False  # so that what the kernel refuses now it may give again
         self.tracer: socket.socket | None = None  # from the helper
         self.traced: dict[int, Plan] = {}  # by the number of the trace
         self.sock, theirs = protocol.pair()
@@ -144,6 +148,29 @@ class Supervisor:
             self.made.add(made)
             return made
 
+    def shifts(self, body: dict[str, Any]) -> str:
+        """Why the sandboxes of a plan cannot have shifted ids here; empty where they can.
+
+        :raises SandboxStartError: when the helper could not start.
+        """
+        lowers, binds = shift.asked(body)
+        with self.lock:
+            wanted = [one for one in lowers if one not in self.mappable]
+            if self.mappable and not wanted and not binds:
+                return ""
+            self.greet()
+            ours, theirs = protocol.pair()
+            with ours:
+                with theirs:
+                    self.tell({"shift": {"range": shift.the_range(), "lowers": wanted, "binds": binds}},
+                              (theirs.fileno(),))
+                got = protocol.receive(ours)
+            if got is None:
+                raise SandboxClosedError("the helper process of the sandboxes has ended")
+            if not got[0]:
+                self.mappable.update(wanted)
+            return shift.told(got[0])
+
     def _trace(self, plan: Plan) -> tracing.Trace | None:
         recorder = tracing.recorder
         if recorder is None:
@@ -221,16 +248,39 @@ class Supervisor:
 
     def take(self, plan: Plan) -> Running:
         """A ready sandbox: one that was made ahead, or a new one."""
-        with self.lock:
-            ready = self._made_ahead(plan)
-            made = self.make(plan) if ready is None else None
-        if made is not None:
-            made.wait_ready()
+        pauses = iter(pressure.PAUSES)
+        while True:
+            with self.lock:
+                ready = self._made_ahead(plan)
+                made = self.make(plan) if ready is None else None
+            if ready is not None:
+                break
+            assert made is not None
+            try:
+                made.wait_ready()
+            except SandboxStartError as error:
+                short = self.has_made and pressure.may_pass(error.errno, error.step)
+                if not short or not self.make_room(pauses):
+                    raise
+                continue
             ready = made
-        assert ready is not None
+            self.has_made = True
+            break
         for function in verify:
             function(ready)
         return ready
+
+    def make_room(self, pauses: Iterator[float]) -> bool:
+        """The kernel is short of something: gives back what waits ahead, and waits a moment. False at the last attempt.
+
+        What was let go a moment ago may yet have to be taken down.
+        """
+        self.clear()
+        pause = next(pauses, None)
+        if pause is None:
+            return False
+        time.sleep(pause)
+        return True
 
     def _made_ahead(self, plan: Plan) -> Running | None:
         while waiting := self.ahead.get(plan.key):
@@ -256,8 +306,12 @@ class Supervisor:
         return waiting[0].control.fileno() if waiting else -1
 
     def prepare(self, plan: Plan, count: int = 1) -> None:
-        """Makes sandboxes ahead until ``count`` wait. Those of other plans are let go: memory is not free."""
+        """Makes sandboxes ahead until ``count`` wait. Those of other plans are let go: memory is not free.
+
+        Fewer, or none, while the machine is loaded or one of its limits is near.
+        """
         with self.lock:
+            count = self.gauge.allowed(count, len(self.made))
             for key in [key for key in self.ahead if key != plan.key]:
                 for one in self.ahead.pop(key):
                     self.end(one)

@@ -44,6 +44,9 @@ def start_error(failed: dict[str, Any]) -> SandboxStartError:
     elif number == errno.ENOSPC and str(step[0]).startswith("own_"):
         remedy = ("What is made once for each kind of sandbox lies in memory, and half of the host's is full of it: "
                   "close sandboxes that differ in image, user or hide.")
+    elif number == errno.ENOSPC and step[0] in ("init", "clone3"):
+        remedy = ("There are as many namespaces as this user may have: close sandboxes that are done with, or "
+                  "raise the limits in /proc/sys/user.")
     elif number == errno.ENOSPC:
         remedy = "The writable layer is too small for the sandbox's own start: raise its disk option."
     return SandboxStartError(f"a sandbox could not start: it failed to {words}", step=str(step[0]), path=path,

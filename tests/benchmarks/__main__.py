@@ -10,19 +10,27 @@ import sys
 import tempfile
 from pathlib import Path
 
+import alive
+import footprint
 import guest
 import hardening
 import installed
+import layers
 import limits
+import longrun
 import measure
 import network
 import noop
+import peers
 import start
 import states
+import workers
 
 import images
 
-PARTS = ("noop", "start", "installed", "limits", "network", "states", "images", "hardening", "guest")
+#: The rows of the goals: what a plain run measures.
+GOALS = ("noop", "peers", "layers", "workers", "longrun", "alive", "installed", "footprint")
+PARTS = (*GOALS, "start", "limits", "network", "states", "images", "hardening", "guest")
 
 
 def main() -> int:
@@ -32,35 +40,48 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=5, help="runs of that suite for each variant (%(default)s)")
     parser.add_argument("--rounds", type=int, default=200, help="sandboxes for each variant (%(default)s)")
     parser.add_argument("--starts", type=int, default=20, help="pytest starts for each environment (%(default)s)")
+    parser.add_argument("--long", type=int, default=10_000, help="tests of the long run (%(default)s)")
+    parser.add_argument("--alive", type=int, default=500, help="sandboxes alive at once (%(default)s)")
     parser.add_argument("--output", type=Path, default=Path("benchmark-results"), help="folder (%(default)s)")
+    parser.add_argument("--add", action="store_true", help="keep what an earlier run has there of other parts")
     options = parser.parse_args()
-    chosen = options.only or PARTS
+    chosen = options.only or GOALS
     output = options.output.resolve()
     facts = measure.machine()
-    tables = []
+    tables = measure.earlier(output, [part for part in PARTS if part not in chosen]) if options.add else []
     with tempfile.TemporaryDirectory(prefix="sandbox-bench-") as name:
-        for part in ("noop", "installed"):
-            (Path(name) / part).mkdir()
-        if "noop" in chosen:
-            tables += noop.run(Path(name) / "noop", options.tests, options.runs)
-        if "start" in chosen:
-            tables.append(start.run(options.rounds))
-        if "installed" in chosen:
-            tables += installed.run(Path(name) / "installed", options.starts)
-        if "network" in chosen:
-            tables += network.run(options.rounds)
-        if "limits" in chosen:
-            tables += limits.run(options.rounds)
-        if "hardening" in chosen:
-            tables += hardening.run(options.rounds)
-        if "states" in chosen:
-            tables += states.run(options.rounds)
-        if "guest" in chosen:
-            tables += guest.run(Path(name), options.tests, options.runs)
-        if "images" in chosen:
-            tables += images.run(Path(name), max(3, options.rounds // 40))
+        for part in chosen:
+            folder = Path(name) / part
+            for table in _run(part, folder, options):
+                table.part = part
+                tables.append(table)
+    tables.sort(key=lambda table: PARTS.index(table.part))
     print(measure.save(output, facts, tables))
     return 0
+
+
+def _run(part: str, folder: Path, options: argparse.Namespace) -> list[measure.Table]:
+    rounds = options.rounds
+    if part in ("noop", "installed", "guest"):
+        folder.mkdir()
+    actions = {
+        "noop": lambda: noop.run(folder, options.tests, options.runs),
+        "peers": lambda: peers.run(folder, rounds),
+        "layers": lambda: layers.run(folder, rounds),
+        "workers": lambda: workers.run(folder, options.tests, max(2, options.runs - 1)),
+        "longrun": lambda: longrun.run(folder, options.long),
+        "alive": lambda: alive.run(options.alive),
+        "installed": lambda: installed.run(folder, options.starts),
+        "footprint": lambda: footprint.run(folder, options.tests, options.runs),
+        "start": lambda: [start.run(rounds)],
+        "limits": lambda: limits.run(rounds),
+        "network": lambda: network.run(rounds),
+        "states": lambda: states.run(rounds),
+        "images": lambda: images.run(folder.parent, max(3, rounds // 40)),
+        "hardening": lambda: hardening.run(rounds),
+        "guest": lambda: guest.run(folder, options.tests, options.runs),
+    }
+    return actions[part]()
 
 
 if __name__ == "__main__":

