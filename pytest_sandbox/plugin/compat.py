@@ -300,6 +300,18 @@ def set_up_fixture(item: pytest.Item, name: str) -> None:
     item._request._get_active_fixturedef(name)  # type: ignore[attr-defined]
 
 
+def fixtures_of(item: Any) -> dict[str, Sequence[Any]]:
+    """The fixtures that ``item`` needs, in pytest's order: those of each name, the one that it gets last."""
+    info = getattr(item, "_fixtureinfo", None)
+    return {} if info is None else {name: info.name2fixturedefs.get(name) or () for name in info.names_closure}
+
+
+def keep_fixtures(item: Any, needed: set[str]) -> None:
+    """Takes from ``item`` all other fixtures than these."""
+    names = item._fixtureinfo.names_closure
+    names[:] = [one for one in names if one in needed]
+
+
 def nearest_fixture(item: Any, name: str) -> Any:
     """The fixture of that name that ``item`` gets, or None."""
     found = item.session._fixturemanager.getfixturedefs(name, item)

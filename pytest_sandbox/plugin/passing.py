@@ -24,11 +24,7 @@ _MOST = 8 << 20
 
 def names(item: pytest.Item) -> list[str]:
     """The fixtures of ``item`` that are shared, in pytest's order."""
-    info = getattr(item, "_fixtureinfo", None)
-    if info is None:
-        return []
-    return [name for name in info.names_closure
-            if (found := info.name2fixturedefs.get(name)) and is_shared(found[-1].func)]
+    return [name for name, found in compat.fixtures_of(item).items() if found and is_shared(found[-1].func)]
 
 
 def values(run: ItemRun) -> dict[str, Any]:
@@ -80,25 +76,25 @@ def _error(run: ItemRun, wanted: Sequence[str], why: str, remedy: str | None = N
 
 def prune(item: pytest.Item) -> None:
     """Takes away the fixtures that only shared ones need: they are set up on the host."""
-    info: Any = getattr(item, "_fixtureinfo", None)
-    if info is None or not names(item):
+    if not names(item):
         return
+    fixtures = compat.fixtures_of(item)
     needed: set[str] = set()
-    left = list(info.initialnames)
+    left = list(compat.requested_names(item))
     while left:
         name = left.pop()
         if name not in needed:
             needed.add(name)
-            found = info.name2fixturedefs.get(name) or ()
+            found = fixtures.get(name) or ()
             if not (found and is_shared(found[-1].func)):
                 left += [one for fixturedef in found for one in fixturedef.argnames]
-    info.names_closure[:] = [one for one in info.names_closure if one in needed]
+    compat.keep_fixtures(item, needed)
 
 
 def arrive(item: pytest.Item, sent: dict[str, Any]) -> None:
     """Puts values in the place of ``item``'s shared fixtures."""
-    info: Any = getattr(item, "_fixtureinfo", None)
+    fixtures = compat.fixtures_of(item)
     for name, packed in sent.items():
-        found = info.name2fixturedefs.get(name)
+        found = fixtures.get(name)
         if found:
             compat.replace_fixture(found[-1], wire.unpack(packed, lambda name: None))
