@@ -10,11 +10,12 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import PurePosixPath
 from typing import IO, TYPE_CHECKING, Any
 
 from .runtime import syscalls as sc
+from .runtime.shift import acting_as, seen_inside
 
 if TYPE_CHECKING:
     from .sandbox import Sandbox
@@ -131,10 +132,10 @@ class SandboxPath:
             os.close(fd)
 
     def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
-        """stat(2)."""
+        """stat(2). Owner and group are as they are inside."""
         fd = self._open(os.O_PATH | (0 if follow_symlinks else os.O_NOFOLLOW))
         try:
-            return os.fstat(fd)
+            return seen_inside(os.fstat(fd), self._sandbox._ready().plan)
         finally:
             os.close(fd)
 
@@ -216,8 +217,10 @@ class SandboxPath:
             raise ValueError(f"mode {mode!r} cannot be used on a sandbox's file: use one of {', '.join(_FLAGS)}")
         flags = _FLAGS[kind]
         before = self._mode(follow=kind != "x")
-        fd = self._open(flags & ~os.O_TRUNC | os.O_NONBLOCK | os.O_NOCTTY, 0o644 if flags & os.O_CREAT else 0) \
-            if not before or stat.S_ISREG(before) or kind == "x" else -1
+        fd = -1
+        if not before or stat.S_ISREG(before) or kind == "x":
+            with self._making() if flags & os.O_CREAT else nullcontext():
+                fd = self._open(flags & ~os.O_TRUNC | os.O_NONBLOCK | os.O_NOCTTY, 0o644 if flags & os.O_CREAT else 0)
         if fd < 0 or not stat.S_ISREG(os.fstat(fd).st_mode):
             if fd >= 0:
                 os.close(fd)
@@ -233,8 +236,15 @@ class SandboxPath:
         return open(fd, mode, encoding=encoding or "utf-8", errors=errors, newline=newline)
 
     def _own(self, fd: int) -> None:
-        if self._sandbox._ready().host.privileged and self._sandbox.ids != (0, 0):
-            os.chown(fd, *self._sandbox.ids)
+        running = self._sandbox._ready()
+        if running.host.privileged and self._sandbox.ids != (0, 0):
+            uid, gid = self._sandbox.ids
+            os.chown(fd, running.plan.base + uid, running.plan.base + gid)
+
+    def _making(self) -> AbstractContextManager[None]:
+        """What is made here belongs to the sandbox's root. Outside, that may be another id than ours."""
+        base = self._sandbox._ready().plan.base
+        return acting_as(base) if base else nullcontext()
 
     def read_bytes(self) -> bytes:
         """The whole content."""
@@ -270,7 +280,8 @@ class SandboxPath:
             self.parent.mkdir(parents=True, exist_ok=True)
         try:
             with self._in_parent() as (fd, name):
-                os.mkdir(name, mode, dir_fd=fd)
+                with self._making():
+                    os.mkdir(name, mode, dir_fd=fd)
                 made = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
                 try:
                     self._own(made)
@@ -308,7 +319,7 @@ class SandboxPath:
 
     def symlink_to(self, target: str | os.PathLike[str]) -> None:
         """Makes a symbolic link; it is resolved inside."""
-        with self._in_parent() as (fd, name):
+        with self._in_parent() as (fd, name), self._making():
             os.symlink(os.fspath(target), name, dir_fd=fd)
 
     def rename(self, target: str | os.PathLike[str] | SandboxPath) -> SandboxPath:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import ImageError
 from .images import Image, changed, stack_up
 from .rootfs import Tree
-from .runtime import blockio, cgroups, frozen, launch
+from .runtime import blockio, cgroups, frozen, launch, shift
 from .runtime.plan import Host, Plan, make_plan
 from .spec import LIMITS, SandboxSpec, network_kind
 
@@ -76,11 +77,32 @@ def plan_for(spec: SandboxSpec) -> Plan:
         root = _root(spec, host)
     image = spec.image.token if isinstance(spec.image, Image) else spec.image  # not itself: it shall be let go one day
     key = (image, network_kind(spec.network), spec.user, spec.mounts, spec.persist, spec.hostname, spec.capabilities,
-           spec.seccomp, spec.hide, spec.workdir, spec.owners, host, *_limits(spec))
+           spec.seccomp, spec.hide, spec.workdir, spec.owners, host, os.environ.get(shift.VARIABLE), *_limits(spec))
     made = _plans.get(key)
     if made is None or made[0] != root or spec.mounts:  # the source of a mount may have gone since
-        made = _plans[key] = root, make_plan(spec, root, host, layout)
+        made = _plans[key] = root, _make_plan(spec, root, host, layout)
     return made[1]
+
+
+def _make_plan(spec: SandboxSpec, root: Root, host: Host, layout: cgroups.Layout | None) -> Plan:
+    """With shifted ids, where this host's root has them and everything that it is made of can show them."""
+    if not host.privileged:
+        return make_plan(spec, root, host, layout)
+    why = shift.unwanted()
+    if not why:
+        plan = make_plan(spec, root, host, layout, shift.the_range())
+        why = launch.supervisor().shifts(plan.body)
+        if not why:
+            return plan
+        if any(f" of {one.source} " in why for one in spec.mounts):  # a host that cannot is `doctor`'s to tell
+            warnings.warn(f"a sandbox has the host's own user ids: {why}", stacklevel=2)
+    return make_plan(spec, root, host, layout, unshifted=why)
+
+
+def unshifted(spec: SandboxSpec) -> str:
+    """Why root's sandboxes of this spec, or of images here, have the host's own ids; empty where they do not."""
+    store = {"mapped": [["own_mapped", "", f"/host{cache_directory()}", []]], "mounts": []}
+    return plan_for(spec).unshifted or launch.supervisor().shifts(store)
 
 
 def plan_abroad(spec: SandboxSpec, visible: tuple[str, ...]) -> Plan:
@@ -102,7 +124,8 @@ def plan_abroad(spec: SandboxSpec, visible: tuple[str, ...]) -> Plan:
     with _planning:
         root = _root(spec, host)
     trees = (*root.trees, *(Tree(one, (one,)) for one in sorted(visible)))
-    return make_plan(spec, replace(root, trees=trees), host, layout)
+    return make_plan(spec, replace(root, trees=trees), host, layout,
+                     unshifted="the test's body runs in the image's own Python" if host.privileged else "")
 
 
 def _layout(spec: SandboxSpec) -> cgroups.Layout | None:

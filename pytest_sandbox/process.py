@@ -30,6 +30,7 @@ from .runtime import protocol
 from .runtime.entering import forking, when_inside
 from .runtime.protocol import wait_readable
 from .runtime.running import Running
+from .runtime.shift import hand_over
 from .usage import Usage
 
 #: How much of each output stream ``run()`` keeps unless it is told otherwise, in bytes.
@@ -271,6 +272,8 @@ def start(running: Running, what: dict[str, Any], given: tuple[Any, Any, Any], t
                         theirs[number] = number
                     else:
                         theirs[number] = one if isinstance(one, int) else one.fileno()
+                if running.plan.base:
+                    hand_over(keep, running.plan.base, what.get("ids") or (0, 0))
                 running.request({"spawn": what}, (*theirs, other.fileno()))
             finally:
                 protocol.close(keep)

@@ -173,15 +173,7 @@ def _swap(option: str, value: object) -> int:
 
 
 def _cpus(option: str, value: object) -> float:
-    allowed = "a number of CPUs, 0.01 to 10000; 0.5 is half of one"
-    if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            raise _refuse(option, value, allowed) from None
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0.01 <= value <= 10_000:
-        return float(value)
-    raise _refuse(option, value, allowed)
+    return _amount(option, value, "a number of CPUs, 0.01 to 10000; 0.5 is half of one", 0.01, 10_000)
 
 
 def _whole(lowest: int, highest: int, what: str) -> Callable[[str, object], int]:
@@ -354,13 +346,16 @@ def _scope(option: str, value: object) -> str:
 
 
 def _timeout(option: str, value: object) -> float:
-    allowed = "a number of seconds, more than 0"
+    return _amount(option, value, "a number of seconds, more than 0", 1e-9, 999_999_999)
+
+
+def _amount(option: str, value: object, allowed: str, least: float, most: float) -> float:
     if isinstance(value, str):
         try:
             value = float(value)
         except ValueError:
             raise _refuse(option, value, allowed) from None
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e9:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= most:
         return float(value)
     raise _refuse(option, value, allowed)
 

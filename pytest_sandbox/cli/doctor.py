@@ -39,7 +39,7 @@ def run(given: argparse.Namespace) -> int:
     findings = probe()
     controlled = limits()
     networks = probe_networks() if all(one.ok or not one.needed for one in findings) else []
-    failure = None if any(one.needed and not one.ok for one in findings) else _start_one()
+    failure = None if any(one.needed and not one.ok for one in findings) else _start_one(findings)
     usable = failure is None and all(one.ok or not one.needed for one in findings)
     if given.json:
         print(json.dumps({"usable": usable, "who": _who(), "kernel": os.uname().release, "failure": failure,
@@ -51,12 +51,19 @@ def run(given: argparse.Namespace) -> int:
     return 0 if usable else 1
 
 
-def _start_one() -> str | None:
-    """The proof of the pudding: the default sandbox, started and used. Returns why it failed."""
+def _start_one(findings: list[Finding]) -> str | None:
+    """The proof of the pudding: the default sandbox, started and used. Returns why it failed.
+
+    Adds to ``findings`` what only root's sandboxes can have.
+    """
     from pytest_sandbox import Sandbox, SandboxError
+    from pytest_sandbox.planning import unshifted
+    from pytest_sandbox.runtime.probe import shifted_ids
     try:
         with Sandbox() as sandbox:
             sandbox.run(["true"], check=True)
+            if sandbox._ready().host.privileged:
+                findings.append(shifted_ids(unshifted(sandbox.spec)))
     except (SandboxError, OSError) as error:
         return str(error)
     return None

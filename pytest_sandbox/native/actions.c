@@ -16,6 +16,7 @@
 #include "calls.h"
 
 #define ROOT "/root"
+#define MAP "/map"  // a user namespace, whose map mounts with MAPS_IDS have
 #define IN_ROOT (RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
 #define LARGEST_COPY (1 << 20)
 
@@ -152,7 +153,7 @@ static int act_attributes(const struct json *action)
 {
     const char *path = text_of(action, 1);
 
-    return about(path, call_mount_setattr(AT_FDCWD, path, 0, (uint64_t)number_of(action, 2)));
+    return about(path, call_mount_setattr(AT_FDCWD, path, 0, (uint64_t)number_of(action, 2), -1));
 }
 
 static int act_chdir(const struct json *action)
@@ -328,6 +329,34 @@ static int act_shares(const struct json *action)
     return 0;  // without it they stay at the host's
 }
 
+static int set_attributes(int copy, unsigned below, uint64_t attributes)
+{
+    int namespace = -1, result;
+
+    if ((attributes & MAPS_IDS) != 0 && (namespace = open(MAP, O_RDONLY | O_CLOEXEC)) < 0)
+        return about(MAP, -1);
+    result = call_mount_setattr(copy, "", AT_EMPTY_PATH | below, attributes, namespace);
+    if (namespace >= 0)
+        let_go(namespace);
+    return result;
+}
+
+static int act_mapped(const struct json *action)
+{
+    const char *path = text_of(action, 1);
+    int copy = call_open_tree(AT_FDCWD, path, TREE_CLONE | TREE_CLOEXEC), place, result = -1;
+
+    if (copy < 0)
+        return about(path, -1);
+    place = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (place >= 0 && set_attributes(copy, 0, MAPS_IDS) == 0)
+        result = call_move_mount(copy, place);
+    if (place >= 0)
+        let_go(place);
+    let_go(copy);
+    return about(path, result);
+}
+
 static int act_tree(const struct json *action)
 {
     const char *source = text_of(action, 1), *target = text_of(action, 2);
@@ -340,7 +369,7 @@ static int act_tree(const struct json *action)
 
     if (copy < 0)
         return about(source, -1);
-    if (attributes != 0 && call_mount_setattr(copy, "", AT_EMPTY_PATH | below, attributes) < 0)
+    if (attributes != 0 && set_attributes(copy, below, attributes) < 0)
         goto end;
     if (kind->kind == NOTHING) {
         if (fstat(copy, &found) < 0)
@@ -373,6 +402,7 @@ static const struct {
     {"like", act_like},
     {"link", act_link},
     {"loopback", act_loopback},
+    {"mapped", act_mapped},
     {"mask", act_mask},
     {"may", act_may},
     {"mkdir", act_mkdir},

@@ -23,6 +23,7 @@ enum {
 #define TREE_CLONE 1u
 #define TREE_CLOEXEC ((unsigned)O_CLOEXEC)
 #define TREE_RECURSIVE 0x8000u
+#define MAPS_IDS 0x100000ull  // MOUNT_ATTR_IDMAP
 #define MOVE_BY_DESCRIPTORS 0x44u  // MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
 #define INTO_CGROUP 0x200000000ull
 
@@ -36,9 +37,10 @@ static inline int call_move_mount(int from, int to)
     return (int)syscall(CALL_MOVE_MOUNT, from, "", to, "", MOVE_BY_DESCRIPTORS);
 }
 
-static inline int call_mount_setattr(int at, const char *path, unsigned flags, uint64_t set)
+// With MAPS_IDS among the attributes, `namespace` is the user namespace whose map the mount takes on.
+static inline int call_mount_setattr(int at, const char *path, unsigned flags, uint64_t set, int namespace)
 {
-    uint64_t attributes[4] = {set, 0, 0, 0};
+    uint64_t attributes[4] = {set, 0, 0, namespace < 0 ? 0 : (uint64_t)namespace};
 
     return (int)syscall(CALL_MOUNT_SETATTR, at, path, flags, attributes, sizeof attributes);
 }

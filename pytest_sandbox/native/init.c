@@ -2,6 +2,8 @@
 #include "init.h"
 
 #include <errno.h>
+#include <grp.h>
+#include <linux/capability.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <poll.h>
@@ -146,6 +148,27 @@ static void take_shares(int folder, const struct json *plan)
         write_if_can(AT_FDCWD, "/proc/self/oom_score_adj", oom);
 }
 
+static int new_session_keyring(void)
+{
+    return syscall(SYS_keyctl, JOIN_SESSION_KEYRING, NULL) < 0 && errno != EPERM && errno != ENOSYS ? -1 : 0;
+}
+
+// Becomes the root of the sandbox that is to be. See begin_as() in runtime/commands.py.
+static int begin_as(uid_t base)
+{
+    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct sets[_LINUX_CAPABILITY_U32S_3];
+    gid_t group = base;
+
+    if (new_session_keyring() < 0 || prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0) < 0 || setgroups(1, &group) < 0
+        || setresgid(group, group, group) < 0 || setresuid(base, base, base) < 0
+        || syscall(SYS_capget, &header, sets) < 0)
+        return -1;
+    for (int i = 0; i < _LINUX_CAPABILITY_U32S_3; i++)
+        sets[i].effective = sets[i].permitted;
+    return syscall(SYS_capset, &header, sets) < 0 ? -1 : prctl(PR_SET_DUMPABLE, 1, 0, 0, 0);
+}
+
 static int limit_tasks(rlim_t most)
 {
     struct rlimit now;
@@ -193,7 +216,7 @@ static int give_up_privileges(const struct json *plan)
             return -1;
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
         return -1;
-    if (syscall(SYS_keyctl, JOIN_SESSION_KEYRING, NULL) < 0 && errno != EPERM && errno != ENOSYS)
+    if (json_member(plan, "base")->number == 0 && new_session_keyring() < 0)
         return -1;
     // Nobody inside may look into this process, whatever its capabilities: commands run with its memory at first.
     if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0)
@@ -202,7 +225,7 @@ static int give_up_privileges(const struct json *plan)
 }
 
 // All at once; one by one where each is to be timed, the one that owns the others first.
-static int make_namespaces(int namespaces)
+static int unshare_all(int namespaces)
 {
     static const int each[] = {CLONE_NEWUSER, CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWCGROUP, CLONE_NEWNET};
 
@@ -218,18 +241,40 @@ static int make_namespaces(int namespaces)
     return 0;
 }
 
+// Makes the namespaces. See unbound() in runtime/commands.py.
+static int make_namespaces(const struct json *plan)
+{
+    static const int by_user[] = {RLIMIT_NPROC, RLIMIT_MSGQUEUE, RLIMIT_SIGPENDING, RLIMIT_MEMLOCK};
+    enum { COUNT = sizeof by_user / sizeof *by_user };
+    const struct rlimit none = {RLIM_INFINITY, RLIM_INFINITY};
+    struct rlimit before[COUNT];
+    bool shifted = json_member(plan, "base")->number != 0;
+
+    for (int i = 0; shifted && i < COUNT; i++)
+        if (getrlimit(by_user[i], &before[i]) < 0 || (setrlimit(by_user[i], &none) < 0 && errno != EPERM))
+            return -1;
+    if (unshare_all((int)json_member(plan, "namespaces")->number) < 0)
+        return -1;
+    for (int i = 0; shifted && i < COUNT; i++)
+        if (setrlimit(by_user[i], &before[i]) < 0)
+            return -1;
+    return 0;
+}
+
 // Returns a descriptor of the writable layer, or -1. The order is the one of runtime/init.py, and for its reasons.
 static int set_up(int sync, const struct json *plan)
 {
     int scratch;
 
+    if (json_member(plan, "base")->number != 0 && begin_as((uid_t)json_member(plan, "base")->number) < 0)
+        return -1;
     if (carry_out(plan, "scratch") < 0)
         return -1;
     scratch = call_open_tree(AT_FDCWD, "/scratch", TREE_CLONE | TREE_CLOEXEC);
     mark("tree", -1);
     if (scratch < 0 || carry_out(plan, "mounts") < 0)
         return -1;
-    if (make_namespaces((int)json_member(plan, "namespaces")->number) < 0 || map_ids(sync, plan) < 0)
+    if (make_namespaces(plan) < 0 || map_ids(sync, plan) < 0)
         return -1;
     mark("ids", -1);
     take_shares(shares_folder, plan);

@@ -34,6 +34,9 @@ name                                                   needed  for
 ``_pytest.junitxml.xml_key``, ``LogXML``               no      attributes and properties for the JUnit report
 ``Config._tmp_path_factory``, ``_basetemp``             no      its base directory is made before the first fork; other
                                                                users than pytest's have one of their own
+``TestReport._pdbshown``                               no      a failure that ``--pdb`` has shown is not shown again
+``Config._do_configure``, ``_ensure_unconfigure``;     yes     a guest is a pytest without ``pytest.main``
+``TerminalReporter._tw``; ``Item._initrequest``
 ``Cache._cachedir``,                                   no      what tests keep in pytest's cache stays there
 ``_ensure_cache_dir_and_supporting_files``
 =====================================================  ======  =====================================================
@@ -53,29 +56,40 @@ from .compat_capture import Muted as Muted
 from .compat_capture import Printed as Printed
 from .compat_capture import apart as apart
 from .compat_capture import bound_output as bound_output
+from .compat_capture import capture_files as capture_files
 from .compat_capture import captured_so_far as captured_so_far
 from .compat_capture import is_held as is_held
 from .compat_capture import recording as recording
 from .compat_capture import true_streams as true_streams
+from .compat_output import begin_anew as begin_anew
 from .compat_output import cache_directory as cache_directory
 from .compat_output import capturing as capturing
+from .compat_output import configure as configure
 from .compat_output import current_line as current_line
+from .compat_output import forget_output as forget_output
 from .compat_output import leave_temporary_base as leave_temporary_base
+from .compat_output import mark_shown as mark_shown
 from .compat_output import may_debug as may_debug
 from .compat_output import set_current_line as set_current_line
 from .compat_output import shows_as_it_happens as shows_as_it_happens
 from .compat_output import temporary_base as temporary_base
 from .compat_output import terminal_writer as terminal_writer
+from .compat_output import unconfigure as unconfigure
 from .compat_output import use_temporary_base as use_temporary_base
+from .compat_output import use_terminal_writer as use_terminal_writer
+from .compat_output import was_shown as was_shown
 from .compat_plugins import benchmark as benchmark
 from .compat_plugins import benchmarks as benchmarks
 from .compat_plugins import coverage_collector as coverage_collector
+from .compat_plugins import coverage_context as coverage_context
 from .compat_plugins import failed_subtests as failed_subtests
 from .compat_plugins import faulthandler_descriptor as faulthandler_descriptor
 from .compat_plugins import finalizers_aside as finalizers_aside
 from .compat_plugins import ini as ini
+from .compat_plugins import is_timed as is_timed
 from .compat_plugins import junit as junit
 from .compat_plugins import needed_of_others
+from .compat_plugins import note_for_reruns as note_for_reruns
 from .compat_plugins import set_failed_subtests as set_failed_subtests
 from .compat_plugins import timeout_settings as timeout_settings
 
@@ -137,6 +151,8 @@ def _needed() -> Iterator[tuple[str, bool]]:
         yield f"FuncFixtureInfo.{name}", name in getattr(info, "__annotations__", {})
     for name in ("item_capture", "read_global_capture", "resume_global_capture", "suspend_global_capture"):
         yield f"CaptureManager.{name}", hasattr(capture.CaptureManager, name)
+    for name in ("_do_configure", "_ensure_unconfigure"):
+        yield f"Config.{name}", hasattr(pytest.Config, name)
     yield "MultiCapture.is_started", hasattr(capture.MultiCapture, "is_started")
     yield "pluggy.HookCaller._hookimpls", hasattr(pluggy.HookCaller, "_hookimpls")
     yield "skip.Exception(_use_item_location)", takes(pytest.skip.Exception, "_use_item_location")

@@ -28,6 +28,19 @@ def captured_so_far(config: pytest.Config, limit: int) -> dict[str, str]:
     return texts
 
 
+def capture_files(config: pytest.Config) -> list[int]:
+    """The descriptors of the files that hold what is captured; none where it is in memory, or shown."""
+    capture: Any = config.pluginmanager.get_plugin("capturemanager")
+    multi = getattr(capture, "_global_capturing", None)
+    found = []
+    for one in (getattr(multi, "out", None), getattr(multi, "err", None)):
+        try:
+            found.append(one.tmpfile.fileno())  # type: ignore[union-attr]
+        except (AttributeError, OSError, ValueError):
+            pass
+    return found
+
+
 @contextmanager
 def apart(config: pytest.Config) -> Iterator[None]:
     """What is captured meanwhile is in files of its own: forks that run beside this process write to the usual ones."""
@@ -191,9 +204,13 @@ class Muted:
         nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
         self._kept = []
         for descriptor, one in ((1, getattr(multi, "out", None)), (2, getattr(multi, "err", None))):
-            target = getattr(one, "targetfd_save", descriptor)  # under fd capture the terminal is put aside
-            self._kept.append((os.dup(target), target))
-            os.dup2(nowhere, target, inheritable=target == descriptor)
+            aside = getattr(one, "targetfd_save", None)  # under fd capture, the terminal
+            targets = {descriptor} if aside is None or getattr(one, "_state", None) == "suspended" else set()
+            if aside is not None:
+                targets.add(aside)
+            for target in targets:
+                self._kept.append((os.dup(target), target))
+                os.dup2(nowhere, target, inheritable=target == descriptor)
         os.close(nowhere)
 
     def end(self) -> None:

@@ -30,9 +30,11 @@ def capturing(item: pytest.Item, when: str) -> Iterator[None]:
         outer = logs._runtest_for(item, when)
     inner: AbstractContextManager[None] = capture.item_capture(when, item) if capture is not None else nullcontext()
     before = len(item._report_sections)
-    with outer, inner:
-        yield
-    _join_sections(item._report_sections, before)
+    try:
+        with outer, inner:
+            yield
+    finally:
+        _join_sections(item._report_sections, before)
 
 
 def _join_sections(sections: list[tuple[str, str, str]], before: int) -> None:
@@ -133,3 +135,45 @@ def use_temporary_base(config: pytest.Config, path: str) -> None:
     factory: Any = getattr(config, "_tmp_path_factory", None)
     if factory is not None:
         factory._basetemp = Path(path)
+
+
+def was_shown(report: pytest.TestReport) -> bool:
+    """Whether ``--pdb`` has shown the failure, so that the summary need not."""
+    return bool(getattr(report, "_pdbshown", False))
+
+
+def mark_shown(report: pytest.TestReport) -> None:
+    """Says so."""
+    report._pdbshown = True  # type: ignore[attr-defined]
+
+
+# What a guest does in place of ``pytest.main``.
+
+
+def configure(config: pytest.Config) -> None:
+    """As pytest does before a session begins."""
+    config._do_configure()
+
+
+def unconfigure(config: pytest.Config) -> None:
+    """As pytest does at its end."""
+    config._ensure_unconfigure()
+
+
+def use_terminal_writer(config: pytest.Config, writer: Any) -> None:
+    """Has pytest's terminal reporter write by ``writer``, if there is one."""
+    reporter: Any = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None:
+        reporter._tw = writer
+
+
+def begin_anew(item: pytest.Item) -> None:
+    """What ``item`` had of an earlier run is forgotten: its fixtures, and the output that was attached to it."""
+    forget_output(item)
+    if hasattr(item, "_initrequest"):
+        item._initrequest()
+
+
+def forget_output(item: pytest.Item) -> None:
+    """Forgets the output that is attached to ``item``."""
+    item._report_sections.clear()

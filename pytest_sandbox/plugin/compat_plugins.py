@@ -5,6 +5,8 @@ Private names of other plugins, checked when theirs is loaded and a run has sand
 =======================================================  =============================================================
 ``pytest_timeout._get_item_settings``                    its timer, where a thread keeps it, starts anew inside
 ``pytest_rerunfailures.suspended_finalizers``            what it takes aside between two attempts is put back
+``item._test_failed_statuses``, ``_terminal_errors``,    what it keeps of phases, of a test that runs in a guest
+``_test_xfailed``
 ``pytest_benchmark.stats.Metadata``, ``.Stats``          the figures that were measured inside, for its table
 ``Coverage._collector``: ``flush_data``, ``branch``,     what runs inside is measured too
 ``covdata``, and ``CoverageData._current_context``
@@ -95,6 +97,19 @@ def timeout_settings(item: pytest.Item) -> Any:
     return module._get_item_settings(item) if module is not None and hasattr(item, "cancel_timeout") else None
 
 
+def is_timed(item: pytest.Item) -> bool:
+    """Whether pytest-timeout will set a timer for ``item``."""
+    module = sys.modules.get("pytest_timeout")
+    return module is not None and bool(module._get_item_settings(item).timeout)
+
+
+def note_for_reruns(item: Any, report: pytest.TestReport) -> None:
+    """What pytest-rerunfailures, where it has a place for it, keeps of a phase, by which it decides on another."""
+    item._test_failed_statuses[report.when] = report.failed
+    item._terminal_errors[report.when] = False
+    item._test_xfailed[report.when] = hasattr(report, "wasxfail")
+
+
 def finalizers_aside() -> dict[Any, Any]:
     """What pytest-rerunfailures keeps between two attempts: node -> (finalizers, error)."""
     return getattr(sys.modules.get("pytest_rerunfailures"), "suspended_finalizers", None) or {}
@@ -108,6 +123,12 @@ def coverage_collector() -> Any:
     measuring = coverage.Coverage.current()
     collector = getattr(measuring, "_collector", None)
     return collector if getattr(collector, "covdata", None) is not None else None
+
+
+def coverage_context(data: Any) -> str | None:
+    """The context that ``data``, a ``CoverageData``, is measuring in."""
+    context: str | None = getattr(data, "_current_context", None)
+    return context
 
 
 def benchmarks(config: pytest.Config) -> list[Any] | None:

@@ -28,7 +28,7 @@ class Recorder:
     def __init__(self, data: Any, files: set[str]) -> None:
         self._data = data
         self._known = files
-        self._current_context: str | None = getattr(data, "_current_context", None)
+        self._current_context: str | None = compat.coverage_context(data)
         self._seen: dict[str, dict[str, set[Any]]] = {}
         self._tracers: dict[str, str] = {}
 
@@ -138,7 +138,7 @@ def add(sent: Any) -> None:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise _unreadable(error) from None
     collector.flush_data()
-    before = data._current_context
+    before = compat.coverage_context(data)
     try:
         for name, files in arcs.items():
             data.set_context(name or None)

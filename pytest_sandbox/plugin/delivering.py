@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from . import aftermath, compat, extensions, higher, neighbours, reporting, traffic
+from . import aftermath, compat, extensions, higher, neighbours, reporting, retelling, traffic
 from .inbox import ENDS_THE_RUN, Inbox, Phase
 
 if TYPE_CHECKING:
@@ -107,7 +107,9 @@ class Delivery:
             neighbours.after_setup(item)
         elif report is not None and inbox.ending is None and self._is_out_of_memory(when):
             report = None
-        if report is None and inbox.ending is not None and when == inbox.now:
+        if report is not None:
+            retelling.retell(item, report)
+        elif inbox.ending is not None and when == inbox.now:
             report = aftermath.report_of_ending(self.run, inbox, when, attempt.listener.residue)
         if report is not None:
             compat.attach_sections(item, report.sections)

@@ -18,6 +18,7 @@ import logging
 import os
 import sys
 import traceback
+from os import getpid  # a test may replace the module's
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
@@ -82,7 +83,7 @@ class Guest:
 
     def connect(self, reports: int, orders: int) -> None:
         """In the process that will run tests: the pipes to and from the parent."""
-        self.pid = os.getpid()
+        self.pid = getpid()
         self._descriptor = reports
         self._orders = os.fdopen(orders, "rb") if orders >= 0 else None
 
@@ -228,7 +229,7 @@ class Guest:
         if self._shipped is not report:  # whoever runs the phases logs the reports later
             self.made = report
             self.logged(report)
-        elif getattr(report, "_pdbshown", False):
+        elif compat.was_shown(report):
             self._send(wire.encode(["shown", when]))
         if when == "teardown":
             self._finish_test(nextitem)
@@ -241,7 +242,7 @@ class Guest:
         It would be another one for each test. So the parent is asked to set it up and to run the test again from the
         start, of which nothing can be noticed; where it could, the fixture is set up in here, for this test.
         """
-        if not self._may_start_over or os.getpid() != self.pid:
+        if not self._may_start_over or getpid() != self.pid:
             return
         if fixturedef.scope == "class" and request.node.getparent(pytest.Class) is None:
             return  # it lives as long as the test
@@ -261,7 +262,7 @@ class Guest:
 
     def debugger(self, entered: bool) -> None:
         """Someone came to a debugger's prompt, or left it: meanwhile an interrupt is the debugger's."""
-        if os.getpid() == self.pid and not self._left:
+        if getpid() == self.pid and not self._left:
             self._may_start_over = False  # nobody types it all again
             if self.replay is not None:
                 self.replay.end()
@@ -275,7 +276,7 @@ class Guest:
                    str(getattr(error, "msg", "") or ""), getattr(error, "returncode", None), reporting.place_of(error)]
         try:
             with Gate(closed=True):
-                if getattr(self._shipped, "_pdbshown", False):
+                if self._shipped is not None and compat.was_shown(self._shipped):
                     self._send(wire.encode(["shown", self._phase]))
                 self._send(wire.encode(message))
                 self._left = True
@@ -381,5 +382,5 @@ class Guest:
 
     def _check_process(self) -> None:
         """A test that forked and came back here in the child too must not report twice."""
-        if os.getpid() != self.pid:
+        if getpid() != self.pid:
             os._exit(1)

@@ -186,7 +186,7 @@ class Inbox:
             return
         if kind == "shown":
             if message[1] in self.phases and (report := self.phases[message[1]].report) is not None:
-                report._pdbshown = True  # type: ignore[attr-defined]
+                compat.mark_shown(report)
             return
         if message[1] != self.now:
             raise SandboxProtocolError(f"the sandboxed test reported its {message[1]} during its {self.now}")

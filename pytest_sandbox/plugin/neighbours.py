@@ -47,17 +47,13 @@ def reported(item: pytest.Item, report: pytest.TestReport) -> None:
     for name in _STATES:
         if report.when == "setup" or not hasattr(item, name):
             setattr(item, name, {})
-    state: Any = item
-    state._test_failed_statuses[report.when] = report.failed
-    state._terminal_errors[report.when] = False
-    state._test_xfailed[report.when] = hasattr(report, "wasxfail")
+    compat.note_for_reruns(item, report)
 
 
 def watch(item: pytest.Item) -> bool:
     """Whether pytest-rerunfailures may repeat this test, or pytest-timeout times it: around the set-up, outside."""
-    reruns, timeouts = sys.modules.get("pytest_rerunfailures"), sys.modules.get("pytest_timeout")
-    return (reruns is not None and reruns.get_reruns_count(item) is not None) or (
-        timeouts is not None and bool(timeouts._get_item_settings(item).timeout))
+    reruns = sys.modules.get("pytest_rerunfailures")
+    return (reruns is not None and reruns.get_reruns_count(item) is not None) or compat.is_timed(item)
 
 
 def threads(config: pytest.Config) -> int:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pytest_sandbox.runtime import syscalls as sc
 
+from . import compat
 from .outgoing import SECTION_LIMIT
 
 if TYPE_CHECKING:
@@ -49,14 +50,7 @@ class Outputs:
                 pass  # a file system that cannot: then the disk is what bounds it
 
     def _descriptors(self) -> list[int]:
-        found = []
-        capture: Any = self._config.pluginmanager.get_plugin("capturemanager")
-        multi = getattr(capture, "_global_capturing", None)
-        for one in (getattr(multi, "out", None), getattr(multi, "err", None)):
-            try:
-                found.append(one.tmpfile.fileno())  # type: ignore[union-attr]
-            except (AttributeError, OSError, ValueError):
-                pass  # sys capture keeps it in memory
+        found = compat.capture_files(self._config)
         if self._conductor.held is not None:
             found += self._conductor.held.descriptors
         if self._conductor.fault_descriptor is not None:

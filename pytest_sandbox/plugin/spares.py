@@ -33,8 +33,9 @@ if TYPE_CHECKING:
     from .item import ItemRun
 
 #: Hooks that run in the pytest process around each test. Those of others may keep there what later tests look at.
-AROUND = ("pytest_runtest_protocol", "pytest_runtest_logstart", "pytest_runtest_setup", "pytest_runtest_logreport",
-          "pytest_runtest_logfinish", "pytest_warning_recorded", "pytest_sandbox_started", "pytest_sandbox_finished")
+AROUND = ("pytest_runtest_protocol", "pytest_runtest_logstart", "pytest_runtest_setup", "pytest_runtest_makereport",
+          "pytest_runtest_logreport", "pytest_runtest_logfinish", "pytest_warning_recorded", "pytest_sandbox_started",
+          "pytest_sandbox_finished")
 #: Modules whose implementations of these keep nothing that a test could see, unless :func:`neighbours.watch` says so.
 KNOWN = ("_pytest.", "pytest_sandbox.", "xdist.", "pytest_forked.", "pytest_reportlog.", "pytest_html.",
          "pytest_randomly.", "_hypothesis_pytestplugin.", "pytest_rerunfailures.", "pytest_timeout.",

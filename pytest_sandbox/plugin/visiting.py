@@ -92,7 +92,7 @@ class Visitor:
         collected = _Collected()
         config.pluginmanager.register(collected, "sandbox-visitor")
         session = self.session = pytest.Session.from_config(config)
-        config._do_configure()
+        compat.configure(config)
         self._silence(order)
         config.hook.pytest_sessionstart(session=session)
         try:
@@ -144,7 +144,7 @@ class Visitor:
         if reporter is not None:
             writer = compat.terminal_writer(self.config, open(os.devnull, "w"))  # noqa: SIM115 - as long as we live
             writer.hasmarkup, writer.fullwidth = order["markup"], order["width"]
-            reporter._tw = writer
+            compat.use_terminal_writer(self.config, writer)
 
     # Between tests.
 
@@ -163,7 +163,7 @@ class Visitor:
         item, stack = run.item, conductor.patch.stack
         if order["replay"] is None:
             self.made[order["item"]] = []
-            item._report_sections.clear()
+            compat.begin_anew(item)
         known = [node for node in stack if node not in item.listchain()]
         said: protocol.Message = {}
         if known:  # nobody could know that it would come next
@@ -172,8 +172,6 @@ class Visitor:
             except compat.TEST_OUTCOME as error:
                 said["late"] = f"{type(error).__name__}: {error}"[:_LONGEST]
         guest, conductor.guest = conductor.guest, None
-        if order["replay"] is None and hasattr(item, "_initrequest"):
-            item._initrequest()
         try:
             # The test before may still run.
             with compat.apart(self.config), compat.capturing(item, "setup"):
@@ -213,7 +211,7 @@ class Visitor:
                 late = f"{type(error).__name__}: {error}"[:_LONGEST]
             conductor.guest = guest
             self.config.hook.pytest_sessionfinish(session=self.session, exitstatus=0)
-            self.config._ensure_unconfigure()
+            compat.unconfigure(self.config)
             return {"finished": True, "late": late}
         raise ValueError(f"an unknown message: {sorted(message)}")
 
@@ -238,7 +236,7 @@ class Visitor:
             return {"left": None}
         os.environ["PYTEST_CURRENT_TEST"] = f"{item.nodeid} (teardown)".replace("\0", "(null)")
         guest, conductor.guest = conductor.guest, None
-        item._report_sections.clear()
+        compat.forget_output(item)
 
         def tear_down() -> None:
             __tracebackhide__ = True
@@ -250,7 +248,7 @@ class Visitor:
             report = pytest.TestReport.from_item_and_call(item, call)
         finally:
             conductor.guest = guest
-            item._report_sections.clear()
+            compat.forget_output(item)
         if report.passed and not report.sections:
             return {"left": None}
         return {"left": reporting.report_to_data(report, self.config, lambda value: None)}

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     Action = list[Any]
 
 ROOT = "/root"
+#: A user namespace; its map is that of mounts with ``MOUNT_ATTR_IDMAP``.
+MAP = "/map"
 
 
 def perform(action: Action) -> None:
@@ -118,7 +120,7 @@ def tree(source: str, target: str, recursive: bool, flags: int, directory: bool 
     copy = sc.open_tree(sc.AT_FDCWD, source, sc.OPEN_TREE_CLONE | sc.OPEN_TREE_CLOEXEC | below)
     try:
         if flags:
-            sc.mount_setattr(copy, "", sc.AT_EMPTY_PATH | below, flags)
+            _attributes(copy, below, flags)
         if directory is None:
             directory = stat.S_ISDIR(os.fstat(copy).st_mode)
         at = place(target, directory)
@@ -126,6 +128,36 @@ def tree(source: str, target: str, recursive: bool, flags: int, directory: bool 
             sc.move_mount(copy, "", at, "", sc.MOVE_MOUNT_F_EMPTY_PATH | sc.MOVE_MOUNT_T_EMPTY_PATH)
         finally:
             os.close(at)
+    finally:
+        os.close(copy)
+
+
+def _attributes(copy: int, below: int, flags: int) -> None:
+    namespace = os.open(MAP, os.O_RDONLY | os.O_CLOEXEC) if flags & sc.MOUNT_ATTR_IDMAP else -1
+    try:
+        sc.mount_setattr(copy, "", sc.AT_EMPTY_PATH | below, flags, max(namespace, 0))
+    finally:
+        if namespace >= 0:
+            os.close(namespace)
+
+
+def map_tree(source: str, recursive: bool = False, flags: int = 0) -> int:
+    """A descriptor of a copy of the mount at ``source``, with the ids of :data:`MAP`."""
+    below = sc.AT_RECURSIVE if recursive else 0
+    copy = sc.open_tree(sc.AT_FDCWD, source, sc.OPEN_TREE_CLONE | sc.OPEN_TREE_CLOEXEC | below)
+    try:
+        _attributes(copy, below, flags | sc.MOUNT_ATTR_IDMAP)
+    except OSError:
+        os.close(copy)
+        raise
+    return copy
+
+
+def mapped(path: str) -> None:
+    """Lays over the mount at ``path`` a copy of it with the ids of :data:`MAP`."""
+    copy = map_tree(path)
+    try:
+        sc.move_mount(copy, "", sc.AT_FDCWD, path, sc.MOVE_MOUNT_F_EMPTY_PATH)
     finally:
         os.close(copy)
 
@@ -210,6 +242,7 @@ ACTIONS: dict[str, Callable[..., object]] = {
     "like": like,
     "link": os.symlink,
     "loopback": loopback,
+    "mapped": mapped,
     "mask": mask,
     "may": may,
     "mkdir": os.mkdir,

@@ -1,20 +1,23 @@
-"""Work that must be done in a sandbox's own user namespace, where its files' owners are ours to read.
+"""Work that is done in a fork of this process, since it must be done by somebody else or somewhere else.
 
-An ordinary user's sandbox with subordinate ids has files that the user may not read from outside. Used by
-``committing`` for what a build's step has written.
+Used by :mod:`.probe`, and by ``committing`` for what a build's step has written: an ordinary user's sandbox with
+subordinate ids has files that the user may not read from outside.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import syscalls as sc
 from .entering import forking
-from .running import Running
+
+if TYPE_CHECKING:
+    from .running import Running
 
 
 def in_namespace_of(running: Running, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -24,6 +27,19 @@ def in_namespace_of(running: Running, work: Callable[[], dict[str, Any]]) -> dic
 
     :raises OSError: when the namespace cannot be entered, or as ``work`` raises it.
     """
+    def enter_and_work() -> dict[str, Any]:
+        sc.setns(running.pidfd, sc.CLONE_NEWUSER)
+        return work()
+
+    return in_fork(enter_and_work)
+
+
+def in_fork(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What ``work`` returns, done by a fork of this process.
+
+    :raises OSError: as ``work`` raises it, or when it ended without an answer.
+    """
+    sys.stdout.flush()
     reading, writing = os.pipe2(os.O_CLOEXEC)
     with forking, warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads: the child uses but one
@@ -31,7 +47,6 @@ def in_namespace_of(running: Running, work: Callable[[], dict[str, Any]]) -> dic
     if pid == 0:
         answer: dict[str, Any]
         try:
-            sc.setns(running.pidfd, sc.CLONE_NEWUSER)
             answer = {"done": work()}
         except OSError as error:
             answer = {"errno": error.errno, "what": error.strerror or str(error),
@@ -48,7 +63,7 @@ def in_namespace_of(running: Running, work: Callable[[], dict[str, Any]]) -> dic
         text = pipe.read()
     os.waitpid(pid, 0)
     if not text:
-        raise OSError(5, "the process that read what a sandbox has written ended early")
+        raise OSError(5, "a process that was forked for this ended early")
     answer = json.loads(text)
     if "done" not in answer:
         raise OSError(answer["errno"] or 5, answer["what"], answer["path"] or None)

@@ -19,7 +19,8 @@ import socket
 from . import mounts, protocol
 from . import syscalls as sc
 from .actions import perform
-from .init import DEFAULTED, limit_tasks, say, step_forward
+from .commands import DEFAULTED, limit_tasks, step_forward
+from .init import say
 
 TYPE_CHECKING = False  # as typing's, whose import the helper's heap can do without
 if TYPE_CHECKING:

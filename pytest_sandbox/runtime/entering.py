@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 from . import syscalls as sc
 from . import tracing
-from .init import become, limit_tasks
+from .commands import become, limit_tasks
 from .shares import come_first
+from .shift import hand_over
 
 if TYPE_CHECKING:
     from .running import Running
@@ -160,10 +161,14 @@ def _join(running: Running, namespaces: int, ids: tuple[int, int], folders: Fold
             os.write(fd, b"0")
         for function in when_joined:
             function()
+        come_first(running.plan.body["oom"])
+        base = running.plan.body["base"]
+        if base:
+            hand_over(range(3), base, ids)
+            sc.prctl(sc.PR_SET_DUMPABLE, 0)  # until we are who we shall be, nobody inside may take hold of us
         if namespaces:
             running.enter(namespaces)
         _inside = True
-        come_first()
         # A session of its own: no terminal of the caller's to type into, no process group to send signals to.
         os.setsid()
         sc.new_session_keyring()
@@ -171,8 +176,10 @@ def _join(running: Running, namespaces: int, ids: tuple[int, int], folders: Fold
         sc.drop_from_bounding_set(running.plan.body["drop"])
         if (most := running.plan.body["nproc"]) is not None:
             limit_tasks(most + 1)  # there is a process of ours more, which waits outside for this one
-        if ids != (os.getuid(), os.getgid()):
+        if base or ids != (os.getuid(), os.getgid()):
             become(*ids)
+        if base:
+            sc.prctl(sc.PR_SET_DUMPABLE, 1)  # a change of ids takes it away, and with it our own files in /proc
         keep = running.plan.kept if ids[0] == 0 else 0
         sc.capset(keep, keep, 0)
         sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)

@@ -226,8 +226,8 @@ class Guest:
         try:
             if plan.key not in self._told:
                 self._told.add(plan.key)
-                self.send({"plan": plan.key, "kept": plan.kept,
-                           **{name: plan.body[name] for name in ("drop", "nproc", "seccomp", "namespaces")}})
+                names = ("base", "drop", "nproc", "oom", "seccomp", "namespaces")
+                self.send({"plan": plan.key, "kept": plan.kept, **{name: plan.body[name] for name in names}})
             self.send({"enter": [flag for flag, _ in spaces]}, tuple(fd for _, fd in spaces))
             self.send({"fork": plan.key, "ids": plan.ids, "where": where, "env": env, **more},
                       (writing, *descriptors, *(into.group.join_fds if into.group is not None else ())))

@@ -15,17 +15,15 @@ import select
 import socket
 import sys
 
-from . import cgroup_make, init, mounts, netns, own, protocol, relay, spawner
+from . import cgroup_make, init, mapped, mounts, netns, own, protocol, relay, spawner
 from . import syscalls as sc
-from .init import stand_back, step_forward
+from .commands import stand_back, step_forward
+from .isolation import begin_again, isolate, new_root
 from .tracing import Marks
 
 TYPE_CHECKING = False  # as typing's, whose import the helper's heap can do without
 if TYPE_CHECKING:
     from typing import Any
-
-ALL_IDS = "0 0 4294967295"
-
 
 def main() -> None:
     """Entry of the new process.
@@ -50,11 +48,11 @@ def main() -> None:
         if nested:
             from . import boarding  # noqa: F401 - while there is a tree to import from
         if "again" not in argv[2]:
-            _isolate(privileged, nested, maps)
+            isolate(privileged, nested, maps)
             if nested and not privileged and not compiled:
-                _begin_again(sock, lifeline)
+                begin_again(sock, lifeline)
         program = os.open(spawner.PROGRAM, os.O_RDONLY | os.O_CLOEXEC) if compiled else -1
-        _new_root()
+        new_root()
         if privileged or nested or maps:
             sc.mount("proc", "/proc", "proc", sc.MS_NOSUID | sc.MS_NODEV | sc.MS_NOEXEC)
         if nested:
@@ -84,73 +82,6 @@ def main() -> None:
         os._exit(0)
 
 
-def _isolate(privileged: bool, nested: bool, maps: list[list[str]]) -> None:
-    """Continues in a new process: the first of a pid namespace, with a mount namespace to build in."""
-    uid, gid = os.getuid(), os.getgid()
-    mapped, told = os.pipe2(os.O_CLOEXEC)
-    every = privileged and nested  # all ids are for root outside to map
-    flags = sc.CLONE_NEWPID | sc.CLONE_NEWNS | (0 if privileged and not nested else sc.CLONE_NEWUSER)
-    # A sibling, not a child: the caller can wait for it, and the process in between is gone at once.
-    if pid := sc.clone3(flags | sc.CLONE_PARENT, exit_signal=0):
-        if maps:
-            os.write(told, b"m" if all(_map(pid, one) for one in maps) else b"x")
-        elif every:
-            for name in ("uid_map", "gid_map"):
-                cgroup_make.write(f"/proc/{pid}/{name}", ALL_IDS)
-            os.write(told, b"m")
-        os._exit(0)
-    os.close(told)
-    if (maps or every) and os.read(mapped, 1) != b"m":
-        raise OSError(errno.EPERM, os.strerror(errno.EPERM), maps[0][0] if maps else "uid_map")
-    os.close(mapped)
-    if not privileged and not maps:
-        for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
-            with open(f"/proc/self/{name}", "w") as file:
-                file.write(text)
-
-
-def _begin_again(sock: socket.socket, lifeline: int) -> None:
-    """Starts this program anew, in our user namespace.
-
-    Inits that are forks of ours, and cannot be dumped, may then be looked up by who has power over that namespace: us,
-    who map their ids, and the caller. Who started a program outside of it may not be looked up by either.
-    """
-    for fd in (sock.fileno(), lifeline):
-        os.set_inheritable(fd, True)
-    argv = list(sys.orig_argv)
-    place = len(argv) - len(sys.argv[1:]) + 2
-    argv[place] += " again"
-    os.execv(sys.executable, argv)
-
-
-def _map(pid: int, command: list[str]) -> bool:
-    """Has newuidmap(1) or newgidmap(1) map ids for a process."""
-    return os.spawnv(os.P_WAIT, command[0], [command[0], str(pid), *command[1:]]) == 0
-
-
-def _new_root() -> None:
-    """A tmpfs as root, with the host's whole tree at /host: a place to build in that hides nothing of the host."""
-    sc.mount("none", "/", None, sc.MS_REC | sc.MS_PRIVATE)
-    host = sc.open_tree(sc.AT_FDCWD, "/", sc.OPEN_TREE_CLONE | sc.OPEN_TREE_CLOEXEC | sc.AT_RECURSIVE)
-    base = "/tmp"
-    sc.mount("pytest-sandbox", base, "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, "mode=0755")
-    os.chdir(base)
-    for name in ("host", "own", "scratch", "root", "proc", "nodes", "frozen"):
-        os.mkdir(name)
-    sc.move_mount(host, "", sc.AT_FDCWD, "host", sc.MOVE_MOUNT_F_EMPTY_PATH)
-    os.close(host)
-    for name in mounts.NODES:
-        # Read-only, as their binds in the sandboxes will be: a device can be written to all the same, but nobody
-        # inside, whose root may be the host's, can change its mode or owner.
-        if os.path.exists(f"host/dev/{name}"):
-            os.close(os.open(f"nodes/{name}", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
-            sc.mount(f"host/dev/{name}", f"nodes/{name}", None, sc.MS_BIND)
-            sc.mount_setattr(sc.AT_FDCWD, f"nodes/{name}", 0, sc.MOUNT_ATTR_RDONLY | sc.MOUNT_ATTR_NOSUID)
-    sc.pivot_root(".", ".")
-    sc.umount2(".", sc.MNT_DETACH)
-    os.chdir("/")
-
-
 class _Helper:
     """Serves one caller for as long as that lives."""
 
@@ -159,6 +90,7 @@ class _Helper:
         self.plans: dict[str, dict[str, Any]] = {}
         # Our own layers that are there, which plans of the same root share. The first has been unwanted longest.
         self.ready: dict[str, None] = {}
+        self.mapped: set[str] = set()  # plans whose layers are shown with shifted ids
         self.users: dict[int, str] = {}  # by the pid of an init: the layers that its sandbox stands on
         self.groups = cgroup_make.Groups()
         self.spawner: spawner.Spawner | None = None
@@ -244,6 +176,9 @@ class _Helper:
         elif "recall" in message:
             with socket.socket(fileno=fds[0]) as channel:
                 self.recall(message["recall"], channel)
+        elif "shift" in message:
+            with socket.socket(fileno=fds[0]) as channel:
+                self.answer(channel, mapped.answer(message["shift"]))
         elif "thaw" in message:
             self.thaw(message["thaw"])
         elif "make" in message:
@@ -290,6 +225,12 @@ class _Helper:
                 relay.outbound(message["outbound"], fds)
             protocol.close(fds)
 
+    def answer(self, channel: socket.socket, message: protocol.Message) -> None:
+        try:
+            protocol.send(channel, message)
+        except OSError:
+            pass  # whoever asked has gone
+
     def freeze(self, key: str, fd: int) -> None:
         """Mounts a frozen layer where plans will look for it. A failure shows in the plan that wants it."""
         try:
@@ -310,6 +251,7 @@ class _Helper:
 
     def thaw(self, key: str) -> None:
         try:
+            mapped.forget(f"{mapped.PLACE}/frozen-{key}")
             sc.umount2(f"/frozen/{key}", sc.MNT_DETACH)
             os.rmdir(f"/frozen/{key}")
         except OSError:
@@ -329,6 +271,10 @@ class _Helper:
             if marks is not None:
                 marks("layers")
         self.ready[body["layers"]] = self.ready.pop(body["layers"])  # now the last that was wanted
+        if body["base"] and key not in self.mapped:
+            mapped.begin(body["uid_map"])
+            mounts.prepare(body["mapped"])
+            self.mapped.add(key)
         group = self.group(body["group"], name) if name is not None else None
         if marks is not None:
             marks("group")
@@ -468,10 +414,7 @@ class _Helper:
         except OSError as error:
             number = error.errno or 0
         with socket.socket(fileno=fds[1]) as channel:
-            try:
-                protocol.send(channel, {"errno": number})
-            except OSError:
-                pass  # whoever asked has gone
+            self.answer(channel, {"errno": number})
         os.close(fds[0])
 
     def group(self, layout: dict[str, Any], name: str) -> cgroup_make.Made:

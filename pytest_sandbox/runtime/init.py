@@ -7,15 +7,14 @@ everything else, and the mounts, the network and the writable layer vanish with 
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found] # of the signal module, whose enums cost 5 ms
-import fcntl
 import os
 import resource
 import select
 import socket
-import stat
 
-from . import actions, protocol
+from . import actions, inside, protocol, shares
 from . import syscalls as sc
+from .commands import begin_as, limit_tasks, start, unbound
 from .mounts import StepFailed, carry_out
 from .tracing import NAMESPACES, Marks
 
@@ -23,7 +22,6 @@ TYPE_CHECKING = False  # as typing's, whose import the helper's heap can do with
 if TYPE_CHECKING:
     from typing import Any
 
-_stands_back = False
 _FORWARDED = (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP, _signal.SIGQUIT, _signal.SIGUSR1, _signal.SIGUSR2)
 
 
@@ -83,6 +81,8 @@ def _set_up(sync: socket.socket | None, body: dict[str, Any], marks: Marks | Non
     """The sandbox's making, in the one order that works. Returns a descriptor of the writable layer."""
     # Mounts first, while the host's tree may still be used as a lower layer: the kernel refuses an overlay of a
     # directory with mounts below it once a user namespace has locked those.
+    if body["base"]:
+        begin_as(body["base"])
     carry_out(body["scratch"], marks, "scratch")
     # A detached copy of the mount, for the caller: with it a commit can keep the layer when all of this has ended.
     scratch = sc.open_tree(sc.AT_FDCWD, "/scratch", sc.OPEN_TREE_CLONE | sc.OPEN_TREE_CLOEXEC)
@@ -91,6 +91,7 @@ def _set_up(sync: socket.socket | None, body: dict[str, Any], marks: Marks | Non
     carry_out(body["mounts"], marks, "mounts")
     # The user namespace second: it owns the network, ipc and uts namespaces made with it, and the copy of the mount
     # namespace, in which every mount made so far is locked.
+    limits = unbound() if body["base"] else []
     if marks is None:
         sc.unshare(body["namespaces"])
     else:  # each by itself, to be timed
@@ -98,6 +99,8 @@ def _set_up(sync: socket.socket | None, body: dict[str, Any], marks: Marks | Non
             if body["namespaces"] & flag:
                 sc.unshare(flag)
                 marks("namespace", flag)
+    for which, limit in limits:
+        resource.setrlimit(which, limit)
     if sync is not None:
         sync.send(b"m")
         if sync.recv(1) != b"m":
@@ -107,7 +110,8 @@ def _set_up(sync: socket.socket | None, body: dict[str, Any], marks: Marks | Non
         _write_maps(body["uid_map"], body["gid_map"])
     if marks is not None:
         marks("ids")
-    _take_shares(actions.shares_folder, body)
+    shares.take(actions.shares_folder, body["counts"])
+    shares.come_first(body["oom"])
     if marks is not None:
         marks("shares")
     carry_out(body["inside"], marks, "inside")
@@ -116,7 +120,8 @@ def _set_up(sync: socket.socket | None, body: dict[str, Any], marks: Marks | Non
     # Privileges last: all of the above needs them. A set of uid 0 loses on exec what is not in the bounding set.
     sc.drop_from_bounding_set(body["drop"])
     sc.prctl(sc.PR_SET_NO_NEW_PRIVS, 1)
-    sc.new_session_keyring()
+    if not body["base"]:
+        sc.new_session_keyring()
     if sync is not None and not body.get("wide"):
         # Nobody inside may look into this process, whatever their capabilities. Unprivileged, the helper could not
         # enter its namespaces either: our memory is of a program that was started outside of the helper's.
@@ -126,32 +131,6 @@ def _set_up(sync: socket.socket | None, body: dict[str, Any], marks: Marks | Non
     if marks is not None:
         marks("privileges")
     return scratch
-
-
-def _take_shares(folder: int, body: dict[str, Any]) -> None:
-    """See ``shares``. ``folder``: /proc/sys/user; what is opened below it is that of the user namespace one is in."""
-    files = [*([name, text] for name, text in body["counts"] if folder >= 0)]
-    if body["oom"]:
-        files.append(["/proc/self/oom_score_adj", body["oom"]])
-    for name, text in files:
-        try:
-            fd = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=folder if folder >= 0 else None)
-        except OSError:
-            continue
-        try:
-            os.write(fd, text.encode())
-        except OSError:
-            pass
-        finally:
-            os.close(fd)
-    if folder >= 0:
-        os.close(folder)
-
-
-def limit_tasks(most: int) -> None:
-    """RLIMIT_NPROC, unless a lower one holds already."""
-    most = min([most, *(one for one in resource.getrlimit(resource.RLIMIT_NPROC) if one != resource.RLIM_INFINITY)])
-    resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
 
 
 def _write_maps(uid_map: str, gid_map: str) -> None:
@@ -222,7 +201,7 @@ class _Init:
                 return
             if pid in self.channels:
                 channel = self.channels[pid]
-                say(channel, {"status": status, "used": _used(used)})
+                say(channel, {"status": status, "used": inside.counted(used)})
                 self.forget(pid)
 
     def forget(self, pid: int) -> None:
@@ -239,17 +218,17 @@ class _Init:
             if "spawn" in message:
                 self.spawn(message["spawn"], fds)
             elif "kill" in message:
-                self.killed = set(_pids())
+                self.killed = set(inside.pids())
                 try:
                     os.kill(-1, message["kill"])
                 except ProcessLookupError:
                     pass
             elif "list" in message:
                 with socket.socket(fileno=os.dup(fds[0])) as channel:
-                    say(channel, {"processes": processes()})
+                    say(channel, {"processes": inside.processes()})
             elif "usage" in message:
                 with socket.socket(fileno=os.dup(fds[0])) as channel:
-                    say(channel, usage())
+                    say(channel, inside.usage())
             elif "ping" in message:
                 self.asked.append(socket.socket(fileno=os.dup(fds[0])))
         except OSError:
@@ -259,7 +238,7 @@ class _Init:
 
     def answer(self) -> None:
         self.signalled()
-        left = {one["pid"] for one in processes() if one["ppid"] != 0}  # others have their parent outside
+        left = {one["pid"] for one in inside.processes() if one["ppid"] != 0}  # others have their parent outside
         self.killed &= left
         if not self.killed:
             for channel in self.asked:
@@ -305,173 +284,3 @@ class _Init:
             os.kill(-pid if group else pid, number)
         except ProcessLookupError:
             pass
-
-
-def start(what: dict[str, Any], fds: list[int]) -> int:
-    """Starts a command. Without a change of user this is a vfork, which copies no page table.
-
-    :raises OSError: with the path, when there is no such command or directory.
-    """
-    os.chdir(what["cwd"])
-    try:
-        env = {os.fsencode(name): os.fsencode(text) for name, text in what["env"].items()}
-        argv = what["argv"]
-        file = _find(argv[0], what["env"].get("PATH", os.defpath))
-        if what.get("ids") is not None or what.get("umask") is not None:
-            return _fork(file, argv, env, fds, what)
-        actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(_above(fds))]
-        if _stands_back:
-            return os.posix_spawn(file, argv, env, file_actions=actions, setsid=True, setsigmask=(),
-                                  setsigdef=DEFAULTED, scheduler=(os.SCHED_OTHER, os.sched_param(0)))
-        return os.posix_spawn(file, argv, env, file_actions=actions, setsid=True, setsigmask=(),
-                              setsigdef=DEFAULTED)
-    finally:
-        os.chdir("/")
-
-
-DEFAULTED = tuple(number for number in range(1, 32) if number not in (_signal.SIGKILL, _signal.SIGSTOP))
-
-
-_NULL = os.makedev(1, 3)
-
-
-def _above(fds: list[int]) -> list[int]:
-    """The descriptors, none of them among 0 to 2, so that placing one does not overwrite another.
-
-    The null device is the sandbox's own instead: the host's mode could be changed through the one that came.
-    """
-    for position, fd in enumerate(fds):
-        look = os.fstat(fd)
-        if stat.S_ISCHR(look.st_mode) and look.st_rdev == _NULL:
-            null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-            os.dup2(null, fd, False)
-            os.close(null)
-        if fd < 3:
-            fds[position] = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
-            os.close(fd)
-    return fds
-
-
-def _find(name: str, path: str) -> str:
-    """What execvp(3) would run."""
-    if "/" in name:
-        return name
-    failure: OSError = FileNotFoundError(2, "No such file or directory", name)
-    for folder in path.split(":"):
-        file = os.path.join(folder or ".", name)
-        try:
-            if not os.path.isfile(file):
-                continue
-            if os.access(file, os.X_OK):
-                return file
-            failure = PermissionError(13, "Permission denied", file)
-        except OSError:
-            continue
-    raise failure
-
-
-def _fork(file: str, argv: list[str], env: dict[bytes, bytes], fds: list[int], what: dict[str, Any]) -> int:
-    """Starts a command as somebody else."""
-    reading, writing = os.pipe2(os.O_CLOEXEC)
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os.setsid()
-            step_forward()
-            for number, fd in enumerate(_above(fds)):
-                os.dup2(fd, number)
-            for number in DEFAULTED:
-                _signal.signal(number, _signal.SIG_DFL)
-            if what.get("umask") is not None:
-                os.umask(what["umask"])
-            if what.get("ids") is not None:
-                become(*what["ids"])
-            os.execve(file, argv, env)
-        except OSError as error:
-            os.write(writing, f"{error.errno}".encode())
-        finally:
-            os._exit(127)
-    os.close(writing)
-    failed = os.read(reading, 16)
-    os.close(reading)
-    if failed:
-        os.waitpid(pid, 0)
-        raise OSError(int(failed), os.strerror(int(failed)), file)
-    return pid
-
-
-def stand_back() -> None:
-    """Lets whoever runs go on when this process wakes up (SCHED_BATCH): it works ahead, and others work now.
-
-    Does nothing for one that its user has given another policy than the usual.
-    """
-    global _stands_back
-    if os.sched_getscheduler(0) == os.SCHED_OTHER:
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-        _stands_back = True
-
-
-def stands_back() -> bool:
-    """Whether this process, or one that it was forked from, does :func:`stand_back`."""
-    return _stands_back
-
-
-def step_forward() -> None:
-    """Undoes :func:`stand_back`, for what a user waits for: policies are inherited."""
-    global _stands_back
-    if _stands_back:
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-        _stands_back = False
-
-
-def become(uid: int, gid: int) -> None:
-    """Takes on another identity for good."""
-    try:
-        os.setgroups([gid])
-    except PermissionError:
-        pass  # a user namespace of a single id denies setgroups, and leaves nothing to give up
-    os.setresgid(gid, gid, gid)
-    os.setresuid(uid, uid, uid)
-
-
-def _pids() -> list[int]:
-    return [int(name) for name in os.listdir("/proc") if name.isdigit() and name != "1"]
-
-
-def _used(used: Any) -> list[float]:
-    return [used.ru_utime, used.ru_stime, used.ru_inblock, used.ru_oublock]
-
-
-def usage() -> dict[str, Any]:
-    """What was used inside, for hosts without cgroups: by all that was reaped, and by what runs now."""
-    sums = _used(resource.getrusage(resource.RUSAGE_CHILDREN))
-    ticks = os.sysconf("SC_CLK_TCK")
-    tasks = 0
-    for pid in _pids():
-        try:
-            with open(f"/proc/{pid}/stat", errors="replace") as file:
-                fields = file.read().rsplit(")", 1)[1].split()
-        except OSError:
-            continue  # it ended meanwhile
-        # proc_pid_stat(5) counts from 1; these begin with field 3.
-        sums[0] += (int(fields[11]) + int(fields[13])) / ticks
-        sums[1] += (int(fields[12]) + int(fields[14])) / ticks
-        tasks += int(fields[17])
-    return {"used": sums, "pids": tasks}
-
-
-def processes() -> list[dict[str, Any]]:
-    """The processes inside but this one, from /proc: pid, parent, state, name and arguments."""
-    found = []
-    for pid in _pids():
-        try:
-            with open(f"/proc/{pid}/stat", errors="replace") as file:
-                head, tail = file.read().rsplit(")", 1)
-            with open(f"/proc/{pid}/cmdline", errors="replace") as file:
-                arguments = file.read(65536).rstrip("\0").split("\0")
-        except OSError:
-            continue  # it ended meanwhile
-        state, parent = tail.split()[:2]
-        found.append({"pid": pid, "ppid": int(parent), "state": state, "name": head.split("(", 1)[1],
-                      "args": arguments if arguments != [""] else []})
-    return found

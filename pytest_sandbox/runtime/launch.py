@@ -16,9 +16,10 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from typing import Any
 
 from ..errors import SandboxClosedError, SandboxError, SandboxStartError
-from . import cgroups, entering, frozen, pressure, protocol, spawner, tracing
+from . import cgroups, entering, frozen, pressure, protocol, shift, spawner, tracing
 from . import syscalls as sc
 from .hierarchies import announce
 from .plan import Host, Plan
@@ -48,6 +49,7 @@ class Supervisor:
         self.lock = threading.RLock()
         self.told: set[str] = set()  # keys of plans and of frozen layers that the helper knows
         self.frozen: set[str] = set()
+        self.mappable: set[str] = set()  # paths of layers whose file systems can show shifted ids
         self.ahead: dict[str, list[Running]] = {}
         self.ending: list[Running] = []
         self.made: weakref.WeakSet[Running] = weakref.WeakSet()
@@ -145,6 +147,29 @@ class Supervisor:
                 trace.add("pytest", "ask for a sandbox", trace.asked)
             self.made.add(made)
             return made
+
+    def shifts(self, body: dict[str, Any]) -> str:
+        """Why the sandboxes of a plan cannot have shifted ids here; empty where they can.
+
+        :raises SandboxStartError: when the helper could not start.
+        """
+        lowers, binds = shift.asked(body)
+        with self.lock:
+            wanted = [one for one in lowers if one not in self.mappable]
+            if self.mappable and not wanted and not binds:
+                return ""
+            self.greet()
+            ours, theirs = protocol.pair()
+            with ours:
+                with theirs:
+                    self.tell({"shift": {"range": shift.the_range(), "lowers": wanted, "binds": binds}},
+                              (theirs.fileno(),))
+                got = protocol.receive(ours)
+            if got is None:
+                raise SandboxClosedError("the helper process of the sandboxes has ended")
+            if not got[0]:
+                self.mappable.update(wanted)
+            return shift.told(got[0])
 
     def _trace(self, plan: Plan) -> tracing.Trace | None:
         recorder = tracing.recorder

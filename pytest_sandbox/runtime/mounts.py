@@ -13,6 +13,7 @@ import os
 
 from . import syscalls as sc
 from .actions import ROOT, perform
+from .mapped import HOST, own_mapped
 from .own import (
     escape,
     own_dir,
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from .tracing import Marks
 
 NODES = ("null", "zero", "full", "random", "urandom", "tty")
-HOST = "/host"
 _EXIST, _PERM, _NODEV = 17, 1, 19
 
 
@@ -94,6 +94,11 @@ def actions_of(step: list[Any]) -> list[Action]:
 def scratch(options: str) -> list[Action]:
     """The writable layer: a tmpfs that only this mount namespace holds."""
     return [["mount", "pytest-sandbox", "/scratch", "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, options]]
+
+
+def scratch_mapped() -> list[Action]:
+    """The writable layer as root of a shifted range owns it; what is handed out is how it is stored."""
+    return [["mapped", "/scratch"]]
 
 
 def resize(fd: int, options: dict[str, str]) -> None:
@@ -166,20 +171,26 @@ def sys(masked: list[str]) -> list[Action]:
     return [*acts, *(["mask", path] for path in masked)]
 
 
-def dev(nodes: list[str]) -> list[Action]:
-    """A minimal /dev: the harmless nodes of the host, terminals and shared memory of the sandbox's own."""
+def dev(nodes: list[str], source: str | None = None) -> list[Action]:
+    """A minimal /dev: the harmless nodes of the host, terminals and shared memory of the sandbox's own.
+
+    ``source``: where the helper has nodes with shifted ids; the terminals are then :func:`pts`.
+    """
     acts: list[Action] = [["enter", "/dev"],
                           ["mount", "dev", ".", "tmpfs", sc.MS_NOSUID, "mode=0755,size=64k"], ["enter", "/dev"]]
     for node in nodes:
         acts.append(["file", node, 0o666, ""])
-        acts.append(["mount", f"/nodes/{node}", node, None, sc.MS_BIND, None])
+        acts.append(["mount", f"{source or '/nodes'}/{node}", node, None, sc.MS_BIND, None])
     for name, text in (("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"),
                        ("stderr", "/proc/self/fd/2"), ("ptmx", "pts/ptmx")):
         acts.append(["link", text, name])
     acts += [["mkdir", name, 0o777] for name in ("pts", "shm", "mqueue")]
-    acts.append(["mount", "devpts", "pts", "devpts", sc.MS_NOSUID | sc.MS_NOEXEC,
-                 "newinstance,ptmxmode=0666,mode=0620"])
-    return acts
+    return acts if source else [*acts, *pts("pts")]
+
+
+def pts(path: str = "/dev/pts") -> list[Action]:
+    """Terminals of the sandbox's own. They belong to the root of the user namespace in which they are mounted."""
+    return [["mount", "devpts", path, "devpts", sc.MS_NOSUID | sc.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620"]]
 
 
 def tmpfs(target: str, flags: int, options: str) -> list[Action]:
@@ -217,9 +228,9 @@ def resolver(text: str) -> list[Action]:
     return [["file", "/scratch/resolv.conf", 0o644, text], _own_etc("resolv.conf")]
 
 
-def bind(source: str, target: str, read_only: bool) -> list[Action]:
-    """A host path that shows through."""
-    flags = sc.MOUNT_ATTR_NOSUID | sc.MOUNT_ATTR_NODEV | (sc.MOUNT_ATTR_RDONLY if read_only else 0)
+def bind(source: str, target: str, read_only: bool, more: int = 0) -> list[Action]:
+    """A host path that shows through. ``more``: other attributes of the mount."""
+    flags = more | sc.MOUNT_ATTR_NOSUID | sc.MOUNT_ATTR_NODEV | (sc.MOUNT_ATTR_RDONLY if read_only else 0)
     return [["tree", HOST + source, target, True, flags, None]]
 
 
@@ -259,11 +270,11 @@ def loopback() -> list[Action]:
 TEMPLATE: dict[str, Callable[..., None]] = {
     one.__name__: one for one in (
         own_layer, own_parents, own_hide, own_link, own_file, own_dir, own_files, own_names, own_ways, own_shadow,
-        own_state, own_owners)
+        own_state, own_owners, own_mapped)
 }
 #: What makes a sandbox.
 OPERATIONS: dict[str, Callable[..., list[Action]]] = {
     one.__name__: one for one in (
-        scratch, overlay, proc, sys, dev, tmpfs, run, hosts, resolver, bind, pivot, fresh_sys, mqueue, hostname,
-        loopback)
+        scratch, scratch_mapped, overlay, proc, sys, dev, pts, tmpfs, run, hosts, resolver, bind, pivot, fresh_sys,
+        mqueue, hostname, loopback)
 }

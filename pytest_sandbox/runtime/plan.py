@@ -11,7 +11,6 @@ import functools
 import hashlib
 import json
 import os
-import pwd
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -19,16 +18,14 @@ from typing import Any
 
 from ..errors import SandboxStartError
 from ..rootfs import Root, Tree
-from ..spec import CAPABILITIES, DEFAULT_CAPABILITIES, SandboxSpec, network_kind
-from . import shares
+from ..spec import CAPABILITIES, DEFAULT_CAPABILITIES, SandboxSpec
+from . import shares, shift
 from . import syscalls as sc
 from .frozen import key_of, path_in_helper
 from .mounts import NODES
+from .plan_files import binds, image_files, mount_points, names, run
 from .seccomp import filter_for
 from .subids import Ids
-
-#: The address of an outbound sandbox's own name server.
-OUTBOUND_RESOLVER = "10.0.2.3"
 
 #: How each operation reads; the arguments are those of the function of the same name in :mod:`.mounts`.
 _READS = {
@@ -42,13 +39,16 @@ _READS = {
     "own_files": "make what is this sandbox's own, and not the image's, in {0}",
     "own_state": "bring the committed layer {1} into memory, at {0}",
     "own_names": "give the layers short names in {0}",
+    "own_mapped": "show {1} at {0} with shifted ids",
     "own_ways": "repeat the directories of others in {1} that lead to what the caller may write to, in {0}",
     "own_shadow": "repeat the directories of {1}, owned by the caller, in {0}",
     "scratch": "mount a tmpfs ({0}) as the writable layer",
+    "scratch_mapped": "show the writable layer with shifted ids",
     "overlay": "mount an overlay of {2} on {1}",
     "proc": "mount a fresh /proc",
     "sys": "mount /sys read-only",
     "dev": "make a minimal /dev with {0}",
+    "pts": "make terminals of its own",
     "tmpfs": "mount an empty tmpfs on {0} ({2})",
     "run": "make a fresh /run",
     "hosts": "give it an /etc/hosts for the names of its networks",
@@ -106,7 +106,8 @@ class Plan:
 
     ``made`` holds the paths that the making itself leaves in the writable layer: where mounts are put. ``ids`` are the
     uid and gid inside that processes run as. ``frozen`` are the keys of the layers in memory that it needs.
-    ``waived`` are the promises of docs/security.md that the options do without.
+    ``waived`` are the promises of docs/security.md that the options do without. ``unshifted`` says why root's sandbox
+    has the host's own ids; it is empty where it has not, and for others than root.
     """
 
     key: str
@@ -117,10 +118,17 @@ class Plan:
     ids: tuple[int, int]
     frozen: frozenset[str] = frozenset()
     waived: frozenset[str] = frozenset()
+    unshifted: str = ""
+
+    @property
+    def base(self) -> int:
+        """The id outside that is 0 inside: see :mod:`.shift`. 0 where the ids are the host's own, or the caller's."""
+        base: int = self.body["base"]
+        return base
 
     def steps(self) -> Iterable[str]:
         """Every operation in words, in order."""
-        for part in ("template", "scratch", "mounts", "inside"):
+        for part in ("template", "mapped", "scratch", "mounts", "inside"):
             for step in self.body[part]:
                 yield describe(step)
 
@@ -146,22 +154,22 @@ def user_ids(spec: SandboxSpec, host: Host, root: Root | None = None) -> tuple[i
     return int(uid), int(gid or uid)
 
 
-def make_plan(spec: SandboxSpec, root: Root, host: Host, group: dict[str, Any] | None = None) -> Plan:
+def make_plan(spec: SandboxSpec, root: Root, host: Host, group: dict[str, Any] | None = None,
+              ids_from: tuple[int, int] | None = None, unshifted: str = "") -> Plan:
     """The plan of a sandbox. ``group`` is the layout of its cgroup, as :mod:`.cgroups` has it.
 
+    :param ids_from: the range that its ids are shifted to, the first and their number; None for no shift.
+    :param unshifted: why there is none.
     :raises SandboxStartError: when a mount's source does not exist.
     """
     uid, gid = user_ids(spec, host, root)
     owns = not host.privileged and uid == 0 and root.host  # root of a tree whose owners are not mapped
     template: list[list[Any]] = []
     overlays: list[list[Any]] = []
-    own = {} if root.host else _image_files(spec, (uid, gid), root)
+    own = {} if root.host else image_files(spec, (uid, gid), root)
     base = [(replace(tree, frozen=()), _states(tree)) for tree in root.trees]  # what our own layers are made from
-    if host.ids is not None and (uid >= host.ids.users or gid >= host.ids.groups):
-        raise SandboxStartError(f"a sandbox cannot run as {uid}:{gid}", step="ids", path=None, errno=None,
-                                why=f"this user has {host.ids.users} subordinate ids",
-                                remedy="Give it more of them (`sudo usermod --add-subuids`, `--add-subgids`).")
-    layers = f"/own/{_layers_name(base, owns, host, spec.workdir, own, spec.owners)}"
+    _check_ids(uid, gid, host, ids_from)
+    layers = f"/own/{_layers_name(base, owns, host, spec.workdir, own, spec.owners, ids_from)}"
     for number, tree in enumerate(root.trees):
         lowers = [f"/host{lower}".rstrip("/") for lower in tree.lowers]
         committed = [path_in_helper(one) for one in tree.frozen]
@@ -210,6 +218,8 @@ def make_plan(spec: SandboxSpec, root: Root, host: Host, group: dict[str, Any] |
     keep = DEFAULT_CAPABILITIES if spec.capabilities is None else spec.capabilities
     body = {
         "group": group,
+        "base": 0,
+        "mapped": [],
         "nproc": _nproc(spec, host, group),
         "layers": layers,
         "template": template,
@@ -221,9 +231,9 @@ def make_plan(spec: SandboxSpec, root: Root, host: Host, group: dict[str, Any] |
             ["sys", masked_sys if spec.network == "host" else []],
             ["dev", [one for one in NODES if os.path.exists(f"/dev/{one}")]],
             ["tmpfs", "/dev/shm", sc.MS_NOSUID | sc.MS_NODEV, f"mode=1777,{size}"],
-            _run(uid, gid, spec, host),
-            *_names(spec, root),
-            *_binds(spec),
+            run(uid, gid, spec, host),
+            *names(spec, root),
+            *binds(spec),
             ["pivot"],
         ],
         "inside": inside,
@@ -237,13 +247,29 @@ def make_plan(spec: SandboxSpec, root: Root, host: Host, group: dict[str, Any] |
     }
     if host.ids is not None:
         body["wide"] = True
+    if ids_from is not None:
+        body = shift.shifted(body, root.host, ids_from)
     key = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:24]
     kept = sum(1 << number for number, one in enumerate(CAPABILITIES) if one in keep)
-    made_paths = frozenset(_made(spec)) | (frozenset() if root.host else _MOUNTED)
+    made_paths = frozenset(mount_points(spec)) | (frozenset() if root.host else _MOUNTED)
     if any(one[-1] is not None for one in overlays):
         made_paths |= _SEEDED
     kept_layers = frozenset(name for tree in root.trees for one in tree.frozen if (name := key_of(one)) is not None)
-    return Plan(key, body, root, kept, made_paths, (uid, gid), kept_layers, _waived(spec))
+    return Plan(key, body, root, kept, made_paths, (uid, gid), kept_layers, _waived(spec),
+                unshifted)
+
+
+def _check_ids(uid: int, gid: int, host: Host, ids_from: tuple[int, int] | None) -> None:
+    if host.ids is not None and (uid >= host.ids.users or gid >= host.ids.groups):
+        why, remedy = (f"this user has {host.ids.users} subordinate ids",
+                       "Give it more of them (`sudo usermod --add-subuids`, `--add-subgids`).")
+    elif ids_from is not None and (uid >= ids_from[1] or gid >= ids_from[1]):
+        why, remedy = (f"sandboxes of root have {ids_from[1]} ids",
+                       f"Use a lower one, or set {shift.VARIABLE}=host for sandboxes with the host's own ids.")
+    else:
+        return
+    raise SandboxStartError(f"a sandbox cannot run as {uid}:{gid}", step="ids", path=None, errno=None, why=why,
+                            remedy=remedy)
 
 
 def _map(host: Host, own: int, command: tuple[str, ...]) -> str:
@@ -333,32 +359,6 @@ _SEEDED = frozenset({"/etc", "/etc/hostname", "/etc/hosts", "/etc/machine-id", "
 _MOST_LAYERS = 500
 
 
-def _image_files(spec: SandboxSpec, ids: tuple[int, int], root: Root) -> dict[str, Any]:
-    """What must fit this sandbox and not the machine that the image was made on; see :mod:`.ownfiles`."""
-    files = {
-        "hostname": f"{spec.hostname}\n",
-        "hosts": f"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{spec.hostname}\n",
-        "machine-id": hashlib.sha256(spec.hostname.encode()).hexdigest()[:32] + "\n",
-        "resolv.conf": "",
-    }
-    if (text := _resolver(spec)) is not None:
-        files["resolv.conf"] = text
-    else:
-        del files["resolv.conf"]  # no resolver on the host, none in here
-    return {"files": files, "user": f"{_name(ids[0])}:x:{ids[0]}:{ids[1]}::{root.user[2]}:/bin/sh\n",
-            "workdir": root.workdir if root.workdir != "/" else "", "places": ["proc", "sys", "dev", "run"]}
-
-
-def _name(uid: int) -> str:
-    """What a uid is called in an image that does not know it."""
-    if uid == 0:
-        return "root"
-    try:
-        return pwd.getpwuid(uid).pw_name if uid == os.getuid() else "sandbox"
-    except KeyError:
-        return "sandbox"
-
-
 #: Where an unprivileged root can edit the host's files in place.
 _EDITABLE = ("/etc", "/usr/local", "/opt", "/var", "/srv")
 
@@ -391,56 +391,3 @@ def _own_layer(layer: str, tree: Tree, owns: bool, written: tuple[str, ...]) -> 
         if known or scan:
             steps.append(["own_ways", layer, top, known, scan])
     return [["own_layer", layer, top], *steps] if steps else []
-
-
-def _run(uid: int, gid: int, spec: SandboxSpec, host: Host) -> list[Any]:
-    files = {"pytest-sandbox": "1\n"}
-    path = os.path.realpath("/etc/resolv.conf")
-    text = _resolver(spec)
-    if text and path.startswith("/run/"):
-        files[os.path.relpath(path, "/run")] = text
-    # Unprivileged, all that init makes is the caller's already.
-    owner = [uid, gid] if host.has_users else [-1, -1]
-    return ["run", [["lock", 0o1777, -1, -1], ["user", 0o755, -1, -1], [f"user/{uid}", 0o700, *owner]], files]
-
-
-def _resolver(spec: SandboxSpec) -> str | None:
-    """What resolv.conf says inside; None where the host has none that can be read."""
-    kind = network_kind(spec.network)
-    if kind not in ("host", "outbound"):
-        return ""
-    try:
-        with open("/etc/resolv.conf") as file:
-            text = file.read(65536)
-    except OSError:
-        return None if kind == "host" else f"nameserver {OUTBOUND_RESOLVER}\n"
-    if kind == "host":
-        return text
-    lines = [line for line in text.splitlines() if line.split()[:1] in (["search"], ["domain"], ["options"])]
-    return "\n".join([f"nameserver {OUTBOUND_RESOLVER}", *lines, ""])
-
-
-def _names(spec: SandboxSpec, root: Root) -> list[list[Any]]:
-    """The steps for names of networks: files of the sandbox's own, where the host's would show through."""
-    kind = network_kind(spec.network)
-    steps: list[list[Any]] = [["hosts"]] if kind in ("networks", "outbound") else []
-    if kind == "outbound" and root.host and not os.path.realpath("/etc/resolv.conf").startswith("/run/"):
-        steps.append(["resolver", _resolver(spec)])
-    return steps
-
-
-def _binds(spec: SandboxSpec) -> list[list[Any]]:
-    for one in (*spec.persist, *spec.mounts):
-        if not os.path.exists(one.source):
-            raise SandboxStartError(f"cannot mount {one.source} at {one.target}", step="bind", path=one.source, errno=2,
-                                    why=f"{one.source} does not exist on this host",
-                                    remedy="Create it, or correct the sandbox's mounts option.")
-    return [["bind", os.path.realpath(one.source), one.target, one.read_only] for one in (*spec.persist, *spec.mounts)]
-
-
-def _made(spec: SandboxSpec) -> Iterable[str]:
-    for one in (*spec.persist, *spec.mounts):
-        path = os.path.normpath(one.target)
-        while path != "/":
-            yield path
-            path = os.path.dirname(path)

@@ -10,13 +10,14 @@ import os
 import re
 import socket
 import struct
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from ..errors import SandboxError, SandboxStartError, SandboxUnavailable
 from . import spawner
 from . import syscalls as sc
+from .apart import in_fork
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,27 +56,18 @@ def _try(step: str, function: Callable[..., object], *args: object) -> None:
 
 def _in_child(body: Callable[[], None]) -> tuple[str, int] | None:
     """Runs ``body`` in a forked child; None when it went well, else the failed step and its errno."""
-    sys.stdout.flush()
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        answer = b""
+    def attempt() -> dict[str, Any]:
         try:
             body()
         except _Failed as failed:
-            answer = f"{failed.errno} {failed.step}".encode()
-        except BaseException as error:  # noqa: BLE001 - it travels as text
-            answer = f"0 {type(error).__name__}: {error}".encode()
-        os.write(writing, answer)
-        os._exit(0)
-    os.close(writing)
-    with open(reading, "rb") as pipe:
-        answer = pipe.read()
-    os.waitpid(pid, 0)
-    if not answer:
-        return None
-    errno, step = answer.decode().split(" ", 1)
-    return step, int(errno)
+            return {"step": failed.step, "errno": failed.errno}
+        return {}
+
+    try:
+        said = in_fork(attempt)
+    except OSError as error:
+        return str(error), 0
+    return (said["step"], said["errno"]) if said else None
 
 
 def _privileged() -> bool:
@@ -253,6 +245,23 @@ def probe(names: frozenset[str] | None = None) -> list[Finding]:
         findings.append(Finding(one.name, one.what, False, one.needed, why, one.follows,
                                 remedy(one.name, step, errno)))
     return findings
+
+
+def shifted_ids(why: str) -> Finding:
+    """Whether root's sandboxes have ids of their own; ``why`` they have not (:attr:`.plan.Plan.unshifted`)."""
+    what = "give root's sandboxes user ids that own nothing outside"
+    if not why:
+        return Finding("shifted-ids", what, True, False, "yes")
+    if why.endswith("is set"):
+        do = "Unset it."
+    elif "cannot be mapped" in why:
+        do = "Use a file system that has id-mapped mounts for it (ext4, xfs, btrfs, tmpfs), or another machine."
+    elif "subuid" in why:
+        do = "Give ranges below 2147483648 to users: see subuid(5)."
+    else:
+        do = f"Use Linux 6.3 or newer (this is {os.uname().release}), whose tmpfs and overlays take id-mapped mounts."
+    return Finding("shifted-ids", what, False, False, why,
+                   "root of a sandbox has the host's id 0: covered paths and missing capabilities keep it in", do)
 
 
 def _knob(path: str) -> str | None:

@@ -97,6 +97,10 @@ def _status(name: str) -> list[str]:
 
 
 def privileges(visit: Visit) -> str | None:
+    if visit.plan.base:
+        with open("/proc/self/uid_map") as file:
+            if any(line.split()[1] == "0" for line in file):
+                return "its root is the host's own"
     if _status("NoNewPrivs") != ["1", "1"]:
         return "no_new_privs is not set"
     for text in _status("CapBnd"):

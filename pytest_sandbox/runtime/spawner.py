@@ -12,7 +12,7 @@ import os
 
 from . import mounts, protocol
 from .actions import COMPILED
-from .init import stands_back
+from .commands import stands_back
 
 TYPE_CHECKING = False  # as typing's, whose import the helper's heap can do without
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def compile_plan(body: dict[str, Any]) -> dict[str, Any] | None:
     if not all(_is_compiled(actions) for steps in parts.values() for actions in steps):
         return None
     return {name: body[name] for name in ("group", "nproc", "namespaces", "uid_map", "gid_map", "drop",
-                                          "seccomp", "counts", "oom")} | parts
+                                          "seccomp", "counts", "oom", "base")} | parts
 
 
 def _is_compiled(actions: list[Action]) -> bool:

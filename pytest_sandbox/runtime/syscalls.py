@@ -53,6 +53,7 @@ MOUNT_ATTR_RDONLY = 1
 MOUNT_ATTR_NOSUID = 2
 MOUNT_ATTR_NODEV = 4
 MOUNT_ATTR_NOEXEC = 8
+MOUNT_ATTR_IDMAP = 0x00100000
 
 # linux/openat2.h
 RESOLVE_NO_XDEV = 1
@@ -63,7 +64,10 @@ RESOLVE_IN_ROOT = 16
 
 # linux/prctl.h
 PR_SET_PDEATHSIG = 1
+PR_GET_PDEATHSIG = 2
+PR_GET_DUMPABLE = 3
 PR_SET_DUMPABLE = 4
+PR_SET_KEEPCAPS = 8
 PR_CAPBSET_DROP = 24
 PR_SET_NO_NEW_PRIVS = 38
 PR_CAP_AMBIENT = 47
@@ -169,9 +173,12 @@ class _MountAttr(ctypes.Structure):
         "attr_set", "attr_clr", "propagation", "userns_fd")]
 
 
-def mount_setattr(dirfd: int, path: str, flags: int, attr_set: int) -> None:
-    """mount_setattr(2): sets attributes of a mount, with ``AT_RECURSIVE`` of all below it (Linux 5.12)."""
-    attr = _MountAttr(attr_set=attr_set)
+def mount_setattr(dirfd: int, path: str, flags: int, attr_set: int, userns: int = 0) -> None:
+    """mount_setattr(2): sets attributes of a mount, with ``AT_RECURSIVE`` of all below it (Linux 5.12).
+
+    ``userns``: for ``MOUNT_ATTR_IDMAP``, a descriptor of the user namespace whose map it takes on.
+    """
+    attr = _MountAttr(attr_set=attr_set, userns_fd=userns)
     _check(_libc.syscall(_SYS_MOUNT_SETATTR, dirfd, os.fsencode(path), flags, ctypes.byref(attr),
                          ctypes.sizeof(attr)), path)
 
@@ -218,6 +225,13 @@ def pidfd_send_signal(pidfd: int, signal: int) -> None:
 def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 0) -> int:
     """prctl(2)."""
     return _check(_libc.prctl(option, arg2, arg3, arg4, arg5))
+
+
+def death_signal() -> int:
+    """The signal that the calling process gets at its parent's end; 0 for none."""
+    number = ctypes.c_int()
+    _check(_libc.prctl(PR_GET_PDEATHSIG, ctypes.addressof(number), 0, 0, 0))
+    return number.value
 
 
 def drop_from_bounding_set(capabilities: list[int]) -> None:
@@ -365,3 +379,13 @@ def capset(effective: int, permitted: int, inheritable: int) -> None:
     data = (ctypes.c_uint32 * 6)(effective & low, permitted & low, inheritable & low,
                                  effective >> 32, permitted >> 32, inheritable >> 32)
     _check(_libc.capset(ctypes.byref(header), ctypes.byref(data)))
+
+
+def act_as(uid: int, gid: int) -> None:
+    """setfsuid(2) and setfsgid(2) of the calling thread, with the capabilities over files that uid 0 has by itself."""
+    for call, wanted in ((_libc.setfsgid, gid), (_libc.setfsuid, uid)):
+        call(ctypes.c_uint32(wanted))
+        if call(ctypes.c_uint32(0xFFFFFFFF)) & 0xFFFFFFFF != wanted:  # it tells of a failure in no other way
+            raise PermissionError(1, "cannot act on files as another user")
+    _, permitted, inheritable = capget()
+    capset(permitted, permitted, inheritable)

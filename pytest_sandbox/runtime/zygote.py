@@ -25,7 +25,7 @@ from ..errors import SandboxClosedError
 from . import entering, protocol
 from . import syscalls as sc
 from .children import ForkedChild
-from .init import stand_back, step_forward
+from .commands import stand_back, step_forward
 from .plan import Host, Plan
 from .prefault import Meeting, Pages
 from .protocol import wait_readable

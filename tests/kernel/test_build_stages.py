@@ -26,6 +26,7 @@ from pytest_sandbox.runtime.cgroups import host_control
 
 BUSYBOX = shutil.which("busybox")
 pytestmark = [
+    pytest.mark.usefixtures("build_cache"),
     pytest.mark.skipif(BUSYBOX is None, reason="no static program at hand: apt-get install busybox-static"),
     pytest.mark.skipif(importlib.util.find_spec("dockerfile") is None,
                        reason="the parser is not installed: pip install pytest-sandbox[build]"),
@@ -44,16 +45,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
             pass
     made = image([layer(items)], config={"Env": ["PATH=/bin"]})
     return f"oci:{write_layout(tmp_path_factory.mktemp('b') / 'l', made)}"
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nothing_is_left_behind: None) -> Iterator[Path]:
-    monkeypatch.setenv("PYTEST_SANDBOX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "context").mkdir()
-    (tmp_path / "context/a.txt").write_text("a")
-    yield tmp_path / "cache/v1"
-    planning.release_images()
 
 
 def built(text: str, **options: Any) -> tuple[StoredImage, Builder]:
@@ -85,13 +76,13 @@ def test_stages_that_do_not_depend_on_one_another_run_at_once(base: str) -> None
     assert (again.diff_ids, second.hits) == (made.diff_ids, 4)
 
 
-def test_a_stage_that_fails_stops_the_others_and_leaves_nothing(base: str, cache: Path) -> None:
+def test_a_stage_that_fails_stops_the_others_and_leaves_nothing(base: str, build_cache: Path) -> None:
     text = (f"FROM {base} AS slow\nRUN sleep 1000\nFROM {base} AS bad\nRUN echo because; exit 7\n"
             f"FROM {base}\nCOPY --from=slow /x /x\nCOPY --from=bad /x /y\n")
     with pytest.raises(ImageBuildError, match=r"(?s)line 4.*status 7.*because") as caught:
         built(text)
     assert caught.value.line == 4
-    assert os.listdir(cache / "staging") == []
+    assert os.listdir(build_cache / "staging") == []
 
 
 def test_a_name_that_only_a_variable_tells(base: str) -> None:
@@ -191,7 +182,7 @@ def server(tmp_path: Path) -> Iterator[str]:
         thread.join()
 
 
-def test_add_of_a_url(base: str, server: str, cache: Path) -> None:
+def test_add_of_a_url(base: str, server: str, build_cache: Path) -> None:
     digest = hashlib.sha256(b"not really a tar").hexdigest()
     text = (f"FROM {base}\nARG AT={server}\nADD $AT/tool.tar?x=1 /into/\nADD --checksum=sha256:{digest} --chmod=755 "
             "$AT/tool.tar /as-this\n")
@@ -208,12 +199,12 @@ def test_add_of_a_url(base: str, server: str, cache: Path) -> None:
                         ("http://127.0.0.1:1/x", "cannot be fetched")):
         with pytest.raises(ImageBuildError, match=says):
             built(f"FROM {base}\nADD {wrong} /x\n" if " " not in wrong else f"FROM {base}\nADD {wrong}\n")
-    assert os.listdir(cache / "staging") == []
+    assert os.listdir(build_cache / "staging") == []
 
 
 # Mounts.
 
-def test_a_mount_of_another_stage_or_image(base: str, cache: Path) -> None:
+def test_a_mount_of_another_stage_or_image(base: str, build_cache: Path) -> None:
     text = (f"FROM {base} AS tools\nRUN mkdir -p /t/bin /t/empty && echo 'echo tool' > /t/bin/tool && "
             "ln -s bin/tool /t/short\n"
             f"FROM {base}\nRUN --mount=type=bind,from=tools,source=/t,target=/t sh /t/short > /said; ls /t >> /said; "
@@ -224,25 +215,25 @@ def test_a_mount_of_another_stage_or_image(base: str, cache: Path) -> None:
     assert "t" not in seen(made, "ls", "/").split()
     assert built(text)[1].hits == 3
     assert built(text.replace("echo tool", "echo other"))[1].hits == 0
-    assert os.listdir(cache / "staging") == []
+    assert os.listdir(build_cache / "staging") == []
 
 
-def test_what_is_written_to_a_tmpfs_is_not_in_the_layer(base: str, cache: Path) -> None:
+def test_what_is_written_to_a_tmpfs_is_not_in_the_layer(base: str, build_cache: Path) -> None:
     made, _ = built(f"FROM {base}\nRUN --mount=type=tmpfs,target=/scratch echo x > /scratch/file && "
                     "cat /scratch/file > /said && stat -c %a /scratch >> /said\n")
     assert seen(made, "cat", "/said") == "x\n1777\n"
     assert "scratch" not in seen(made, "ls", "/").split()
-    assert os.listdir(cache / "staging") == []
+    assert os.listdir(build_cache / "staging") == []
 
 
-def test_a_secret_is_nowhere_afterwards(base: str, cache: Path, tmp_path: Path) -> None:
+def test_a_secret_is_nowhere_afterwards(base: str, build_cache: Path, tmp_path: Path) -> None:
     word = "correct-horse-battery"
     (tmp_path / "token").write_text(word)
     text = (f"FROM {base}\nRUN --mount=type=secret,id=token --mount=type=secret,id=token,env=TOKEN "
             "test \"$TOKEN\" = \"$(cat /run/secrets/token)\" && echo ok > /ok; ls -a /run\n")
     made, _ = built(text, secrets={"token": str(tmp_path / "token")})
     assert seen(made, "cat", "/ok") == "ok\n"
-    found = [str(path) for path in cache.rglob("*") if path.is_file() and not path.is_symlink()
+    found = [str(path) for path in build_cache.rglob("*") if path.is_file() and not path.is_symlink()
              and word.encode() in path.read_bytes()]
     assert found == []
     assert word.encode() not in made.config
@@ -274,26 +265,26 @@ def test_what_the_command_is_given_is_looked_at_before_anything_is_built(words: 
 
 # What does not end well.
 
-def test_a_run_that_never_ends(base: str, cache: Path) -> None:
+def test_a_run_that_never_ends(base: str, build_cache: Path) -> None:
     with pytest.raises(ImageBuildError, match=r"line 2, RUN echo on; sleep 1000: it ran longer than 0\.5 s\non\. "
                                               r"Give it longer \(--timeout\)"):
         built(f"FROM {base}\nRUN echo on; sleep 1000\n", timeout=0.5)
-    assert os.listdir(cache / "staging") == []
+    assert os.listdir(build_cache / "staging") == []
 
 
-def test_a_run_that_fills_the_disk(base: str, cache: Path) -> None:
+def test_a_run_that_fills_the_disk(base: str, build_cache: Path) -> None:
     with pytest.raises(ImageBuildError, match=r"(?s)line 2.*status 1.*No space left.*--disk SIZE"):
         built(f"FROM {base}\nRUN dd if=/dev/zero of=/big bs=1M count=20\n", disk="4M")
     with pytest.raises(ImageBuildError, match=r"(?s)line 2.*--disk SIZE"):  # whatever the program says about it
         built(f"FROM {base}\nRUN dd if=/dev/zero of=/big bs=1M count=20 2>/dev/null\n", disk="4M")
-    assert os.listdir(cache / "staging") == []
+    assert os.listdir(build_cache / "staging") == []
     assert seen(built(f"FROM {base}\nRUN dd if=/dev/zero of=/big bs=1M count=20\n", disk="64M")[0], "ls", "/big")
 
 
-def test_a_run_that_runs_out_of_memory(base: str, cache: Path) -> None:
+def test_a_run_that_runs_out_of_memory(base: str, build_cache: Path) -> None:
     ability = host_control().abilities()["memory"]
     if not ability.ok:
         pytest.skip(f"memory: {ability.how}")
     with pytest.raises(ImageBuildError, match=r"(?s)line 2.*memory limit of 16 MiB.*--memory SIZE"):
         built(f"FROM {base}\nRUN tail /dev/zero\n", memory="16M")
-    assert os.listdir(cache / "staging") == []
+    assert os.listdir(build_cache / "staging") == []

@@ -6,10 +6,8 @@ The first tests hold for root and for ordinary users alike: what is built is the
 from __future__ import annotations
 
 import importlib.util
-import os
 import shutil
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from pytest_sandbox.spec import SandboxSpec
 
 BUSYBOX = shutil.which("busybox")
 pytestmark = [
+    pytest.mark.usefixtures("build_cache"),
     pytest.mark.skipif(BUSYBOX is None, reason="no static program at hand: apt-get install busybox-static"),
     pytest.mark.skipif(importlib.util.find_spec("dockerfile") is None,
                        reason="the parser is not installed: pip install pytest-sandbox[build]"),
@@ -64,19 +63,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"oci:{write_layout(tmp_path_factory.mktemp('b') / 'l', made)}"
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nothing_is_left_behind: None) -> Iterator[Path]:
-    monkeypatch.setenv("PYTEST_SANDBOX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "context").mkdir()
-    (tmp_path / "context/a.txt").write_text("a")
-    (tmp_path / "context/a.txt").chmod(0o644)
-    yield tmp_path / "cache/v1"
-    if (staging := tmp_path / "cache/v1/staging").exists():
-        assert os.listdir(staging) == []
-    planning.release_images()
-
-
 def built(text: str, **options: Any) -> tuple[StoredImage, Builder, list[str]]:
     said: list[str] = []
     Path("Containerfile").write_text(text)
@@ -84,10 +70,10 @@ def built(text: str, **options: Any) -> tuple[StoredImage, Builder, list[str]]:
     return made, builder, said
 
 
-def members(cache: Path, made: StoredImage, number: int = -1) -> dict[str, tarfile.TarInfo]:
+def members(build_cache: Path, made: StoredImage, number: int = -1) -> dict[str, tarfile.TarInfo]:
     """What one of the layers' archives says, which is what other tools will see."""
     digest = made.diff_ids[number].partition(":")[2]
-    [blob] = cache.glob(f"blobs/**/{digest}")
+    [blob] = build_cache.glob(f"blobs/**/{digest}")
     with tarfile.open(blob) as tar:
         return {one.name: one for one in tar}
 
@@ -112,20 +98,20 @@ def test_a_step_finds_the_owners_that_the_image_names(base: str, has_ids: None) 
         "1one", "2"]
 
 
-def test_what_a_step_gives_to_others_is_theirs_in_the_image(base: str, cache: Path, has_ids: None) -> None:
+def test_what_a_step_gives_to_others_is_theirs_in_the_image(base: str, build_cache: Path, has_ids: None) -> None:
     text = (f"FROM {base}\nRUN mkdir -m 700 /d && echo s > /d/s && chmod 600 /d/s && chown -R web:web /d && "
             "chmod 4750 /d/s && ln -s s /d/l && chown -h 5:6 /d/l && ln /d/s /d/hard && chown 65000 /tmp\n"
             f"RUN {LOOK} /d /d/* /tmp && cat /d/s && rm /d/l\n")
     made, _, said = built(text)
     assert "/d/s regular file 4750 33:34" in said[-1]
-    first = members(cache, made, -2)
+    first = members(build_cache, made, -2)
     assert owners(first) == {"d": (33, 34), "d/hard": (33, 34), "d/l": (5, 6), "d/s": (33, 34), "tmp": (65000, 0)}
     assert {first[name].mode & 0o7777 for name in ("d/s", "d/hard")} == {0o4750}
-    assert owners(members(cache, made)) == {"d": (33, 34), "d/.wh.l": (0, 0)}
+    assert owners(members(build_cache, made)) == {"d": (33, 34), "d/.wh.l": (0, 0)}
     assert built(text)[1].hits == 2
 
 
-def test_steps_of_other_users(base: str, cache: Path, has_ids: None) -> None:
+def test_steps_of_other_users(base: str, build_cache: Path, has_ids: None) -> None:
     made, _, said = built(
         f"FROM {base}\nUSER web\nRUN id; cat /var/data/one; cat /etc/shadow || echo refused; echo x >> /var/data/one; "
         "touch /tmp/f\nUSER root\nRUN su -s /bin/sh web -c 'id; touch /tmp/g'\nUSER 7:8\nRUN id && touch /tmp/h\n")
@@ -133,13 +119,14 @@ def test_steps_of_other_users(base: str, cache: Path, has_ids: None) -> None:
     assert "uid=33(web) gid=34(web)" in text
     assert "refused" in text
     assert "uid=7(sandbox) gid=8" in text
-    assert [owners(members(cache, made, number))[f"tmp/{name}"] for number, name in ((-3, "f"), (-2, "g"), (-1, "h"))
-            ] == [(33, 34), (33, 34), (7, 8)]
-    assert owners(members(cache, made, -3))["var/data/one"] == (33, 34)
-    assert members(cache, made, -3)["var/data/one"].pax_headers["SCHILY.xattr.user.note"] == "kept"
+    made_by = [owners(members(build_cache, made, number))[f"tmp/{name}"]
+               for number, name in ((-3, "f"), (-2, "g"), (-1, "h"))]
+    assert made_by == [(33, 34), (33, 34), (7, 8)]
+    assert owners(members(build_cache, made, -3))["var/data/one"] == (33, 34)
+    assert members(build_cache, made, -3)["var/data/one"].pax_headers["SCHILY.xattr.user.note"] == "kept"
 
 
-def test_copied_files_belong_to_whom_they_are_given(base: str, cache: Path, has_ids: None) -> None:
+def test_copied_files_belong_to_whom_they_are_given(base: str, build_cache: Path, has_ids: None) -> None:
     """Also below a directory of others that the layer itself does not have, which keeps its owner."""
     made, _, said = built(f"FROM {base}\nCOPY --chown=5:6 a.txt /var/data/copied\nCOPY a.txt /var/data/roots\n"
                           f"RUN {LOOK} /var/data /var/data/copied /var/data/roots; rm /var/data/copied; "
@@ -149,7 +136,8 @@ def test_copied_files_belong_to_whom_they_are_given(base: str, cache: Path, has_
     for line in ("/var/data directory 2750 33:34", "/var/data/copied regular file 644 5:6",
                  "/var/data/roots regular file 644 0:0"):
         assert line in text
-    assert owners(members(cache, made, -2))["var/data/copied"] == (0, 34), "the set-group-id bit gives the group on"
+    copied = owners(members(build_cache, made, -2))["var/data/copied"]
+    assert copied == (0, 34), "the set-group-id bit gives the group on"
     assert "/var/data/copied regular file 644 0:34" in said[-1]
 
 
@@ -171,7 +159,7 @@ def single(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path / "path"))  # neither newuidmap nor getsubids
 
 
-def test_with_a_single_id_it_is_said_what_was_mapped_away(base: str, cache: Path, single: None) -> None:
+def test_with_a_single_id_it_is_said_what_was_mapped_away(base: str, build_cache: Path, single: None) -> None:
     made, _, said = built(f"FROM {base}\nRUN {LOOK} /etc/shadow /var/data\n"
                           "RUN echo x > /tmp/x; echo >> /var/data/one\n")
     notes = [one for one in said if one.startswith("note: ")]
@@ -180,12 +168,12 @@ def test_with_a_single_id_it_is_said_what_was_mapped_away(base: str, cache: Path
     assert "apt-get install uidmap" in notes[0]
     assert "mapped away: /etc/shadow (0:42), /var/data (33:34), " in notes[1]
     assert "/etc/shadow regular file 640 0:0\n/var/data directory 2750 0:0" in "\n".join(said)
-    found = owners(members(cache, made))
+    found = owners(members(build_cache, made))
     assert found["var/data/one"] == found["var/data"] == (33, 34), "what was there keeps its owner"
     assert (found["var"], found["tmp/x"]) == ((0, 0), (0, 0))
 
 
-def test_a_commit_keeps_owners(base: str, cache: Path) -> None:
+def test_a_commit_keeps_owners(base: str, build_cache: Path) -> None:
     """Of what the image has; what is new belongs to the user that made it."""
     with Sandbox(image=base, user="33:34") as sandbox:
         sandbox.run(["sh", "-c", "echo x >> /var/data/one; echo n > /var/data/mine; chmod 640 /var/data/new || true"],
@@ -198,7 +186,7 @@ def test_a_commit_keeps_owners(base: str, cache: Path) -> None:
     for name in ("team/app:1", "team/app:2"):
         stored = store.image(store.resolve(name).image_id or "")
         assert stored is not None
-        found = owners(members(cache, stored))
+        found = owners(members(build_cache, stored))
         assert {key: found[key] for key in ("var", "var/data", "var/data/one", "var/data/mine")} == {
             "var": (0, 0), "var/data": (33, 34), "var/data/one": (33, 34), "var/data/mine": (33, 34)}
 
@@ -209,10 +197,10 @@ def test_with_a_single_id_chown_fails_and_says_why(base: str, single: None) -> N
     assert caught.value.line == 2
 
 
-def test_with_a_single_id_a_step_of_another_user_is_that_user(base: str, cache: Path, single: None) -> None:
+def test_with_a_single_id_a_step_of_another_user_is_that_user(base: str, build_cache: Path, single: None) -> None:
     made, _, said = built(f"FROM {base}\nUSER web\nRUN id -u; touch /tmp/f\n")
     assert said[-1] == "33"
-    assert owners(members(cache, made))["tmp/f"] == (33, 34)
+    assert owners(members(build_cache, made))["tmp/f"] == (33, 34)
 
 
 # What goes wrong.

@@ -15,7 +15,7 @@ from support import IS_ROOT
 import pytest_sandbox.planning
 from pytest_sandbox import Sandbox, SandboxStartError
 from pytest_sandbox.planning import plan_for
-from pytest_sandbox.runtime import launch, selftest
+from pytest_sandbox.runtime import launch, selftest, shift
 from pytest_sandbox.runtime import syscalls as sc
 from pytest_sandbox.runtime.plan import Plan
 from pytest_sandbox.spec import make_spec
@@ -91,6 +91,10 @@ def _a_device_of_the_hosts(body: dict[str, Any]) -> None:
     body["mounts"].insert(-1, ["bind", f"/dev/{found[0]}", f"/dev/{found[0]}", True])
 
 
+def _ids_of_the_hosts(body: dict[str, Any]) -> None:
+    body["uid_map"] = body["gid_map"] = "0 0 4294967295"
+
+
 def _every_capability(body: dict[str, Any]) -> None:
     body["drop"] = []
 
@@ -113,6 +117,8 @@ def _nothing_hidden(body: dict[str, Any]) -> None:
     pytest.param("kernel files", _uncovered), ("kernel files", _another_sys),
     pytest.param("kernel files", _writable, marks=pytest.mark.skipif(
         not IS_ROOT, reason="the kernel itself lets nobody but root write there")),
+    pytest.param("privileges", _ids_of_the_hosts, marks=pytest.mark.skipif(
+        not IS_ROOT, reason="only root's ids are shifted")),
     pytest.param("devices", _a_device_of_the_hosts), ("privileges", _every_capability), ("system calls", _no_filter),
     ("secrets", _nothing_hidden),
 ], ids=lambda one: one if isinstance(one, str) else one.__name__)
@@ -120,6 +126,8 @@ def test_a_sandbox_without_one_of_its_protections(
     promise: str, change: Callable[[dict[str, Any]], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
 ) -> None:
     make = pytest_sandbox.planning.make_plan
+    if change is _writable:  # the ids alone would keep it
+        monkeypatch.setenv(shift.VARIABLE, "host")
 
     def weaker(*args: Any, **named: Any) -> Plan:
         plan = make(*args, **named)

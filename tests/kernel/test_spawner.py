@@ -348,7 +348,7 @@ def test_a_lost_spawner_is_done_without() -> None:
 
 def test_an_action_that_only_python_has() -> None:
     body: dict[str, Any] = {"scratch": [], "inside": [], "group": None, "nproc": None, "namespaces": 0, "uid_map": "",
-                            "gid_map": "", "drop": [], "seccomp": "", "counts": [], "oom": ""}
+                            "gid_map": "", "drop": [], "seccomp": "", "counts": [], "oom": "", "base": 0}
     body["mounts"] = [["overlay", 0, "/", ["/a"], None, "/a", 0, "x", True, None]]
     assert spawner.compile_plan(body) is not None
     body["mounts"] = [["overlay", 0, "/", ["/a"], None, "/a", 0, "x", True, "/seed"]]

@@ -34,6 +34,7 @@ _REPLACED = (
     (re.compile(r"\b\d\d\d\d-\d\d-\d\d[ T]\d\d:\d\d:\d\d[\d.,+:]*"), "DATE"),
     (re.compile(r"cache from [\d:]+ ago"), "cache from N ago"),  # --stepwise
     (re.compile(r"\bpopen-gw\d"), "popen-gw"),  # the temporary folder of a worker
+    (re.compile(r"(?<=<Task finished name='Task-)\d+"), "N"),  # counted in each process
     (re.compile(r"duration=[\d.]+s"), "duration=N s"),  # of a run by pytester
     # hypothesis puts its statistics, times included, into JUnit reports.
     (re.compile(r"[A-Za-z0-9+/]{160,}=*"), "BASE64"),

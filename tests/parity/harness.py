@@ -87,7 +87,7 @@ class Comparison:
 
 
 class RunBroke(Exception):
-    """pytest did not end by itself. The text says where its output is."""
+    """pytest did not end by itself, or has nothing to compare. The text says where its output is."""
 
 
 def explanations() -> list[Explanation]:
@@ -103,7 +103,7 @@ def missing(variant: Variant) -> list[str]:
 def compare(variant: Variant, folder: Path, known: Sequence[Explanation], timeout: float = 300) -> Comparison:
     """Runs ``variant`` both ways, at the same path so that nothing differs by name, and compares.
 
-    :raises RunBroke: when a run takes longer than ``timeout`` seconds.
+    :raises RunBroke: when a run takes longer than ``timeout`` seconds, or did not begin.
     """
     place = folder / variant.name
     runs = []
@@ -143,6 +143,8 @@ def _run(variant: Variant, place: Path, options: Sequence[str], timeout: float) 
         command = [sys.executable, "-m", "pytest", *options, *_common(logs, number), *step]
         status, output = _execute(command, suite, _environment(place, variant), variant.input, timeout)
         found |= _gather(variant, suite, logs, number, status, output)
+        if f"junit {number}" not in found:
+            raise RunBroke(f"pytest ended with {status} and wrote no report; what it printed is in {logs}")
         tests += sum(line.startswith("start ") for line in found.get(f"order {number}", ()))
     seconds = time.monotonic() - began
     found["files"] = artefacts.tree(suite)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import artefacts
 import harness
 import pytest
 from harness import Difference, Explanation
+from variants import Variant
 
 
 @pytest.mark.parametrize(("text", "same"), [
@@ -60,3 +63,9 @@ def test_an_explanation_covers_only_what_it_names(entry: Explanation, covers: bo
 
 def test_every_explanation_gives_a_cause() -> None:
     assert all(len(one.cause) > 5 and (one.line or one.variant != "*") for one in harness.explanations())
+
+
+def test_a_run_that_did_not_begin_proves_nothing(tmp_path: Path) -> None:
+    variant = Variant("mistyped", (("--rootdir=nowhere",),))
+    with pytest.raises(harness.RunBroke, match="wrote no report"):
+        harness.compare(variant, tmp_path, ())

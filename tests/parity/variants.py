@@ -141,12 +141,14 @@ VARIANTS: tuple[Variant, ...] = (
     _one("pdb-quits", "--pdb", ("basics/test_introspection.py",), input="p 40 + 2\nq\n"),
     _one("trace", "--trace -k test_numbers", ("basics/test_parametrised.py",), input="c\n" * 20),
     # Coverage.
-    _one("coverage", "--cov=shop --cov-report=term-missing --cov-config=.coveragerc", ("coverage",),
-         needs=("pytest_cov",)),
+    _one("coverage", "--cov=shop --cov-report=term-missing", ("coverage",), needs=("pytest_cov",)),
     _one("coverage-contexts", "--cov=shop --cov-branch --cov-context=test --cov-report=xml --cov-report=term",
          ("coverage",), needs=("pytest_cov",)),
-    _one("coverage-subprocesses", "--cov=shop --cov-config=coverage/.coveragerc --cov-report=term-missing",
+    _one("coverage-subprocesses", "--cov=shop --cov-config=coverage/subprocesses.cfg --cov-report=term-missing",
          ("coverage",), needs=("pytest_cov",)),
+    _one("coverage-subprocesses-xdist",
+         "--cov=shop --cov-config=coverage/subprocesses.cfg --cov-report=term-missing -n2",
+         ("coverage",), ordered=False, needs=("pytest_cov", "xdist")),
     _one("coverage-xdist", "--cov=shop --cov-branch --cov-report=term-missing -n2", ("coverage",), ordered=False,
          needs=("pytest_cov", "xdist")),
     # Other plugins.

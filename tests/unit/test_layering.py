@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -195,3 +195,50 @@ def test_the_reader_of_imports_sees(tmp_path: Path, path: str, source: str, obje
         assert len(found) == 1
         assert objects in found[0]
         assert found[0].startswith(f"{path}:{source.count(chr(10)) + 1}:")
+
+
+def private_names(tree: ast.Module) -> Iterator[tuple[int, str, bool]]:
+    """Every private attribute that a module names: line, name, and whether it is of the module's own objects."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and _is_private(node.attr):
+            of_self = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+            yield node.lineno, node.attr, of_self
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef) and _is_private(node.name):
+            yield node.lineno, node.name, True
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and _is_private(node.id):
+            yield node.lineno, node.id, True
+        elif (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+                and node.func.id in ("getattr", "hasattr", "setattr", "delattr")
+                and isinstance(node.args[1], ast.Constant) and _is_private(str(node.args[1].value))):
+            yield node.lineno, str(node.args[1].value), False
+
+
+def _is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def foreign_private_names(modules: dict[str, ast.Module], others: Iterable[ast.Module] = ()) -> Iterator[
+        tuple[str, int, str]]:
+    """Private names in ``modules`` that are nobody's in there, or in ``others``: of pytest, or of somebody else."""
+    found = [(module, *one) for module, tree in modules.items() for one in private_names(tree)]
+    own = {name for tree in (*modules.values(), *others) for _, name, is_own in private_names(tree) if is_own}
+    yield from ((module, line, name) for module, line, name, _ in found if name not in own)
+
+
+#: Of Python itself.
+PRIVATE_OF_PYTHON = {"_target", "_exit"}
+
+
+def test_only_compat_knows_private_names_of_others() -> None:
+    folder = Path(pytest_sandbox.__file__).parent
+    modules = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("plugin/*.py"))
+               if not path.name.startswith("compat")}
+    others = [ast.parse(path.read_text(encoding="utf-8")) for path in folder.glob("*.py")]
+    found = [one for one in foreign_private_names(modules, others) if one[2] not in PRIVATE_OF_PYTHON]
+    assert found == []
+
+
+@pytest.mark.parametrize("line", ["item._request.param", "getattr(item, '_request', None)", "setattr(item, '_x', 1)"])
+def test_private_names_are_found(line: str) -> None:
+    modules = {"a": ast.parse("class A:\n  def f(self, item):\n    self._own = 1\n    item._own\n    " + line)}
+    assert [(module, row) for module, row, _ in foreign_private_names(modules)] == [("a", 5)]

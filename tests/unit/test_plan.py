@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from pytest_sandbox.errors import SandboxStartError
 from pytest_sandbox.rootfs import Entry, Root, Tree
-from pytest_sandbox.runtime import mounts, plan
+from pytest_sandbox.runtime import mounts, plan, shift
 from pytest_sandbox.runtime.plan import Host, Plan, describe, make_plan, user_ids
 from pytest_sandbox.spec import CAPABILITIES, DEFAULT_CAPABILITIES, SandboxSpec, make_spec
 
@@ -40,6 +41,36 @@ def test_every_step_reads_as_words() -> None:
             assert "let /etc show through at /data" in words
             assert words.index("make it the root") == len(made.body["template"]) + len(made.body["scratch"]) + len(
                 made.body["mounts"]) - 1
+
+
+def test_a_plan_with_shifted_ids() -> None:
+    frozen = replace(ROOT, trees=(replace(ROOT.trees[0], frozen=("@key/0/upper",)), *ROOT.trees[1:]))
+    image = Root((Tree("/", tuple(f"/cache/layers/{one}/files" for one in range(30))),), look=(0o755, 3, 4))
+    for root in (ROOT, SPLIT, frozen, image):
+        made = make_plan(make_spec({"mounts": ["/etc:/data:ro"], "user": "5:6"}), root, REAL, None, (1 << 31, 1 << 30))
+        assert made.base == 1 << 31
+        assert json.loads(json.dumps(made.body)) == made.body
+        assert made.body["uid_map"] == made.body["gid_map"] == f"0 {1 << 31} {1 << 30}"
+        places = [step[1] for step in made.body["mapped"]]
+        assert len(places) == len(set(places)) <= 4  # however many layers there are
+        for step in made.body["mounts"]:
+            if step[0] == "overlay":
+                _, _, _, lowers, short, like, *_ = step
+                assert all(any(f"{one}/".startswith(f"{place}/") for place in places) for one in lowers)
+                assert short is None or short.endswith(".mapped")
+                assert like == [0o755, 3 + made.base, 4 + made.base] or str(like).startswith("/mapped/")
+        [words] = [one for one in made.body["mounts"] if one[0] == "run"]
+        assert words[1][-1] == ["user/5", 0o700, made.base + 5, made.base + 6]
+        assert all(describe(step) for part in ("mapped", "mounts", "inside") for step in made.body[part])
+        assert shift.asked(made.body)[1] == ["/etc"]
+        assert made.key != make_plan(make_spec({}), root, REAL).key
+    assert shift.asked(make_plan(make_spec({}), ROOT, REAL, None, (9, 9)).body)[0] == ["/", "/home"]
+
+
+def test_ids_that_a_range_has_not() -> None:
+    with pytest.raises(SandboxStartError, match="sandboxes of root have 268435456 ids") as caught:
+        make_plan(make_spec({"user": "999999999"}), ROOT, REAL, None, (8 << 28, 1 << 28))
+    assert "PYTEST_SANDBOX_IDS=host" in str(caught.value)
 
 
 def test_what_is_not_known_is_still_readable() -> None:
