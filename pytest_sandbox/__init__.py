@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from .network import Network
     from .outbound import Outbound
     from .sandbox import Change, Process, Result, Sandbox, SandboxPath, inside
+    from .sharing import shared
     from .spec import Mount, SandboxSpec
     from .usage import LimitEvents, Usage
 
@@ -56,6 +57,7 @@ _HOME = {
     "Outbound": "outbound",
     **dict.fromkeys(("Mount", "SandboxSpec"), "spec"),
     "Image": "images",
+    "shared": "sharing",
     **dict.fromkeys(("LimitEvents", "Usage"), "usage"),
     **dict.fromkeys((
         "DiskLimitExceeded", "LimitExceeded", "MemoryLimitExceeded", "PidsLimitExceeded", "TimeLimitExceeded",
@@ -115,6 +117,7 @@ __all__ = [
     "TimeLimitExceeded",
     "Usage",
     "inside",
+    "shared",
 ]
 
 

@@ -14,25 +14,27 @@ import sys
 from importlib.machinery import EXTENSION_SUFFIXES
 from importlib.metadata import PackageNotFoundError, distribution
 
+from . import wheels
 from .errors import SandboxUnavailable
 from .planning import cache_directory
 
 #: The modules and packages that are grafted, where the caller has them.
-MODULES = ("pytest", "_pytest", "py", "pluggy", "iniconfig", "packaging", "pygments", "pytest_sandbox",
-           "exceptiongroup", "tomli", "typing_extensions")
+MODULES = ("pytest", "_pytest", "py", "pluggy", "iniconfig", "packaging", "pygments", "pytest_sandbox")
+#: Directories in the graft, with what not every guest has on its path.
+OLDER, MEASURING = "below-3.11", "measuring"
 #: Their distributions: what importlib.metadata says of them in there.
-DISTRIBUTIONS = ("pytest", "pluggy", "iniconfig", "packaging", "pygments", "exceptiongroup", "tomli")
+DISTRIBUTIONS = ("pytest", "pluggy", "iniconfig", "packaging", "pygments")
 #: Where a guest, and each of its tests, finds the graft.
 TARGET = "/run/.pytest-sandbox"
 _NEEDED = ("pytest", "_pytest", "pluggy", "iniconfig", "packaging", "pygments", "pytest_sandbox")
-_FORM = 1  # of a copy
+_FORM = 2  # of a copy
 _made: str | None = None
 
 
-def graft_made() -> str:
-    """The same, looked up once a process."""
+def graft_made(anew: bool = False) -> str:
+    """The same, looked up once a process, or ``anew`` when something came that may go along."""
     global _made
-    if _made is None:
+    if _made is None or anew:
         _made = graft()
     return _made
 
@@ -48,8 +50,9 @@ def graft() -> str:
             "a test's body cannot run in another image than the host's", feature="guests",
             why=f"{', '.join(missing)} cannot be copied there: it is not installed as files",
             remedy="Install pytest in the usual way.")
+    apart = _apart()
     name = hashlib.sha256(repr((_FORM, sys.implementation.cache_tag, [
-        (one, _version_of(one, place)) for one, place in found.items()])).encode()).hexdigest()[:24]
+        (one, _version_of(one, place)) for one, place in [*found.items(), *apart]])).encode()).hexdigest()[:24]
     folder = os.path.join(cache_directory(), "guests")
     made = os.path.join(folder, name)
     if not os.path.isdir(made):
@@ -59,6 +62,9 @@ def graft() -> str:
         os.mkdir(begun)
         for place in found.values():
             _copy(place, begun)
+        for folder_in, place in apart:
+            os.makedirs(f"{begun}/{folder_in}", exist_ok=True)
+            _copy(place, f"{begun}/{folder_in}")
         for one in DISTRIBUTIONS:
             _copy_metadata(one, begun)
         os.chmod(begun, 0o755)
@@ -67,6 +73,21 @@ def graft() -> str:
         except OSError:  # another process was faster
             shutil.rmtree(begun, ignore_errors=True)
     return made
+
+
+def _apart() -> list[tuple[str, str]]:
+    """What goes along where there is some of it: the directory in the graft, and the file or directory."""
+    apart = []
+    for one in wheels.MODULES:
+        place = _place(one)
+        if place is None:
+            kept = os.path.join(wheels.directory((3, 10)), one)
+            place = next((path for path in (kept, f"{kept}.py") if os.path.exists(path)), None)
+        if place is not None:
+            apart.append((OLDER, place))
+    if (place := _place("coverage")) is not None:
+        apart.append((MEASURING, place))
+    return apart
 
 
 def _place(name: str) -> str | None:

@@ -95,7 +95,12 @@ class Lifetime:
         return None
 
     def adopt(self, running: Running) -> None:
-        """Takes a sandbox over that was made for it by another supervisor than this process's."""
+        """Takes a sandbox over that was made for it by another supervisor than this process's, and joins its networks.
+
+        :raises SandboxError: when it cannot; nothing is left of it.
+        """
+        if self.spec.network not in ("none", "host"):
+            self._connect(running)
         self._running = running
 
     # The lifetime.

@@ -17,11 +17,21 @@ _LEFT_OUT = ("test", "tests", "idlelib", "lib2to3", "tkinter", "turtledemo", "en
              "dist-packages", "pydoc_data", "distutils", "turtle.py")
 
 
-def make_python_root(root: Path, name: str = "first") -> Path:
-    """Makes ``root``, whose /etc/os-release has the ``name``."""
-    program = Path(os.path.realpath(getattr(sys, "_base_executable", sys.executable)))
-    version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
-    library = Path(sys.base_prefix, sys.platlibdir, version)
+def make_python_root(root: Path, name: str = "first", interpreter: str | None = None) -> Path:
+    """Makes ``root``, whose /etc/os-release has the ``name``.
+
+    :param interpreter: another Python of this machine than the one that runs this.
+    """
+    base, minor = getattr(sys, "_base_executable", sys.executable), sys.version_info[1]
+    found, prefix = base, sys.base_prefix
+    if interpreter is not None:
+        asked = ("import sys; print(sys.version_info[1], sys.base_prefix, "
+                 "getattr(sys, '_base_executable', sys.executable))")
+        told = subprocess.run([interpreter, "-I", "-c", asked], capture_output=True, text=True, check=True).stdout
+        number, prefix, found = told.split()
+        minor = int(number)
+    program, version = Path(os.path.realpath(found)), f"python3.{minor}"
+    library = Path(prefix, sys.platlibdir, version)
 
     def leave_out(folder: str, names: list[str]) -> list[str]:
         return [one for one in names if one in _LEFT_OUT or one.startswith("config-")]

@@ -72,7 +72,7 @@ def write_layers(sandbox: Sandbox, folder: str, most: int) -> tuple[KeptLayer, .
     running = sandbox._ready()
     image = sandbox._spec_now().image
     made = image if isinstance(image, Image) else Image(image)
-    depth = max((len(one) for one in made.layers.values()), default=0)
+    depth = max((len(one) for one in made.layers.values()), default=0) + (running.beneath >= 0)
     layers: list[KeptLayer] = []
     for level in range(depth + 1):
         with open(f"{folder}/layer-{level}.tar.gz", "xb", buffering=1 << 18) as raw:
@@ -89,10 +89,11 @@ def write_layers(sandbox: Sandbox, folder: str, most: int) -> tuple[KeptLayer, .
 def _write_tree(tar: Any, running: Running, tree: Tree, image: Image, level: int) -> None:
     """One level of one tree: what was committed in memory, and above all of that the writable layer."""
     committed = image.layers.get(tree.target, ())
-    if level > len(committed):
-        return
     number = running.plan.root.trees.index(tree)
-    above = [*map(frozen.path_here, committed), f"/proc/self/fd/{running.scratch}/{number}/upper"]
+    writable = [f"/proc/self/fd/{fd}/{number}/upper" for fd in (running.beneath, running.scratch) if fd >= 0]
+    above = [*map(frozen.path_here, committed), *writable]
+    if level >= len(above):
+        return
     kept = tree.frozen[:len(tree.frozen) - len(committed)]
     below = [*tree.lowers, *map(frozen.path_here, kept)]
     prefix = tree.target.rstrip("/") + "/"
@@ -113,6 +114,7 @@ def start_of(sandbox: Sandbox) -> Start:
     except ImageError:  # removed while the sandbox runs
         return Start("directory", made.base, config=dict(made.config), exact=exact)
     if stack.image_id is None:
-        return Start("directory", os.path.abspath(made.base.partition(":")[2]), config=dict(made.config), exact=exact)
+        kind, _, path = made.base.partition(":")
+        return Start("directory", f"{kind}:{os.path.abspath(path)}", config=dict(made.config), exact=exact)
     return Start("state" if stack.host is not None else "image", made.base, stack.image_id, stack.digest,
                  dict(made.config), exact)

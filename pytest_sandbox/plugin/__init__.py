@@ -132,13 +132,14 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             continue
         from . import extensions
 
-        spec = extensions.sourced(config, extensions.changed(item, spec))
         if conductor is None:
             from .conductor import Conductor
 
             conductor = config.stash[_conductor] = Conductor(session, settings)
             config.pluginmanager.register(conductor, "sandbox-conductor")
-        conductor.adopt(item, spec)
+        if conductor.waits_for_image(item, spec):
+            continue
+        conductor.adopt(item, extensions.sourced(config, extensions.changed(item, spec)))
     if conductor is not None:
         conductor.adopted()
 

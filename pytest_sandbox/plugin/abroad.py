@@ -6,6 +6,7 @@ Items of one image are a party (``party``); it has a guest from the moment that 
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -48,6 +49,8 @@ class Abroad:
         self._visible: tuple[str, ...] = ()
         self._told: set[str] = set()
         self._wanted: ItemRun | None = None
+        self._idle, self._memory = conductor.settings.guest_idle, conductor.settings.guest_memory
+        self._look_again, self._short = 0.0, False
 
     def adopt(self, run: ItemRun) -> None:
         """Gives ``run`` its party.
@@ -58,7 +61,7 @@ class Abroad:
         why = _refusal(spec, self.home_spec(spec))
         if why is not None:
             raise pytest.UsageError(f"{run.item.nodeid}: " + str(SandboxUsageError(
-                f"{why[0]} cannot be had for a test's body in image {str(spec.image)!r} yet", option=why[0],
+                f"{why[0]} cannot be had for a test's body in image {str(spec.image)!r}", option=why[0],
                 value=getattr(spec, why[0]), why=why[1],
                 remedy="Leave it out, or keep the body on the host: request the sandbox fixture.")))
         key = (spec.image if isinstance(spec.image, str) else spec.image.token, spec.python)
@@ -95,8 +98,25 @@ class Abroad:
             run = self.conductor.run_of(one)
             if run is not None and run.party is not None and run.party not in parties:
                 parties.append(run.party)
+        at_hand = [run.party for one in (item, nextitem) if (run := self.conductor.run_of(one)) is not None]
+        short = self._memory_is_short()
         for party in parties[:2]:
-            party.hosting.wanted()
+            if not short or party in at_hand:
+                party.hosting.wanted()
+        for party in self._parties.values():
+            if party.hosting.guest is not None and party not in at_hand and (
+                    short or (party not in parties and party.idle() > self._idle)):
+                party.rest()
+
+    def _memory_is_short(self) -> bool:
+        """Whether guests that are not needed at once should make room. Looked up once a second."""
+        now = time.monotonic()
+        if now >= self._look_again:
+            self._look_again = now + 1.0
+            available, total = _memory()
+            least = self._memory if self._memory is not None else total // 20
+            self._short = available < least
+        return self._short
 
     # As the spares of tests in the host's image (see ``spares``), for ``inbox``.
 
@@ -142,12 +162,22 @@ class Abroad:
             party.close(finish=True)
 
 
+def _memory() -> tuple[int, int]:
+    """What this machine could give away of its memory, and all of it, in bytes; see proc_meminfo(5)."""
+    found = {"MemAvailable": 0, "MemTotal": 0}
+    try:
+        with open("/proc/meminfo") as file:
+            for line in file:
+                name, _, text = line.partition(":")
+                if name in found:
+                    found[name] = int(text.split()[0]) << 10
+    except (OSError, ValueError, IndexError):
+        return 1, 0  # nobody knows: it is not short
+    return found["MemAvailable"], found["MemTotal"]
+
+
 def _refusal(spec: SandboxSpec, home: SandboxSpec) -> tuple[str, str] | None:
     """The option that is not to be had, and why."""
-    if spec.scope != "function":
-        return "scope", "its tests have a sandbox each"
-    if spec.network not in ("none", "host"):
-        return "network", 'it knows "none" and "host"'
     if spec.seccomp != home.seccomp:
         return "seccomp", "each test is a fork of one process, which has the filter of the ini option sandbox_seccomp"
     return None

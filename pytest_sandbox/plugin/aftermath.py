@@ -18,6 +18,7 @@ from .options import PytestSandboxWarning
 
 if TYPE_CHECKING:
     from .item import ItemRun
+    from .party import Party
     from .reporting import Changes
 
 
@@ -42,7 +43,7 @@ def apply(changes: Changes, run: ItemRun) -> None:
             junit.attributes(item.nodeid).update(changes.xml_attributes)
 
 
-def add_coverage(inbox: Inbox) -> None:
+def add_coverage(inbox: Inbox, party: Party | None = None) -> None:
     """Adds what was measured inside to what is measured out here, once."""
     sent, inbox.coverage = inbox.coverage, None
     if sent is None:
@@ -50,7 +51,10 @@ def add_coverage(inbox: Inbox) -> None:
     try:
         if isinstance(sent, str):
             raise SandboxProtocolError("what was measured in there could not leave the sandbox", why=sent)
-        cover.add(sent)
+        if party is not None:
+            party.hosting.measured(sent)
+        else:
+            cover.add(sent)
     except SandboxProtocolError as error:
         inbox.item.warn(PytestSandboxWarning(f"the coverage of this test is lost: {error}"))
 

@@ -36,7 +36,7 @@ class Attempt:
         self.run = run
         self.item = run.item
         self.conductor = run.conductor
-        self.keeper = run.conductor.keeper if run.party is None else None
+        self.keeper = run.conductor.keeper
         self.forked = False
         self.fork: Fork | None = None
         self.inbox = Inbox(run.item, run.conductor.shared_objects)

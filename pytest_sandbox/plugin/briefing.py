@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from . import compat, wire
+from . import compat, measuring, wire
 
 #: What of the caller's environment a guest gets: what tells test runs apart.
 _PASSED = frozenset({"PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "PYTEST_XDIST_TESTRUNUID", "CI",
@@ -38,11 +38,12 @@ def directory(config: pytest.Config, seen: Sequence[str]) -> str:
 
 
 def brief(config: pytest.Config, items: Sequence[pytest.Item], seen: Sequence[str], *, live: bool,
-          persists: bool) -> dict[str, Any]:
+          keeps: bool, persists: bool) -> dict[str, Any]:
     """The session as data: the tests that are wanted, the options, where things are.
 
     :param seen: the directories of the host that are visible in the image.
     :param live: whether a test waits for an answer to each of its reports.
+    :param keeps: whether a test that has failed waits until its sandbox was looked at.
     :param persists: whether what is written below the temporary directory reaches the host.
     """
     options = {}
@@ -64,7 +65,7 @@ def brief(config: pytest.Config, items: Sequence[pytest.Item], seen: Sequence[st
         "wanted": [item.nodeid for item in items],
         "options": options, "plugins": [str(one) for one in config.option.plugins or ()],
         "ini": str(config.inipath) if config.inipath is not None else None, "rootdir": str(config.rootpath),
-        "cwd": directory(config, seen), "path": path, "environ": environ, "live": live,
+        "cwd": directory(config, seen), "path": path, "environ": environ, "live": live, "keeps": keeps,
         "basetemp": os.path.realpath(base) if base is not None and persists else None,
-        "markup": bool(writer.hasmarkup), "width": writer.fullwidth,
+        "markup": bool(writer.hasmarkup), "width": writer.fullwidth, "coverage": measuring.order(),
     }

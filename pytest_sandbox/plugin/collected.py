@@ -32,6 +32,7 @@ class Collected:
             self.lacking = sorted((ours - set(map(str, told["plugins"])) - _NOT_MISSED)
                                   | set(map(str, told["lacking"])))
             self._problems = {str(name): str(text) for name, text in told["problems"].items()}
+            self.path = [str(one) for one in told["path"]]
             self._ids = [str(one) for one in told["ids"]]
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise SandboxGuestError(f"the guest of image {image!r} sent what is not an answer", image=image,

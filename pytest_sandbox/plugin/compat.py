@@ -300,6 +300,46 @@ def set_up_fixture(item: pytest.Item, name: str) -> None:
     item._request._get_active_fixturedef(name)  # type: ignore[attr-defined]
 
 
+def fixtures_of(item: Any) -> dict[str, Sequence[Any]]:
+    """The fixtures that ``item`` needs, in pytest's order: those of each name, the one that it gets last."""
+    info = getattr(item, "_fixtureinfo", None)
+    return {} if info is None else {name: info.name2fixturedefs.get(name) or () for name in info.names_closure}
+
+
+def keep_fixtures(item: Any, needed: set[str]) -> None:
+    """Takes from ``item`` all other fixtures than these."""
+    names = item._fixtureinfo.names_closure
+    names[:] = [one for one in names if one in needed]
+
+
+def nearest_fixture(item: Any, name: str) -> Any:
+    """The fixture of that name that ``item`` gets, or None."""
+    found = item.session._fixturemanager.getfixturedefs(name, item)
+    return found[-1] if found else None
+
+
+def requested_by(request: Any) -> str | None:
+    """The fixture that requests the one that is being set up with ``request``; None if the test does so itself."""
+    parent = getattr(request, "_parent_request", None)
+    return getattr(getattr(parent, "_fixturedef", None), "argname", None)
+
+
+def fixture_value(item: Any, name: str) -> tuple[str, object]:
+    """The scope and the value of a fixture of the item's, which is set up if need be."""
+    __tracebackhide__ = True
+    fixturedef = item._request._get_active_fixturedef(name)
+    return fixturedef.scope, fixturedef.cached_result[0]
+
+
+def replace_fixture(fixturedef: Any, value: object) -> None:
+    """From now on a fixture is that value, wherever it is set up, and needs no other fixture."""
+    def made() -> object:
+        return value
+
+    made._pytest_sandbox_shared = True  # type: ignore[attr-defined] # as what it stands for
+    fixturedef.func, fixturedef.argnames = made, ()
+
+
 def fixture_place(fixturedef: Any, request: Any) -> int | None:
     """Which of the fixtures of its name ``fixturedef`` is, for the item of ``request``; None where it is not one."""
     found = _fixtures_of_name(request._pyfuncitem, fixturedef.argname)

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from . import compat, persist, reporting, wire
+from pytest_sandbox.errors import SandboxError
+
+from . import compat, extensions, imagefixture, persist, reporting, wire
 from .abroad import Abroad, is_foreign
 from .copies import Copies
 from .guest import Elsewhere, Guest
@@ -54,17 +56,25 @@ class Conductor:
         self.keeper: Keeper | None = session.config.pluginmanager.get_plugin("sandbox-keeper")
         if self.keeper is not None:
             self.keeper.open_gate()
+        self.keeps = False  # in a guest: whether the caller keeps the sandboxes of failed tests
         self._persists: tuple[Mount, ...] | None = None
         self._specs: dict[SandboxSpec, SandboxSpec] = {}
         self._warm = False
+        self._late: list[tuple[pytest.Item, SandboxSpec]] = []
         self.abroad: Abroad | None = None
         self._runs: list[ItemRun] = []
         self.patch = compat.SetupPatch(session, self._setup, self._teardown_exact)
         self._runner = compat.RunnerPatch(self._call_and_report, self._shows)
 
-    def adopt(self, node: pytest.Item, spec: SandboxSpec) -> None:
-        """Makes ``node`` a sandboxed item."""
+    def adopt(self, node: pytest.Item, spec: SandboxSpec, error: BaseException | None = None) -> None:
+        """Makes ``node`` a sandboxed item.
+
+        :param error: what its set-up is to fail with.
+        """
         run = node.stash[RUN] = ItemRun(node, spec, self)
+        run.error = error
+        if error is not None:
+            return
         if self.abroad is not None or (is_foreign(spec) and not self.settings.visiting):
             if self.abroad is None:
                 self.abroad = Abroad(self)
@@ -72,6 +82,27 @@ class Conductor:
                 self.abroad.adopt(run)
         if spec.scope != "function":
             self._runs.append(run)
+
+    def waits_for_image(self, node: pytest.Item, spec: SandboxSpec) -> bool:
+        """Whether a fixture of the project's says which image ``node`` is for; it is adopted before the first test."""
+        if self.settings.visiting or not imagefixture.is_overridden(node):
+            return False
+        self._late.append((node, spec))
+        return True
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtestloop(self) -> Generator[None, object, object]:
+        if self._late:
+            late, self._late = self._late, []
+            for node, spec in late:
+                error = None
+                try:
+                    spec = imagefixture.spec_of(self, node, spec)
+                except (*compat.TEST_OUTCOME, SandboxError) as failed:
+                    error = failed  # the test's, as of any fixture
+                self.adopt(node, extensions.sourced(self.session.config, extensions.changed(node, spec)), error)
+            self.adopted()
+        return (yield)
 
     def adopted(self) -> None:
         """All items have been seen.

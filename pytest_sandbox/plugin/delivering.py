@@ -159,7 +159,7 @@ class Delivery:
         fork, inbox = attempt.fork, attempt.inbox
         if attempt.timers is not None:
             attempt.timers.go_on()
-        aftermath.add_coverage(inbox)
+        aftermath.add_coverage(inbox, run.party)
         if attempt.limits is not None:
             attempt.limits.finish(report, self._failed, fork.child if fork is not None and not inbox.waits else None)
         if fork is not None:
@@ -191,11 +191,13 @@ class Delivery:
         attempt.fork = group.fork
         inbox = attempt.inbox = Inbox(self.item, self.conductor.shared_objects, "teardown")
         positions = group.positions
-        if not group.fork.command("leave", positions[self.item], None if nextitem is None else positions[nextitem]):
+        left = ((positions[self.item], None if nextitem is None else positions[nextitem]) if self.run.party is None
+                else self.run.party.leaving(self.run, nextitem))
+        if not group.fork.command("leave", *left):
             group.close()
             return None
         attempt.listener.hear(None)
-        aftermath.add_coverage(inbox)
+        aftermath.add_coverage(inbox, self.run.party)
         phase = inbox.phases["teardown"]
         self.log_extras(phase)
         report = phase.report or aftermath.report_of_ending(self.run, inbox, "teardown", attempt.listener.residue)

@@ -58,6 +58,8 @@ class Entry:
         """
         __tracebackhide__ = True
         item, conductor = self.run.item, self.conductor
+        if self.run.error is not None:
+            raise self.run.error
         assert item.parent is not None
         conductor.patch.setup(item.parent)
         if self._join_group():
@@ -146,7 +148,7 @@ class Entry:
         if group is None or group.fork is None:
             return False
         signals.hold()
-        if not group.fork.command("run", *self.conductor.order_of(self.run)):
+        if not group.fork.command(*self._order()):
             group.lost = group.lost or "while it waited for its next test"
             group.close()
             signals.let_through()
@@ -154,6 +156,10 @@ class Entry:
         self._go_on_with(group.fork)
         self.attempt.listener.listen()
         return True
+
+    def _order(self) -> tuple[Any, ...]:
+        """What the process of a group is told so that it runs this test."""
+        return ("run", *self.conductor.order_of(self.run))
 
     def _take_spare(self) -> bool:
         """Has a child that waits for it run the item, if there is one."""

@@ -4,13 +4,13 @@ by ``attempt`` and ``item``, outside.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_sandbox.errors import SandboxError, SandboxUnavailable
 
-from . import compat, extensions, higher
+from . import compat, extensions, higher, passing
 from .entering import Entry, Over, failure
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ class EntryAbroad(Entry):
     def set_up(self) -> None:
         """Has the guest of the item's image fork a child, and hears it. Raises ``Over``."""
         __tracebackhide__ = True
+        if self._join_group():
+            raise Over
         self.enter()
         while True:
             self.attempt.listener.listen()
@@ -60,12 +62,15 @@ class EntryAbroad(Entry):
     def set_up_wanted(self) -> None:
         self._party.set_up_wanted(self.run.item, self._forget())
 
+    def _order(self) -> tuple[Any, ...]:
+        return self._party.order(self.run, False)
+
     def enter(self, replay: str | None = None) -> bool:
         """What waits in the sandbox begins."""
         __tracebackhide__ = True
         party, run, conductor = self._party, self.run, self.conductor
         try:
-            fork = party.fork(run, replay)
+            fork = party.fork(run, replay, passing.values(run))
         except SandboxUnavailable as error:
             if conductor.settings.unavailable == "skip":
                 raise compat.skip_at_item(f"{type(error).__name__}: {error}") from None
@@ -77,6 +82,8 @@ class EntryAbroad(Entry):
         may = self.attempt.inbox.may_start_over = self._may_start_over()
         fork.command(*party.order(run, may))  # one that has ended meanwhile will be heard of
         self._go_on_with(fork)
+        if run.group is not None:
+            run.group.fork = fork
         if conductor.abroad is not None:
             conductor.abroad.ahead(run)
         return True

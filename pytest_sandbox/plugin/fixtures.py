@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def sandbox_image() -> Any:
-    """The image of the sandboxes below; override it in a conftest to hand tests an image of your own.
+    """The image of the tests below; override it in a conftest to hand tests an image of your own.
+
+    Tests that drive a sandbox ask for it as for any fixture. For those whose body runs inside it is asked for before
+    the first test, so that the override must have scope="session".
 
     Without an override: ``--sandbox-image``, else the ini option ``sandbox_image``, else ``"host"``.
     """
@@ -26,7 +29,7 @@ def sandbox_image() -> Any:
 
 
 @pytest.fixture(scope="session")
-def sandbox_factory(pytestconfig: pytest.Config) -> Iterator[Factory]:
+def sandbox_factory(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> Iterator[Factory]:
     """Makes sandboxes that may live as long as the session: ``sandbox_factory(image=..., **options)``.
 
     Takes the marker's options; what is not given comes from the command line and the ini file. The sandbox that is
@@ -38,7 +41,7 @@ def sandbox_factory(pytestconfig: pytest.Config) -> Iterator[Factory]:
     from . import settings_of
     from .prepared import Factory
 
-    _only_outside(pytestconfig, "sandbox_factory")
+    _only_outside(pytestconfig, "sandbox_factory", request)
     base = settings_of(pytestconfig).base()
 
     def make(options: dict[str, Any]) -> Sandbox:
@@ -61,7 +64,7 @@ def sandbox(request: pytest.FixtureRequest, sandbox_image: Any) -> Iterator[Sand
 
     from . import extensions, settings_of, traffic
 
-    _only_outside(request.config, "sandbox")
+    _only_outside(request.config, "sandbox", request)
     extensions.register(request.config)
     settings = settings_of(request.config)
     spec = settings.spec(request.node) or settings.base()
@@ -82,15 +85,19 @@ def sandbox(request: pytest.FixtureRequest, sandbox_image: Any) -> Iterator[Sand
     sandbox.raise_untold()
 
 
-def _only_outside(config: pytest.Config, name: str) -> None:
+def _only_outside(config: pytest.Config, name: str, request: pytest.FixtureRequest) -> None:
     """Fails in a guest: what works sandboxes is of no use where only bodies run."""
     __tracebackhide__ = True
     from . import settings_of
 
     if settings_of(config).visiting:
-        pytest.fail(f"the fixture {name!r} works sandboxes from the host, and this test's body, with all its fixtures, "
-                    "runs in an image's own Python. Let the test request the sandbox fixture, so that its body stays "
-                    "on the host, or do without it.", pytrace=False)
+        from .compat import requested_by
+
+        through = requested_by(request)
+        asked = f", which {through!r} requests," if through is not None else ""
+        pytest.fail(f"the fixture {name!r}{asked} works sandboxes from the host, and this test's body, with all its "
+                    "fixtures, runs in an image's own Python. Let the test request the sandbox fixture, so that its "
+                    "body stays on the host, or do without it.", pytrace=False)
 
 
 def marked_options(node: pytest.Item) -> set[str]:
@@ -117,14 +124,14 @@ def start(config: pytest.Config, spec: Any) -> Sandbox:
 
 
 @pytest.fixture
-def sandbox_network(pytestconfig: pytest.Config) -> Iterator[Network]:
+def sandbox_network(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> Iterator[Network]:
     """A private network for the sandboxes of this test: ``sandbox_factory(network=sandbox_network, hostname="a")``.
 
     It is made when the first sandbox joins, and closed when the test ends.
     """
     from pytest_sandbox.network import Network
 
-    _only_outside(pytestconfig, "sandbox_network")
+    _only_outside(pytestconfig, "sandbox_network", request)
     with contextlib.closing(Network()) as network:
         yield network
 

@@ -195,8 +195,11 @@ class Guest:
             self._ship(report)
         if self.conductor.live:
             self._receive()
-        elif self.conductor.keeper is not None and report is self.made:
-            self.conductor.keeper.wait(report)
+        elif report is self.made:
+            if self.conductor.keeper is not None:
+                self.conductor.keeper.wait(report)
+            elif self.conductor.keeps and report.failed and report.when != "teardown":
+                self._receive()
 
     def _ship(self, report: pytest.TestReport) -> None:
         main, outgoing = report is self.made, self._outgoing

@@ -7,15 +7,16 @@ Everything here is about the guest's own life; what it does for tests is ``party
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Any
 
 from pytest_sandbox.errors import SandboxError, SandboxGuestError, SandboxStartError
 
-from . import briefing, compat
+from . import briefing, compat, measuring
 from .collected import Collected
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from pytest_sandbox.runtime.guests import Guest
     from pytest_sandbox.spec import SandboxSpec
@@ -45,7 +46,10 @@ class Hosting:
         self.collected: Collected | None = None
         self.dump = -1  # where faulthandler writes in there
         self._spec, self._runs = spec, runs
+        self.began = 0.0  # when it was started, by time.monotonic()
         self._starts = 0
+        self._supplied = False
+        self._here: Callable[[str], str | None] = lambda name: None
         self._failed: SandboxError | None = None
 
     @property
@@ -90,7 +94,10 @@ class Hosting:
         assert self.guest is not None
         if self.collected is None:
             try:
-                self._collect(self.guest)
+                if not self._collect(self.guest):
+                    self.forget()
+                    self._starts -= 1
+                    return self.ready()
             except SandboxError as error:
                 self._failed = error
                 self.forget()
@@ -105,6 +112,10 @@ class Hosting:
         if self.dump >= 0:
             os.close(self.dump)
             self.dump = -1
+
+    def rested(self) -> None:
+        """It was ended though it was well: that does not count as a death."""
+        self._starts = max(0, self._starts - 1)
 
     def _start(self) -> None:
         from pytest_sandbox import grafts
@@ -122,10 +133,11 @@ class Hosting:
         spec = self.abroad.home_spec(self._spec)
         if text := self.conductor.settings.requirements():
             spec = spec.merged({"image": self._with_requirements(spec, text)})
-        home = spec.merged({"mounts": (*spec.mounts, Mount(grafts.graft(), grafts.TARGET, True)), "timeout": None})
+        home = spec.merged({"mounts": (*spec.mounts, Mount(grafts.graft_made(), grafts.TARGET, True)), "timeout": None})
         plan = plan_abroad(home, seen)
         guest = guests.Guest(self.name, launch.supervisor().host)
         self._starts += 1
+        self.began = time.monotonic()
         try:
             python = [self._spec.python] if self._spec.python else ["python3", "python"]
             env = {**dict(plan.root.env or ()), "PYTHONDONTWRITEBYTECODE": "1"}
@@ -137,8 +149,9 @@ class Hosting:
                         compat.true_streams(config) if live else None)
             base = compat.temporary_base(config)
             persists = base is not None and any(one.target == os.path.realpath(base) for one in home.persist)
-            guest.send({"session": briefing.brief(config, [run.item for run in self._runs], seen, live=live,
-                                                  persists=persists)}, doing="started")
+            told = briefing.brief(config, [run.item for run in self._runs], seen, live=live,
+                                  keeps=self.conductor.keeper is not None, persists=persists)
+            guest.send({"session": told}, doing="started")
         except SandboxStartError as error:
             guest.close()
             from pytest_sandbox.runtime.probe import explain
@@ -159,9 +172,13 @@ class Hosting:
         self.image = with_requirements(spec.image, self._spec.python or "python3", text)
         return self.image
 
-    def _collect(self, guest: Guest) -> None:
+    def _collect(self, guest: Guest) -> bool:
+        """Hears what it has collected. False when it has to be started again, with more beside it."""
         until = guest.by(self.patience())
         message, _ = guest.receive(until, "started")
+        if "lacks" in message and not self._supplied:
+            self._supply(message["lacks"])
+            return False
         if "unfit" in message:
             guest.close()
             raise SandboxGuestError(
@@ -176,16 +193,45 @@ class Hosting:
             raise SandboxGuestError(
                 f"the guest of image {self.name!r} could not collect the tests", image=self.name, output=printed,
                 why=str(message.get("broken", "it said something else"))[-20_000:].strip())
-        if self.conductor.keeper is not None:
-            self.abroad.tell_once("--sandbox-keep keeps nothing of tests whose body runs in an image's own Python: "
-                                  "their files stand on those of a process that ends with the run.")
-        if compat.coverage_collector() is not None:
-            self.abroad.tell_once("coverage is not measured in tests whose body runs in an image's own Python.")
-        self.collected = Collected(self.conductor.session, self.name, message["collected"])
+        told = message["collected"]
+        self.collected = Collected(self.conductor.session, self.name, told)
+        self._here = measuring.mapper(self.abroad.visible(), self.collected.path)
+        measured = told.get("coverage")
+        if isinstance(measured, str):
+            self.abroad.tell_once(f"coverage of the tests in image {self.name!r} is not measured, since its Python "
+                                  f"cannot import coverage.py: {measured[:500]}")
+        self.measured(measured)
         if lacking := self.collected.lacking:
             self.abroad.tell_once(
                 f"image {self.name!r} has no {', '.join(lacking)}: its tests run without what is a plugin of this run "
                 "elsewhere. Install them in the image to have them there.")
+        return True
+
+    def measured(self, sent: Any) -> None:
+        """Adds what the guest or a test of its has measured to what is measured here.
+
+        :raises SandboxProtocolError: when it cannot be read.
+        """
+        if sent is not None and not isinstance(sent, str):
+            measuring.add(sent, self._here)
+
+    def _supply(self, version: object) -> None:
+        """Its Python needs what newer ones have in their standard library.
+
+        :raises SandboxGuestError: when that cannot be had.
+        """
+        from pytest_sandbox import grafts, wheels
+
+        self._supplied = True
+        if version != [3, 10]:
+            raise SandboxGuestError(f"the guest of image {self.name!r} sent what is not an answer", image=self.name,
+                                    why=f"a version of Python that it cannot have: {version!r:.50}")
+        try:
+            wheels.obtain((3, 10), bool(self.abroad.config.getoption("sandbox_offline", False)))
+        except SandboxGuestError as error:
+            raise SandboxGuestError(f"a test's body cannot run in image {self.name!r}", image=self.name,
+                                    why=str(error)) from None
+        grafts.graft_made(anew=True)
 
 
 def _again(error: SandboxError, image: str) -> SandboxError:

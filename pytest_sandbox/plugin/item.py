@@ -37,6 +37,7 @@ class ItemRun:
         self.party: Party | None = None  # where the body runs in the Python of another image
         self.nextitem: pytest.Item | None = None
         self.attempt: Attempt | None = None
+        self.error: BaseException | None = None  # that its set-up fails with
         self.warnings: list[Any] = []
 
     def call_and_report(self, original: Callable[..., pytest.TestReport], when: Any, log: bool,

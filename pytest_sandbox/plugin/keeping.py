@@ -192,12 +192,14 @@ class Keeper:
         import sys
         import time
 
+        from pytest_sandbox.grafts import TARGET
         from pytest_sandbox.keeping.record import Record, options_of, sum_of
         from pytest_sandbox.keeping.writing import start_of
 
         from . import settings_of
 
-        options, networks = options_of(sandbox.spec)
+        mounts = tuple(one for one in sandbox.spec.mounts if one.target != TARGET)
+        options, networks = options_of(sandbox.spec.merged({"mounts": mounts}))
         for name in ("timeout", "scope"):
             options.pop(name, None)
         config = item.config

@@ -21,32 +21,33 @@ def land():
     if problem is not None:
         refuse(descriptor, problem)
     sys.path[:] = filter(None, sys.path)
-    sys.path.append(graft)  # last: what the image has itself is its own
-    if not _is_new_enough("pytest", (8, 4)):
-        sys.path.remove(graft)
-        sys.path.insert(0, graft)
+    sys.path.insert(0, graft)
+    import pytest_sandbox  # noqa: F401 - the caller's, whatever the image has
+    if _is_new_enough("pytest", (8, 4), sys.path[1:]):
+        sys.path.append(sys.path.pop(0))  # last: what the image has itself is its own
+    if sys.version_info < (3, 11):
+        sys.path.append(graft + "/below-3.11")
     try:
         from pytest_sandbox.plugin.visiting import visit
     except ModuleNotFoundError as error:
+        if error.name in ("exceptiongroup", "tomli", "typing_extensions"):
+            refuse(descriptor, list(sys.version_info[:2]), "lacks")
         refuse(descriptor, "its Python %d.%d cannot import pytest: %s. Install %s in the image" % (
             sys.version_info[0], sys.version_info[1], error, error.name))
     visit(socket.socket(fileno=descriptor))
 
 
-def refuse(descriptor, problem):
+def refuse(descriptor, problem, kind="unfit"):
     import json
     sock = socket.fromfd(descriptor, socket.AF_UNIX, 5)
-    sock.send(json.dumps({"unfit": problem}).encode())
+    sock.send(json.dumps({kind: problem}).encode())
     sys.exit(0)
 
 
-def _is_new_enough(name, least):
+def _is_new_enough(name, least, path):
     import re
-    from importlib.metadata import PackageNotFoundError, version
-    try:
-        found = version(name)
-    except PackageNotFoundError:
-        return False
+    from importlib.metadata import distributions
+    found = next((one.version for one in distributions(name=name, path=path)), "0")
     return tuple(int(one) for one in re.findall(r"\d+", found)[:2]) >= least
 
 

@@ -145,7 +145,11 @@ class Listener:
         clock = attempt.limits.clock if attempt.limits is not None else None
         if clock is not None:
             clock.patience(True)
-        self.keeper.heard(self.item, attempt.fork.sandbox, report)
+        if self.run.party is None:
+            self.keeper.heard(self.item, attempt.fork.sandbox, report)
+        elif report.failed and when != "teardown":
+            self.keeper.take(self.item, attempt.fork.sandbox, when)
+            attempt.fork.command("go")
 
     def _answer(self, when: str, main: bool) -> None:
         """Deals with a report as it comes; the child goes on when it is told so."""

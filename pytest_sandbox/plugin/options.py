@@ -107,6 +107,10 @@ def add_options(parser: pytest.Parser) -> None:
                   type="linelist", default=[])
     parser.addini("sandbox_guest_timeout", "Seconds that an image's own Python may take to start and collect, and to "
                   "set up fixtures (300).", type="string", default="")
+    parser.addini("sandbox_guest_idle", "Seconds after which the process of an image's own Python ends while no "
+                  "near test needs it (300).", type="string", default="")
+    parser.addini("sandbox_guest_memory", "Such processes that the tests at hand do not need end while less memory "
+                  "than this is available, such as '2G' (a twentieth of the machine's).", type="string", default="")
     for name, kind, text in INI_OPTIONS:
         parser.addini(f"sandbox_{name}", f"Default of the sandbox marker's option {name}: {text}.",
                       type=kind, default="" if kind == "string" else [])  # type: ignore[arg-type]
@@ -204,14 +208,42 @@ class Settings:
 
         :raises pytest.UsageError: when the ini file says something else than that.
         """
-        text = self.config.getini("sandbox_guest_timeout") or "300"
+        return self._seconds("sandbox_guest_timeout", "300")
+
+    @property
+    def guest_idle(self) -> float:
+        """After how many seconds a guest ends that nobody needs.
+
+        :raises pytest.UsageError: when the ini file says something else than that.
+        """
+        return self._seconds("sandbox_guest_idle", "300")
+
+    @property
+    def guest_memory(self) -> int | None:
+        """How many bytes must be available for guests to stay that are not needed at once; None: the default.
+
+        :raises pytest.UsageError: when the ini file says something else than that.
+        """
+        text = self.config.getini("sandbox_guest_memory")
+        if not text:
+            return None
+        from pytest_sandbox.errors import SandboxUsageError
+        from pytest_sandbox.spec import parse_size
+
+        try:
+            return parse_size("sandbox_guest_memory", text)
+        except SandboxUsageError as error:
+            raise pytest.UsageError(f"ini option: {error}") from None
+
+    def _seconds(self, option: str, default: str) -> float:
+        text = self.config.getini(option) or default
         try:
             seconds = float(text)
         except ValueError:
             seconds = 0.0
         if not 0 < seconds < 1e6:
-            raise pytest.UsageError(f"ini option sandbox_guest_timeout={text!r} cannot be used. Allowed: a number of "
-                                    "seconds, more than 0.")
+            raise pytest.UsageError(f"ini option {option}={text!r} cannot be used. Allowed: a number of seconds, more "
+                                    "than 0.")
         return seconds
 
     def requirements(self) -> str:

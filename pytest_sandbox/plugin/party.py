@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_sandbox.errors import SandboxError, SandboxGuestError
 
-from . import compat, reporting
+from . import compat, passing, reporting
 from .hosting import Hosting
 from .household import Fork
 from .options import PytestSandboxWarning
@@ -41,6 +42,21 @@ class Party:
         self._plans: dict[SandboxSpec, Plan] = {}
         self._waiting: tuple[Fork, ItemRun] | None = None
         self._last: ItemRun | None = None
+        self._used = time.monotonic()
+
+    def idle(self) -> float:
+        """For how long no test has needed the guest, in seconds."""
+        return time.monotonic() - max(self._used, self.hosting.began)
+
+    def rest(self) -> None:
+        """Ends the guest for now, as after its last test, unless a process of its waits for the next test of a group.
+
+        The next test that needs a guest gets a new one.
+        """
+        if any(run.group is not None and run.group.fork is not None for run in self.runs):
+            return
+        self.close(finish=True)
+        self.hosting.rested()
 
     def sandbox(self, run: ItemRun) -> Sandbox:
         """A started sandbox for ``run``.
@@ -93,6 +109,9 @@ class Party:
         guest = self.hosting.guest
         if guest is None or self._waiting is not None or not self.hosting.there:
             return False
+        if run.group is not None or following.group is not None or (
+                following.spec.network not in ("none", "host") or passing.names(following.item)):
+            return False
         before = run if run.party is self else self._last
         try:
             guest.supervisor.prepare(self._plan(self._spec_of(following)), AHEAD)
@@ -116,9 +135,10 @@ class Party:
             plan = self._plan(spec)
             running = self.hosting.guest.supervisor.take_ready(plan)
             if running is not None:
+                running.beneath = self.hosting.guest.layer
                 sandbox = Sandbox(spec)
                 sandbox.adopt(running)
-                self._waiting = self._fork_into(sandbox, run, None), run
+                self._waiting = self._fork_into(sandbox, run, None, {}), run
                 self.hosting.guest.supervisor.prepare(plan, AHEAD)
         except (SandboxError, OSError):
             pass  # a fork in its own time will say what is wrong
@@ -138,20 +158,22 @@ class Party:
         if waiting is not None:
             waiting[0].close()
 
-    def fork(self, run: ItemRun, replay: str | None = None) -> Fork:
+    def fork(self, run: ItemRun, replay: str | None, shared: dict[str, Any]) -> Fork:
         """The child that waits to run ``run``'s test, in its sandbox.
 
         :param replay: the phase in which the attempt before asked for what has been made since.
+        :param shared: values of fixtures that are made out here.
         :raises SandboxError: when there is none to be had.
         """
         self._settle()
         self._last = run
+        self._used = time.monotonic()
         waiting, self._waiting = self._waiting, None
         if waiting is not None:
             if waiting[1] is run and replay is None and waiting[0].child.is_alive():
                 return waiting[0]
             waiting[0].close()
-        fork = self._fork_into(self.sandbox(run), run, replay)
+        fork = self._fork_into(self.sandbox(run), run, replay, shared)
         child: GuestChild = fork.child  # type: ignore[assignment]
         try:
             there = child.is_there()
@@ -171,14 +193,15 @@ class Party:
         if self.hosting.guest is not None and not self.hosting.guest.alive():
             self._forget()
 
-    def _fork_into(self, sandbox: Sandbox, run: ItemRun, replay: str | None) -> Fork:
+    def _fork_into(self, sandbox: Sandbox, run: ItemRun, replay: str | None, shared: dict[str, Any]) -> Fork:
         conductor, guest = self.conductor, self.hosting.ready()
         reading, writing = conductor.open_pipe()
         orders, commands = conductor.open_orders()
         try:
             child = guest.fork(sandbox._ready(), sandbox.spec.workdir or self.hosting.directory(),
                                list(sandbox.spec.env), (writing, orders),
-                               {"item": self._position(run.item), "replay": replay}, self.hosting.patience())
+                               {"item": self._position(run.item), "replay": replay, "shared": shared},
+                               self.hosting.patience())
         except BaseException:
             os.close(reading)
             os.close(commands)
@@ -192,9 +215,17 @@ class Party:
     def order(self, run: ItemRun, may_start_over: bool) -> tuple[str, int, int | None, int, bool]:
         """What the child is told so that it begins."""
         following = self.following(run.item, run.nextitem)
+        if run.group is not None and not run.group.keeps(run.nextitem):
+            following = None
         return ("run", self._position(run.item),
                 self._positions().get(following.nodeid) if following is not None else None,
                 run.item.session.testsfailed, may_start_over)
+
+    def leaving(self, run: ItemRun, nextitem: pytest.Item | None) -> tuple[int, int | None]:
+        """What the process of a group is told so that it tears down what ``nextitem`` does not need."""
+        assert run.group is not None
+        following = self.following(run.item, nextitem) if run.group.keeps(nextitem) else None
+        return self._position(run.item), None if following is None else self._position(following)
 
     def following(self, item: pytest.Item, nextitem: pytest.Item | None) -> pytest.Item | None:
         """The test after ``item`` that this guest runs, as far as anybody knows; None if there is none."""
@@ -213,6 +244,7 @@ class Party:
         """
         following = self.following(item, nextitem)
         guest = self.hosting.guest
+        self._used = time.monotonic()
         if guest is None or self.hosting.collected is None or (
                 following is not None and following.parent is item.parent):
             return None
@@ -255,6 +287,7 @@ class Party:
         if guest is not None and finish and self.hosting.there:
             try:
                 answer = guest.ask({"finish": True}, (), self.hosting.patience(), "finished its session")
+                self.hosting.measured(answer.get("coverage"))
                 if late := answer.get("late"):
                     self.abroad.tell_once(f"a fixture in image {self.image!r} failed at its end: {str(late)[:10_000]}")
             except SandboxError as error:

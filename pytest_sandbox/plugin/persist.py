@@ -44,7 +44,10 @@ def _hypothesis(config: pytest.Config) -> Path | None:
     path = Path(config.rootpath, ".hypothesis")
     if "hypothesis.core" not in sys.modules:
         return path if path.is_dir() else None
-    path.mkdir(exist_ok=True)
+    try:
+        path.mkdir(exist_ok=True)
+    except OSError:
+        return None  # a project that may not be written: hypothesis, too, keeps its examples in memory then
     return path
 
 

@@ -21,7 +21,7 @@ import pytest
 from pytest_sandbox.runtime import protocol
 from pytest_sandbox.runtime.aboard import Aboard
 
-from . import asked, compat, higher, reporting, traffic, wire
+from . import asked, compat, higher, measuring, passing, reporting, traffic, wire
 from .guest import Guest
 from .outgoing import Before
 
@@ -39,7 +39,7 @@ _PLAIN: dict[str, Any] = {
     "continue_on_collection_errors": True, "keepduplicates": False, "ignore": None, "ignore_glob": None,
     "sandbox_keep": "none", "sandbox_report": None, "sandbox_usage": None, "sandbox_trace": None,
     "sandbox_selftest": False, "sandbox_replay": None, "xmlpath": None, "log_file": None, "htmlpath": None,
-    "report_log": None, "pastebin": None,
+    "report_log": None, "pastebin": None, "cov_source": [], "no_cov": True,
     "version": 0, "help": False, "showfixtures": False, "show_fixtures_per_test": False, "markers": False,
 }
 #: The longest text of one problem that is told.
@@ -69,10 +69,20 @@ def visit(sock: socket.socket) -> NoReturn:
 
 
 class _Collected:
-    """Remembers what could not be collected."""
+    """Leaves the tests that are ``wanted``, in their order. Remembers what else there is, and what there is not."""
 
-    def __init__(self) -> None:
+    def __init__(self, wanted: list[str]) -> None:
         self.problems: dict[str, str] = {}
+        self.ids: list[str] = []
+        self._wanted = wanted
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        known: dict[str, pytest.Item] = {}
+        for item in items:
+            known.setdefault(item.nodeid, item)
+        self.ids = sorted(known)
+        items[:] = [known[one] for one in self._wanted if one in known]
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
@@ -87,9 +97,10 @@ class Visitor:
     def __init__(self, order: dict[str, Any]) -> None:
         os.environ.update(order["environ"])
         sys.path[1:1] = [one for one in order["path"] if one not in sys.path]
+        self.measuring = measuring.begin(order["coverage"], _graft("measuring"))
         self.lacking: list[str] = []
         config = self.config = self._configure(order)
-        collected = _Collected()
+        collected = _Collected(order["wanted"])
         config.pluginmanager.register(collected, "sandbox-visitor")
         session = self.session = pytest.Session.from_config(config)
         compat.configure(config)
@@ -102,18 +113,18 @@ class Visitor:
         except pytest.exit.Exception as error:
             collected.problems[""] = f"pytest.exit: {error.msg}"[-_LONGEST:]
         self.conductor: Conductor | None = config.pluginmanager.get_plugin("sandbox-conductor")
-        positions: dict[str, int] = {}
-        for position, item in enumerate(session.items):
-            positions.setdefault(item.nodeid, position)
-        wanted = order["wanted"]
+        for item in session.items:
+            passing.prune(item)
+        positions = {item.nodeid: position for position, item in enumerate(session.items)}
         self.told = {
-            "positions": {one: positions[one] for one in wanted if one in positions},
-            "ids": sorted(positions)[:10_000] if any(one not in positions for one in wanted) else [],
-            "problems": collected.problems, "lacking": self.lacking,
+            "positions": positions,
+            "ids": collected.ids[:10_000] if any(one not in positions for one in order["wanted"]) else [],
+            "problems": collected.problems, "lacking": self.lacking, "path": sys.path,
+            "coverage": self._measured(),
             "plugins": sorted({f"{dist.project_name}" for _, dist in config.pluginmanager.list_plugin_distinfo()}),
         }
         if self.conductor is not None:
-            self.conductor.live = order["live"]
+            self.conductor.live, self.conductor.keeps = order["live"], order["keeps"]
             if session.items:
                 self.conductor.warm_up(session.items[0])
             if order["basetemp"]:
@@ -124,7 +135,7 @@ class Visitor:
 
     def _configure(self, order: dict[str, Any]) -> pytest.Config:
         args = ["-c", order["ini"]] if order["ini"] else []
-        args += ["--rootdir", order["rootdir"], "-p", "pytest_sandbox.plugin"]
+        args += ["--rootdir", order["rootdir"], "-p", "no:sandbox", "-p", "pytest_sandbox.plugin"]
         for one in order["plugins"]:
             if not one.startswith("no:") and importlib.util.find_spec(one.partition(".")[0]) is None:
                 self.lacking.append(one)
@@ -146,6 +157,9 @@ class Visitor:
             writer.hasmarkup, writer.fullwidth = order["markup"], order["width"]
             compat.use_terminal_writer(self.config, writer)
 
+    def _measured(self) -> dict[str, Any] | str | None:
+        return self.measuring.take() if isinstance(self.measuring, measuring.Measuring) else self.measuring
+
     # Between tests.
 
     def run_of(self, position: int) -> ItemRun:
@@ -161,6 +175,7 @@ class Visitor:
         self.order = order
         run = self.run_of(order["item"])
         item, stack = run.item, conductor.patch.stack
+        passing.arrive(item, order["shared"])
         if order["replay"] is None:
             self.made[order["item"]] = []
             compat.begin_anew(item)
@@ -212,7 +227,7 @@ class Visitor:
             conductor.guest = guest
             self.config.hook.pytest_sessionfinish(session=self.session, exitstatus=0)
             compat.unconfigure(self.config)
-            return {"finished": True, "late": late}
+            return {"finished": True, "late": late, "coverage": self._measured()}
         raise ValueError(f"an unknown message: {sorted(message)}")
 
     def set_up_wanted(self, position: int, wanted: asked.Wanted) -> None:
@@ -265,7 +280,9 @@ class Visitor:
 
         def inside(writing: int, orders: int) -> NoReturn:
             assert conductor is not None
-            if self.run_of(self.order["item"]).spec.network == "none":
+            run = self.run_of(self.order["item"])
+            guest.group = run.group
+            if run.spec.network == "none":
                 traffic.watch()
             guest.connect(writing, orders)
             if self.order["replay"] is not None:
@@ -274,6 +291,13 @@ class Visitor:
             guest.serve()
 
         return inside
+
+
+def _graft(name: str) -> str:
+    """A directory of what was grafted."""
+    import pytest_sandbox
+
+    return os.path.join(os.path.dirname(os.path.dirname(str(pytest_sandbox.__file__))), name)
 
 
 def _nothing(writing: int, orders: int) -> NoReturn:

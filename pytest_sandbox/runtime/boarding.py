@@ -59,11 +59,13 @@ def main(sock: socket.socket, what: dict[str, Any], streams: list[int], joins: l
             os.write(fd, b"0")
         sc.mount(LAYER, "/scratch", None, sc.MS_BIND)
         log = os.open("/scratch/log", os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        layer = os.open("/scratch", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         for step in body["mounts"]:
             _make(step)
         step = ["guest"]
         _leave(body)
-        protocol.send(sock, {"boarded": True}, (log,))
+        protocol.send(sock, {"boarded": True}, (log, layer))
+        os.close(layer)
         _become(sock, what, streams, log)
     except mounts.StepFailed as failure:
         say(sock, {"failed": {"step": failure.step, "errno": failure.errno, "path": failure.path}})

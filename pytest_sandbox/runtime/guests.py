@@ -37,7 +37,7 @@ class Guest:
         self.image = image
         self.supervisor = Supervisor(nested(host))
         self.sock: socket.socket | None = None
-        self.log = self.status = -1
+        self.log = self.status = self.layer = -1  # layer: where its files lie, below those of its tests
         self.owner = os.getpid()
         self.ended: SandboxGuestError | None = None
         self._told: set[str] = set()
@@ -107,7 +107,7 @@ class Guest:
                 if "boarded" not in message or self._boarded:
                     return message, fds
                 self._boarded = True
-                self.log = fds[0]
+                self.log, self.layer = fds
         except protocol.BadMessage as error:
             raise self._end(f"it sent what is not a message ({error})", doing) from None
 
@@ -211,7 +211,9 @@ class Guest:
 
         :raises SandboxStartError: when it cannot be made.
         """
-        return self.supervisor.take(plan)
+        running = self.supervisor.take(plan)
+        running.beneath = self.layer
+        return running
 
     def fork(self, into: Running, where: str, env: list[tuple[str, str | None]], descriptors: tuple[int, int],
              more: dict[str, Any], seconds: float | None) -> GuestChild:
@@ -258,10 +260,10 @@ class Guest:
             self.group.remove()
             self.group.close()
             self.group = None
-        for fd in (self.log, self.status):
+        for fd in (self.log, self.status, self.layer):
             if fd >= 0:
                 os.close(fd)
-        self.log = self.status = -1
+        self.log = self.status = self.layer = -1
 
     group: Any = None
 
@@ -276,10 +278,10 @@ class Guest:
         if self.sock is not None:
             self.sock.close()
         self.supervisor.forget()
-        for fd in (self.log, self.status):
+        for fd in (self.log, self.status, self.layer):
             if fd >= 0:
                 os.close(fd)
-        self.log = self.status = -1
+        self.log = self.status = self.layer = -1
 
 
 _everyone: list[Guest] = []

@@ -78,6 +78,7 @@ class Running:
         self.spent = [0.0, 0.0, 0, 0]  # by forks that have ended: user and system seconds, blocks read and written
         self.owner = os.getpid()
         self.pidfd = self.root = self.scratch = -1
+        self.beneath = -1  # another writable layer that its own stands on, somebody else's to close
         self.joins: list[int] = []
         self.lock = threading.Lock()
         self.children: list[ForkedChild] = []

@@ -99,4 +99,122 @@ def test_a_fixture_by_name_and_one_that_works_sandboxes(suite: pytest.Pytester) 
     result = run(suite, "-rA")
     result.assert_outcomes(passed=2, errors=1)
     assert result.stdout.str().count("made now") == 1
-    result.stdout.fnmatch_lines(["the fixture 'sandbox_factory' works sandboxes from the host, and*"])
+    result.stdout.fnmatch_lines(["the fixture 'sandbox_factory', which 'outside' requests, works sandboxes from the *"])
+
+
+def test_tests_of_a_class_or_module_share_a_sandbox(suite: pytest.Pytester) -> None:
+    suite.makepyfile(test_shared="""
+        import os, pytest
+        from pathlib import Path
+        from images import FIRST, SECOND
+        pytestmark = pytest.mark.sandbox(image=[FIRST, SECOND])
+
+        @pytest.fixture(scope="session")
+        def session(): return os.getpid()
+        @pytest.fixture(scope="class")
+        def per_class(): yield print("class begins"); print("class ends")
+
+        @pytest.mark.sandbox(scope="class")
+        class TestShared:
+            def test_a(self, session, per_class):
+                Path("/shared").write_text("1"); os.shared = 1
+            def test_b(self, session, per_class):
+                assert Path("/shared").read_text() == "1" and os.shared == 1
+            @pytest.mark.parametrize("number", [1, 2])
+            def test_c(self, number, per_class): assert os.shared == 1
+
+        def test_after(session):
+            assert not Path("/shared").exists() and not hasattr(os, "shared")
+
+        @pytest.mark.sandbox(scope="class")
+        class TestDies:
+            def test_a(self): os.mine = 1
+            def test_dies(self): os.abort()
+            def test_goes_on(self): assert not hasattr(os, "mine")
+    """, test_whole="""
+        import os, pytest
+        from images import FIRST
+        pytestmark = pytest.mark.sandbox(image=FIRST, scope="module")
+        def test_a(): os.mine = 1
+        class TestMore:
+            def test_b(self): assert os.mine == 1
+    """)
+    result = run(suite, "-rA")
+    result.assert_outcomes(passed=16, failed=2)
+    text = result.stdout.str()
+    assert text.count("class begins") == text.count("class ends") == 2  # once an image
+    assert text.count("share died in test_dies") == 2
+
+
+def test_networks(suite: pytest.Pytester) -> None:
+    """A test in an image's own Python finds a server that runs in a sandbox of the host's image."""
+    suite.makeconftest("""
+        import pytest
+        from net import SERVER, net
+        @pytest.fixture(scope="session")
+        def server():
+            from pytest_sandbox import Sandbox
+            import sys
+            with Sandbox(network=net, hostname="server") as sandbox:
+                sandbox.popen([sys.executable, "-c", SERVER])
+                sandbox.wait_for_port(7000)
+                yield
+    """)
+    suite.makepyfile(net="""
+        from pytest_sandbox import Network
+        net = Network("10.3.0.0/24")
+        SERVER = "import socket; one = socket.create_server(('', 7000))\\nwhile True: one.accept()[0].sendall(b'HELLO')"
+    """, test_network="""
+        import pytest, socket
+        from images import FIRST
+        from net import net
+
+        def test_server_starts(server): pass
+
+        @pytest.mark.sandbox(image=FIRST, network=net, hostname="client")
+        @pytest.mark.parametrize("number", [1, 2])
+        def test_client(number):
+            with socket.create_connection(("server", 7000), timeout=20) as sock:
+                assert sock.recv(9) == b"HELLO"
+
+        @pytest.mark.sandbox(image=FIRST)
+        def test_alone():
+            with pytest.raises(OSError):
+                socket.create_connection(("10.3.0.2", 7000))
+
+        @pytest.mark.sandbox(image=FIRST, network="outbound")
+        def test_outbound():
+            assert len(open("/proc/net/route").readlines()) > 1
+    """)
+    run(suite).assert_outcomes(passed=5)
+
+
+def test_an_image_of_a_fixture(suite: pytest.Pytester) -> None:
+    """``sandbox_image`` is for tests whose body runs inside, too: an image, a state that the session has made."""
+    for name in ("first", "state", "none", "broken", "short"):
+        suite.mkpydir(name)
+    conftest = "import pytest\nfrom images import FIRST\n@pytest.fixture(scope='session')\ndef sandbox_image({}): {}\n"
+    (suite.path / "first/conftest.py").write_text(conftest.format("", "yield FIRST; print('image ends')"))
+    (suite.path / "none/conftest.py").write_text(conftest.format("", "return None"))
+    (suite.path / "broken/conftest.py").write_text(conftest.format("", "raise LookupError('no image today')"))
+    (suite.path / "state/conftest.py").write_text(conftest.format("sandbox_factory", """
+    with sandbox_factory() as sandbox:
+        sandbox.path("/etc/state").write_text("committed")
+        return sandbox.commit()
+"""))
+    test = "from pathlib import Path\nimport pytest\nfrom images import SECOND\n"
+    test += "system = Path('/etc/os-release').read_text\n"
+    first = "@pytest.mark.sandbox\ndef test_{}(): assert {}\n"
+    (suite.path / "first/test_a.py").write_text(test + first.format("override", "system() == 'ID=first\\n'") + (
+        "@pytest.mark.sandbox(image=SECOND)\ndef test_marker_wins(): assert system() == 'ID=second\\n'\n"
+        "def test_outside(): assert 'ID=first' not in system()\n"))
+    (suite.path / "none/test_b.py").write_text(test + first.format("none", "'ID=first' not in system()"))
+    (suite.path / "broken/test_c.py").write_text(test + first.format("broken", "True"))
+    (suite.path / "state/test_d.py").write_text(test + first.format("state", "Path('/etc/state').exists()"))
+    result = run(suite, "first", "none", "broken", "state")
+    result.assert_outcomes(passed=5, errors=1)
+    result.stdout.fnmatch_lines(["*LookupError: no image today"])
+    (suite.path / "short/conftest.py").write_text(conftest.replace("session", "module").format("", "return FIRST"))
+    (suite.path / "short/test_e.py").write_text(test + first.format("short", "True"))
+    result = run(suite, "short")
+    result.stdout.fnmatch_lines(["*sandbox_image has scope 'module'*Give it scope='session'*"])

@@ -196,12 +196,12 @@ def test_an_option_that_is_not_to_be_had_is_refused(suite: pytest.Pytester) -> N
     suite.makepyfile("""
         import pytest
         from images import FIRST
-        @pytest.mark.sandbox(image=FIRST, scope="module")
+        @pytest.mark.sandbox(image=FIRST, seccomp="unconfined")
         def test_one(): pass
     """)
     result = run(suite)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["*test_one: scope cannot be had for a test's body in image*sandbox fixture*"])
+    result.stderr.fnmatch_lines(["*test_one: seccomp cannot be had for a test's body in image*sandbox fixture*"])
 
 
 def test_a_guest_reaches_nothing_of_the_host(suite: pytest.Pytester) -> None:

@@ -34,7 +34,8 @@ PART_OF = {"building": "sandbox", "calls": "sandbox", "committing": "sandbox", "
            "keeping": "sandbox",
            "layerdiff": "sandbox", "lifetime": "sandbox", "limits": "sandbox", "outbound": "sandbox",
            "planning": "sandbox",
-           "process": "sandbox", "requirements": "sandbox", "stacks": "sandbox", "verdicts": "sandbox"}
+           "process": "sandbox", "requirements": "sandbox", "sharing": "sandbox", "stacks": "sandbox",
+           "verdicts": "sandbox", "wheels": "sandbox"}
 
 #: The modules (with all that lies below them) that may import what is not everybody's.
 DOORS = {
