@@ -10,7 +10,7 @@ import pytest
 from support import init_pid, prints
 
 from pytest_sandbox import Sandbox, planning
-from pytest_sandbox.runtime import shift
+from pytest_sandbox.runtime import probe, shift
 from pytest_sandbox.runtime import syscalls as sc
 from pytest_sandbox.runtime.launch import find_host
 from pytest_sandbox.spec import make_spec
@@ -195,3 +195,16 @@ def test_the_caller_stays_what_it_was() -> None:
 ], ids=str)
 def test_the_range_is_nobody_else_s(taken: list[tuple[int, int]], found: tuple[int, int] | None) -> None:
     assert shift.free_range(taken) == found
+
+
+@pytest.mark.parametrize(("why", "remedy"), [
+    ("", ""), (f"{shift.VARIABLE}=host is set", "Unset it."),
+    (shift.told({"path": "/", "errno": 22}), "Use a file system that has id-mapped mounts"),
+    (shift.told({"step": "mount an overlay of id-mapped layers", "errno": 22}), "Use Linux 6.3 or newer"),
+    ("all ranges of ids are somebody's in /etc/subuid or /etc/subgid", "see subuid"),
+])
+def test_the_doctor_says_why_not(why: str, remedy: str) -> None:
+    found = probe.shifted_ids(why)
+    assert found.ok is (not why)
+    assert remedy in found.remedy
+    assert not found.needed
