@@ -145,6 +145,9 @@ class Visitor:
         options |= {name: value for name, value in _PLAIN.items() if name in options}
         options["plugins"] = []
         options["override_ini"] = [*(options.get("override_ini") or ()), "sandbox_keep=none", "sandbox_report="]
+        for name in ("pytest_sandbox", __package__):
+            # Or pytest warns that they can be rewritten no more, which is an error where the ini file says so.
+            sys.modules[name].__doc__ = f"PYTEST_DONT_REWRITE {sys.modules[name].__doc__}"
         os.chdir(order["cwd"])
         sys.argv[1:] = []
         return pytest.Config.fromdictargs(options, [*args, *order["args"]])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import socket
 import sys
 import threading
@@ -51,6 +52,14 @@ def start_error(failed: dict[str, Any]) -> SandboxStartError:
         remedy = "The writable layer is too small for the sandbox's own start: raise its disk option."
     return SandboxStartError(f"a sandbox could not start: it failed to {words}", step=str(step[0]), path=path,
                              errno=number or None, why=why, remedy=remedy)
+
+
+def _is_full() -> bool:
+    """Whether this process has no room for the descriptors of another sandbox."""
+    try:
+        return resource.getrlimit(resource.RLIMIT_NOFILE)[0] - len(os.listdir("/proc/self/fd")) < 16
+    except OSError:
+        return True
 
 
 class Running:
@@ -106,6 +115,12 @@ class Running:
             got = protocol.receive(self.control)
         except (OSError, protocol.BadMessage) as error:
             self._failed()
+            if _is_full():
+                raise SandboxStartError(
+                    "a sandbox could not start: this process has as many open files as it may", step="init",
+                    errno=errno.EMFILE, why=os.strerror(errno.EMFILE),
+                    remedy="Close sandboxes that are done with, or raise the limit (`ulimit -n`): each takes eight "
+                           "descriptors.") from error
             raise SandboxProtocolError("a sandbox's first message cannot be read", why=str(error)) from error
         if got is None:
             self._failed()

@@ -22,7 +22,8 @@ AROUND = 100
 def look(pid: int) -> dict[str, Any]:
     """What the run holds now."""
     helpers = [one for one in below(pid) if "pytest_sandbox.runtime.helper" in _command(one)]
-    return {"pytest": memory(pid)["Uss"], "helper": sum(memory(one)["Uss"] for one in helpers),
+    return {"pytest": memory(pid)["Rss"],  # what is private changes with each fork
+            "helper": sum(memory(one)["Uss"] for one in helpers),
             "descriptors": len(os.listdir(f"/proc/{pid}/fd")),
             "helper's descriptors": sum(len(os.listdir(f"/proc/{one}/fd")) for one in helpers),
             "mounts": len(Path(f"/proc/{pid}/mountinfo").read_text().splitlines()),

@@ -72,6 +72,23 @@ print("all", 30, short > 0)
     assert said.split()[:2] == ["all", "30"]
 
 
+def test_too_many_open_files_is_an_error_that_says_so() -> None:
+    said = run("""
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+alive = []
+try:
+    for _ in range(20):
+        alive.append(Sandbox(network="host").start())
+except SandboxStartError as error:
+    print("error", error.errno, "ulimit -n" in str(error))
+for _ in range(4):
+    alive.pop().close()
+print("again", alive[-1].run(["true"]).returncode)
+""")
+    assert said.split() == ["error", "24", "True", "again", "0"]
+
+
 def test_what_no_room_can_mend_is_an_error_that_says_so() -> None:
     said = run(f"""
 alive = [Sandbox().start() for _ in range({ROOM})]

@@ -133,6 +133,7 @@ def test_reports_come_back_whole(suite: pytest.Pytester) -> None:
 
         def test_still_fine(): pass
     """)
+    suite.makeini("[pytest]\nfilterwarnings =\n    error\n    default::UserWarning\n")  # ours are none
     result = run(suite, "-rs", "--junitxml=out.xml")
     result.assert_outcomes(passed=4, failed=3, errors=4, skipped=1, xfailed=1)
     result.stdout.fnmatch_lines_random([
