@@ -96,12 +96,16 @@ def hand_over(fds: Iterable[int], base: int, ids: tuple[int, int]) -> None:
                 os.fchown(fd, base + ids[0], base + ids[1])
 
 
+#: What has its place in a status: Python 3.13 refuses to be given it by name as well.
+_PLACED = ("st_mode", "st_ino", "st_dev", "st_nlink", "st_uid", "st_gid", "st_size")
+
+
 def seen_inside(look: os.stat_result, plan: Plan) -> os.stat_result:
     """A file's status with the owner and group that it has inside; ids that are not mapped stay what they are."""
     if not plan.base:
         return look
     values = tuple(look)  # of a structure with more than that: it has the others by name only
-    names = {name: getattr(look, name) for name in dir(look) if name.startswith("st_")}
+    names = {name: getattr(look, name) for name in dir(look) if name.startswith("st_") and name not in _PLACED}
     ids = [one - plan.base if one >= plan.base else one for one in (look.st_uid, look.st_gid)]
     return os.stat_result((*values[:4], *ids, *values[6:]), names)
 
