@@ -96,7 +96,8 @@ class Ingest:
         first = {diff_id: at for at, diff_id in reversed(list(enumerate(diff_ids)))}
         done: dict[int, Layer] = {}
         try:
-            self._layout.sweep()
+            if self._layout.is_nearly_full():
+                self._layout.sweep()  # else when the process ends: deleting is not to hold up a test
             with ThreadPoolExecutor(min(_AT_ONCE, max(1, len(first))), "sandbox-pull") as pool:
                 jobs = {pool.submit(self._free, at): at for at in first.values()}
                 try:

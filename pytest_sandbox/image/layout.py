@@ -165,6 +165,11 @@ class Layout:
                     swept += self._sweep_locked(held.path, partials=partials)
         return swept + self._empty_trash()
 
+    def is_nearly_full(self) -> bool:
+        """Whether the store's disk has so little room that what dead processes left may be in the way."""
+        disk = os.statvfs(self.root)
+        return disk.f_bavail * disk.f_frsize < max(1 << 30, disk.f_blocks * disk.f_frsize // 20)
+
     def leftovers(self) -> list[tuple[str, int]]:
         """What :meth:`sweep` would delete now, and how many bytes each takes on disk."""
         found = []

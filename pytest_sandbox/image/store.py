@@ -5,13 +5,14 @@ A store on disk is shared by any number of processes; an :class:`ImageStore` is 
 
 from __future__ import annotations
 
+import atexit
 import base64
 import os
 import stat
 import threading
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -102,6 +103,8 @@ class StoredImage:
 class ImageStore:
     """One process's use of the layer store. Made by whoever resolves images; ``close`` lets its layers go.
 
+    One that has brought something in deletes what dead processes left, when it is closed or its process ends.
+
     Whatever :meth:`resolve` returned stays on disk until ``close``, or until the process ends.
 
     :param cache: directory of the store; by default ``PYTEST_SANDBOX_CACHE``, else the user's cache directory.
@@ -124,6 +127,7 @@ class ImageStore:
         self._stacks: dict[str, LayerStack] = {}
         self._passing: dict[str, StoredImage] = {}
         self._mutex = threading.Lock()
+        self._has_added = 0  # the process that did
 
     def __enter__(self) -> ImageStore:
         return self
@@ -139,6 +143,14 @@ class ImageStore:
                 held.release()
             self._held.clear()
             self._stacks.clear()
+        self._tidy_up()
+
+    def _tidy_up(self) -> None:
+        atexit.unregister(self._tidy_up)
+        added, self._has_added = self._has_added, 0
+        if added == os.getpid():  # not in a fork of it
+            with suppress(OSError):
+                self.layout.sweep()
 
     def know(self, stored: StoredImage) -> None:
         """Lets an image without a record be resolved by its id in this process: a step of a build."""
@@ -312,6 +324,9 @@ class ImageStore:
         """Brings an image's layers and its record into the store, and holds them. Not for two threads at once."""
         if not image.layers:  # "FROM scratch" and nothing else; overlayfs wants a layer all the same
             image = replace(image, document=replace(image.document, diff_ids=(_NOTHING,)), layers=(_EMPTY,))
+        if self._has_added != os.getpid():
+            self._has_added = os.getpid()
+            atexit.register(self._tidy_up)
         layers = Ingest(self.layout, source, image, limits=self.limits, progress=self.progress).run()
         stored = _record(image, layers)
         if host is not None:

@@ -29,7 +29,15 @@ VARIABLE = "PYTEST_SANDBOX_SPAWNER"
 
 def is_there(wanted: str) -> bool:
     """Whether the program can be used, which ``wanted``, the value of :data:`VARIABLE`, does not forbid."""
-    return wanted != "python" and os.access(PROGRAM, os.X_OK)
+    return wanted != "python" and os.access(PROGRAM, os.X_OK) and not is_stale()
+
+
+def is_stale() -> bool:
+    """Whether it is older than its source, which only a checkout has beside it. It may not know what it is asked."""
+    folder = os.path.dirname(PROGRAM)
+    sources = [name for name in os.listdir(folder) if name.endswith((".c", ".h"))]
+    made = os.stat(PROGRAM).st_mtime if sources else 0
+    return any(os.stat(f"{folder}/{name}").st_mtime > made for name in sources)
 
 
 class Lost(Exception):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 SUITE = r"""
-import os, pytest
+import os, pytest, time
 from pathlib import Path
 from images import FIRST, SECOND
 MADE = []
@@ -42,7 +42,7 @@ first = pytest.mark.sandbox(image=FIRST)
 @first
 def test_one(lives): assert MADE == [1]
 @pytest.mark.parametrize("number", range(3))
-def test_between(number): pass
+def test_between(number): time.sleep(0.02)  # more than the idle time below
 def test_seen_from_the_host(tmp_path_factory):
     assert len(guests()) == LEFT
     log = tmp_path_factory.getbasetemp() / "log"

@@ -397,6 +397,36 @@ def test_many_processes_want_one_image(tmp_path: Path) -> None:
         assert len(store.layout.keys("layers")) == 3
 
 
+@pytest.mark.parametrize("ends", ["close", "exit", "fork"])
+def test_what_a_dead_process_left_goes_when_a_pull_s_process_ends(tmp_path: Path, ends: str) -> None:
+    """Not at the pull, which a test may wait for."""
+    layout = write_layout(tmp_path / "l", image([BASE]))
+    with ImageStore(tmp_path / "cache") as store:
+        left = Path(store.layout.staging("dead"))
+        (left / "fs/deep").mkdir(parents=True)
+        Path(f"{left}.lock").touch()
+        full = store.layout.is_nearly_full()
+    script = """if True:
+        import os, sys
+        from pytest_sandbox.image.store import ImageStore
+        store = ImageStore(sys.argv[1])
+        store.resolve(sys.argv[2])
+        print(os.path.isdir(sys.argv[3]))
+        if sys.argv[4] == "close":
+            store.close()
+        elif sys.argv[4] == "fork":
+            if os.fork() == 0:
+                sys.exit()  # as any process ends
+            os.wait()
+        print(os.path.isdir(sys.argv[3]), flush=True)
+    """
+    done = subprocess.run([sys.executable, "-c", script, tmp_path / "cache", f"oci:{layout}", left, ends],
+                          capture_output=True, text=True, check=True)
+    there = [not full, not full and ends != "close"]
+    assert done.stdout.split() == [str(one) for one in there]
+    assert clean(store)
+
+
 def test_stacks_are_plain_data(store: ImageStore, tmp_path: Path) -> None:
     import pickle
 

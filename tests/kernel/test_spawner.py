@@ -20,8 +20,8 @@ from pytest_sandbox.runtime import mounts, spawner
 from pytest_sandbox.runtime.actions import ACTIONS, COMPILED
 from pytest_sandbox.sandbox import shutdown
 
-compiled = pytest.mark.skipif(not os.access(spawner.PROGRAM, os.X_OK),
-                              reason=f"{spawner.PROGRAM} was not built: there was no C compiler")
+compiled = pytest.mark.skipif(
+    not spawner.is_there(""), reason=f"{spawner.PROGRAM} was not built, or not since its source changed (build.py)")
 WAYS = ["python", pytest.param("compiled", marks=compiled)]
 
 
@@ -294,7 +294,8 @@ def test_without_the_program_it_is_python(tmp_path: Path) -> None:
     """The helper asks for itself, so it gets a package of its own in which there is none, or one that cannot run."""
     package = Path(spawner.PROGRAM).parents[2]
     told = []
-    for content in (None, b"\x7fELF of another machine", b"#!/bin/false\n"):
+    good = Path(spawner.PROGRAM).read_bytes()
+    for content in (None, b"\x7fELF of another machine", b"#!/bin/false\n", good):
         place = tmp_path / f"tree{len(told)}"
         (place / "pytest_sandbox" / "native").mkdir(parents=True)
         for one in (package / "pytest_sandbox").iterdir():
@@ -310,6 +311,10 @@ def test_without_the_program_it_is_python(tmp_path: Path) -> None:
             program = place / "pytest_sandbox" / "native" / "spawner"
             program.write_bytes(content)
             program.chmod(0o755)
+        if content is good:  # but its source has changed since
+            source = program.with_name("init.c")
+            source.touch()
+            os.utime(program, (0, source.stat().st_mtime - 1))
         done = script("""
             import sys
             sys.path.insert(0, sys.argv[1])
