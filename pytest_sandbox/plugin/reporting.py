@@ -114,6 +114,7 @@ def _report_from_data(data: Any, item: pytest.Item, named: Callable[[str], objec
     elif report.longrepr is not None:
         report.longreprtext  # noqa: B018 - must be printable; better found here than in the terminal's code
     report.location = item.location  # tuples again, and nobody can report another test's
+    _share(report, item)
     report.sections = [(str(name), str(text)) for name, text in report.sections]
     report.user_properties = [(str(name), value) for name, value in report.user_properties]
     _check_shape(report)
@@ -122,6 +123,16 @@ def _report_from_data(data: Any, item: pytest.Item, named: Callable[[str], objec
     if hasattr(item.config, "workerinput"):
         _check_passage(report, item.config)
     return report
+
+
+def _share(report: pytest.TestReport, item: pytest.Item) -> None:
+    """A run keeps all of its reports: what each would have a copy of, it has from the item, or once for all."""
+    report.nodeid = item.nodeid
+    for name in ("when", "outcome"):
+        if type(text := getattr(report, name)) is str:
+            setattr(report, name, sys.intern(text))
+    if type(report.keywords) is dict:  # else it is refused below
+        report.keywords = {sys.intern(name): value for name, value in report.keywords.items()}
 
 
 def _check_passage(report: pytest.TestReport, config: pytest.Config) -> None:

@@ -11,6 +11,14 @@ from pytest_sandbox.runtime import launch, protocol, spawner, tracing
 from pytest_sandbox.runtime.running import Running
 
 
+@pytest.fixture(scope="module", autouse=True)
+def helper_again(helper: None) -> Iterator[None]:
+    """The tests of other modules find the session's helper, as they expect it."""
+    yield
+    with Sandbox():
+        pass
+
+
 @pytest.fixture(params=["compiled", "python"])
 def recorder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[tracing.Recorder]:
     if request.param == "compiled" and not spawner.is_there(""):

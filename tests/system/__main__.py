@@ -78,7 +78,7 @@ def main() -> int:
         if given.rebuild or not machine.there():
             print(f"making a machine of Debian {given.suite} in {machine.folder}", flush=True)
             machine.make()
-        with tempfile.TemporaryDirectory(prefix="pytest-sandbox-system-") as scratch:
+        with tempfile.TemporaryDirectory(prefix="sandbox-system-") as scratch:
             payload = Path(scratch, "payload.tar")
             if not chosen:
                 chosen = [str(one.relative_to(TREE)) for pattern in CHOSEN for one in sorted(TREE.glob(pattern))]
