@@ -15,7 +15,7 @@ from pytest_sandbox.sandbox import shutdown
 @pytest.fixture(scope="session", autouse=True)
 def helper() -> Iterator[None]:
     """The helper and this process's cgroups outlive each test, as they should: they are there before the first look."""
-    with Sandbox(memory="64M" if host_control().abilities()["memory"].ok else None):
+    with Sandbox(**({"memory": "64M"} if host_control().abilities()["memory"].ok else {})):
         pass
     yield
     shutdown()
