@@ -17,6 +17,7 @@ from ..image.locks import lock
 from ..image.owners import is_listed, owners_of
 from ..runtime import launch
 from ..runtime.subids import REMEDY, Ids, NoSubordinateIds, probe
+from ..runtime.supervisor import find_host
 
 if TYPE_CHECKING:
     from ..image.store import ImageStore
@@ -64,7 +65,7 @@ class Identities:
         if self._known:
             return
         self._known = True
-        self._privileged = launch.find_host().privileged
+        self._privileged = find_host().privileged
         if self._privileged:
             return
         try:

@@ -70,7 +70,7 @@ def _start_one(findings: list[Finding]) -> str | None:
 
 
 def _who() -> str:
-    from pytest_sandbox.runtime.launch import find_host
+    from pytest_sandbox.runtime.supervisor import find_host
     host = find_host()
     if host.privileged:
         return "root"

@@ -1,7 +1,7 @@
 """Writable layers that were frozen: kept in memory by a descriptor of their file system, mounted again as lower ones.
 
-Used by :mod:`.launch`, which hands them to the helper, and by ``sandbox``, which makes and releases them. One of these
-layers is named ``@KEY/PATH``: the directory ``PATH`` of the file system that is held under ``KEY``.
+Used by :mod:`.supervisor`, which hands them to the helper, and by ``sandbox``, which makes and releases them. One of
+these layers is named ``@KEY/PATH``: the directory ``PATH`` of the file system that is held under ``KEY``.
 """
 
 from __future__ import annotations

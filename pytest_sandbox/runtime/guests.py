@@ -18,10 +18,10 @@ from ..errors import SandboxGuestError
 from . import cgroups, entering, protocol
 from .guestchild import GuestChild, namespaces_of
 from .guestplans import nested
-from .launch import Supervisor
 from .plan import Host, Plan, tmpfs_limits
 from .protocol import wait_readable
 from .running import GONE, Running, start_error
+from .supervisor import Supervisor
 
 #: How much of what a guest printed is shown when it has ended.
 SHOWN = 4000

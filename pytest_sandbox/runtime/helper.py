@@ -1,8 +1,8 @@
 """The helper: a small process that makes sandboxes, so that the caller's heap is not copied for each.
 
-Started once per caller, by :mod:`.launch`, as ``python -I -S``. It moves into a pid namespace of its own as its first
-process, so that its end is the end of every sandbox, and, for an unprivileged caller, into a user namespace of its own,
-in which it is root. It ends when its socket closes or the caller ends.
+Started once per caller, by :mod:`.supervisor`, as ``python -I -S``. It moves into a pid namespace of its own as its
+first process, so that its end is the end of every sandbox, and, for an unprivileged caller, into a user namespace of
+its own, in which it is root. It ends when its socket closes or the caller ends.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How much may be made ahead now: less while the machine is loaded, nothing while one of its limits is near.
 
 What is not made ahead is made when its test wants it: that takes longer, and does not fail. Where the kernel refuses a
-sandbox for want of something all the same, :mod:`.launch` gives back what waits ahead, and asks again.
+sandbox for want of something all the same, :mod:`.supervisor` gives back what waits ahead, and asks again.
 """
 
 from __future__ import annotations

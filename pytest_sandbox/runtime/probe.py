@@ -71,7 +71,7 @@ def _in_child(body: Callable[[], None]) -> tuple[str, int] | None:
 
 
 def _privileged() -> bool:
-    from .launch import find_host
+    from .supervisor import find_host
     return find_host().privileged
 
 

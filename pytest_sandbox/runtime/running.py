@@ -1,6 +1,6 @@
 """One sandbox as its caller holds it: :class:`Running`.
 
-Made by :mod:`.launch`. Everything here works with a sandbox that may end at any moment, whoever ends it.
+Made by :mod:`.supervisor`. Everything here works with a sandbox that may end at any moment, whoever ends it.
 """
 
 from __future__ import annotations

@@ -18,10 +18,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..errors import SandboxStartError
-from . import launch
 from .entering import forking
 from .plan import Plan
 from .running import Running
+from .supervisor import verify
 
 KINDS = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
 INIT = 1
@@ -210,5 +210,5 @@ def check(running: Running) -> None:
 
 def enable() -> None:
     """From now on every sandbox of this process is verified before it is used."""
-    if check not in launch.verify:
-        launch.verify.append(check)
+    if check not in verify:
+        verify.append(check)

@@ -11,7 +11,7 @@ from support import IS_ROOT, namespaces, prints, private_mounts
 PREFACE = """
 import functools, os, subprocess, sys
 from pytest_sandbox import Sandbox
-from pytest_sandbox.runtime.launch import find_host
+from pytest_sandbox.runtime.supervisor import find_host
 outside, folder = sys.argv[1:3]
 if os.readlink("/proc/self/ns/mnt") == outside:
     sys.exit("not in a mount namespace of its own")
@@ -203,7 +203,7 @@ print(find_host().privileged)
 def test_a_mount_that_goes_while_a_sandbox_is_made(tmp_path: Path) -> None:
     """The plan has seen it, and the helper that carries the plan out has not: another plan is made."""
     assert _in_private("""
-from pytest_sandbox.runtime import launch
+from pytest_sandbox.runtime import launch, supervisor
 from types import SimpleNamespace
 with Sandbox() as sandbox:
     print(sandbox.run(["ls", made("mnt")]).stdout.split())
@@ -218,15 +218,15 @@ with Sandbox() as sandbox:
             subprocess.run(["umount", f"{folder}/mnt"], check=True)
             os.rmdir(f"{folder}/mnt")
             put("", "go")
-    def shifts(supervisor, body, shifts=launch.Supervisor.shifts):  # the helper's first task, if we are root
+    def shifts(one, body, shifts=supervisor.Supervisor.shifts):  # the helper's first task, if we are root
         go()
-        return shifts(supervisor, body)
+        return shifts(one, body)
     def take(plan, take=launch.take):
         go()
         plans.append(plan.key)
         return take(plan)
-    launch.subprocess, launch.take = SimpleNamespace(Popen=start, DEVNULL=subprocess.DEVNULL), take
-    launch.Supervisor.shifts = shifts
+    supervisor.subprocess, launch.take = SimpleNamespace(Popen=start, DEVNULL=subprocess.DEVNULL), take
+    supervisor.Supervisor.shifts = shifts
     with Sandbox() as other:
         print(other.run(["true"]).returncode, len(plans), len(set(plans)))
 """, tmp_path) == ["[]", "0 2 2"]

@@ -160,7 +160,7 @@ def test_a_sandbox_within_another_user_namespace() -> None:
     """Real root that has become root of a mere user namespace is treated as what it is."""
     assert prints("""
         from pytest_sandbox import Sandbox
-        from pytest_sandbox.runtime.launch import find_host
+        from pytest_sandbox.runtime.supervisor import find_host
         host = find_host(); print(host.privileged, host.uid, host.gid)
         with Sandbox() as sandbox:
             print(sandbox.run(["id", "-u"]).stdout.strip(), sandbox.call(int))

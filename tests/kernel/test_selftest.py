@@ -15,7 +15,7 @@ from support import IS_ROOT
 import pytest_sandbox.planning
 from pytest_sandbox import Sandbox, SandboxStartError
 from pytest_sandbox.planning import plan_for
-from pytest_sandbox.runtime import launch, selftest, shift
+from pytest_sandbox.runtime import selftest, shift, supervisor
 from pytest_sandbox.runtime import syscalls as sc
 from pytest_sandbox.runtime.plan import Plan
 from pytest_sandbox.spec import make_spec
@@ -25,7 +25,7 @@ from pytest_sandbox.spec import make_spec
 def verified() -> Iterator[None]:
     selftest.enable()
     yield
-    launch.verify.clear()
+    supervisor.verify.clear()
 
 
 @pytest.mark.usefixtures("verified")
@@ -151,10 +151,10 @@ def test_a_run_with_it(pytester: pytest.Pytester) -> None:
 
         @pytest.fixture(scope="session", autouse=True)
         def looks():
-            from pytest_sandbox.runtime import launch, selftest
+            from pytest_sandbox.runtime import selftest, supervisor
             looked = []
-            for position, one in enumerate(launch.verify):
-                launch.verify[position] = lambda running, one=one: (looked.append(1), one(running))
+            for position, one in enumerate(supervisor.verify):
+                supervisor.verify[position] = lambda running, one=one: (looked.append(1), one(running))
             yield looked
             print(f"\\nlooked {len(looked)} times")
     """)

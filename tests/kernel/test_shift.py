@@ -12,7 +12,7 @@ from support import init_pid, prints
 from pytest_sandbox import Sandbox, planning
 from pytest_sandbox.runtime import probe, shift
 from pytest_sandbox.runtime import syscalls as sc
-from pytest_sandbox.runtime.launch import find_host
+from pytest_sandbox.runtime.supervisor import find_host
 from pytest_sandbox.spec import make_spec
 
 pytestmark = pytest.mark.skipif(

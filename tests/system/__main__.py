@@ -21,7 +21,7 @@ SPAWNER = Path("pytest_sandbox/native/spawner")
 PYTHONS = {"trixie": "3.13", "bookworm": "3.11"}
 #: What the tests import, beside what Debian's Python has.
 NEEDS = ("pytest>=9", "pluggy", "filelock", "pyroute2", "hypothesis", "jeepney", "pexpect", "pytest-xdist",
-         "pytest-rerunfailures", "pytest-timeout")
+         "pytest-rerunfailures", "pytest-timeout", "backports.zstd")
 
 
 def pack(target: Path, python: str, chosen: list[str], ways: list[str], site: Path) -> None:
