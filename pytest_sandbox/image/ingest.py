@@ -15,7 +15,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -99,9 +99,14 @@ class Ingest:
             if self._layout.is_nearly_full():
                 self._layout.sweep()  # else when the process ends: deleting is not to hold up a test
             with ThreadPoolExecutor(min(_AT_ONCE, max(1, len(first))), "sandbox-pull") as pool:
-                jobs = {pool.submit(self._free, at): at for at in first.values()}
+                jobs: dict[Future[Layer | None], int] = {}
                 try:
+                    for at in first.values():
+                        jobs[pool.submit(self._free, at)] = at
                     wait(jobs, return_when=FIRST_EXCEPTION)
+                except BaseException:  # a signal, which may come before the first job is known here
+                    self._cancel.set()
+                    raise
                 finally:  # also when a signal comes
                     if not all(job.done() for job in jobs):
                         self._cancel.set()

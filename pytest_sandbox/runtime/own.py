@@ -66,10 +66,13 @@ def own_link(layer: str, path: str, text: str) -> None:
 
 
 def own_file(layer: str, path: str, source: str) -> None:
-    """A copy of a host's file in ``layer``; one that cannot be read is left out, as it is for the caller."""
+    """A copy of a host's file in ``layer``; one that cannot be read is left out, as it is for the caller.
+
+    So is one that has gone since the plan was made: others work on this machine, too.
+    """
     try:
         fd = os.open(source, os.O_RDONLY | os.O_NONBLOCK)
-    except PermissionError:
+    except (PermissionError, FileNotFoundError):
         return
     with open(fd, "rb") as origin:
         made = f"{layer}/{path}"
@@ -80,9 +83,13 @@ def own_file(layer: str, path: str, source: str) -> None:
 
 
 def own_dir(layer: str, path: str, like: str, may_write: bool) -> None:
-    """A directory in ``layer`` that looks like the host's ``like``."""
+    """A directory in ``layer`` that looks like the host's ``like``; none if that has gone since the plan was made."""
+    try:
+        look = os.stat(like)
+    except FileNotFoundError:
+        return
     os.mkdir(f"{layer}/{path}")
-    copy_stat(f"{layer}/{path}", os.stat(like), may_write)
+    copy_stat(f"{layer}/{path}", look, may_write)
 
 
 def copy_stat(path: str, like: os.stat_result, may_write: bool) -> None:

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from pytest_sandbox import Sandbox, planning
+from pytest_sandbox.runtime.cgroups import host_control
 from pytest_sandbox.sandbox import shutdown
 
 
 @pytest.fixture(scope="session", autouse=True)
 def helper() -> Iterator[None]:
-    """The helper outlives each test, as it should: it is there before the first look."""
-    with Sandbox():
+    """The helper and this process's cgroups outlive each test, as they should: they are there before the first look."""
+    with Sandbox(**({"memory": "64M"} if host_control().abilities()["memory"].ok else {})):
         pass
     yield
     shutdown()
