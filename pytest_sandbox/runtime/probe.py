@@ -6,6 +6,7 @@ by ``pytest-sandbox doctor``, and by :func:`explain` when a sandbox could not st
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import socket
@@ -329,7 +330,7 @@ def _namespace_remedy() -> str:
 
 def explain(error: SandboxStartError) -> SandboxError:
     """The error to raise for a failed start: what the host lacks if that is the cause, else the failed step itself."""
-    if error.errno == 2 and error.step == "bind":
+    if (error.errno == errno.ENOENT and error.step == "bind") or error.errno == errno.EMFILE:
         return error
     for finding in probe():
         if not finding.ok and finding.needed:

@@ -62,6 +62,14 @@ def _is_full() -> bool:
         return True
 
 
+def too_many_files() -> SandboxStartError:
+    """What is said where this process cannot open another descriptor."""
+    return SandboxStartError(
+        "a sandbox could not start: this process has as many open files as it may", step="init", errno=errno.EMFILE,
+        why=os.strerror(errno.EMFILE),
+        remedy="Close sandboxes that are done with, or raise the limit (`ulimit -n`): each takes eight descriptors.")
+
+
 class Running:
     """A sandbox that has been asked for: from :meth:`Supervisor.make` until :meth:`let_go`.
 
@@ -116,11 +124,7 @@ class Running:
         except (OSError, protocol.BadMessage) as error:
             self._failed()
             if _is_full():
-                raise SandboxStartError(
-                    "a sandbox could not start: this process has as many open files as it may", step="init",
-                    errno=errno.EMFILE, why=os.strerror(errno.EMFILE),
-                    remedy="Close sandboxes that are done with, or raise the limit (`ulimit -n`): each takes eight "
-                           "descriptors.") from error
+                raise too_many_files() from error
             raise SandboxProtocolError("a sandbox's first message cannot be read", why=str(error)) from error
         if got is None:
             self._failed()

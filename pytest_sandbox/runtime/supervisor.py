@@ -5,6 +5,7 @@ What it makes is a :class:`~.running.Running` each.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import subprocess
@@ -21,7 +22,7 @@ from . import cgroups, frozen, pressure, protocol, shift, spawner, tracing
 from . import syscalls as sc
 from .plan import Host, Plan
 from .protocol import wait_readable
-from .running import GONE, Running, start_error
+from .running import GONE, Running, start_error, too_many_files
 
 _INITIAL = "0 0 4294967295"
 #: What the helper gets of the caller's environment, which nobody inside shall find in it: what Python needs to start.
@@ -117,7 +118,12 @@ class Supervisor:
             self.greet()
             for key in plan.frozen - self.told:
                 self.freeze(key)
-            ours, theirs = protocol.pair()
+            try:
+                ours, theirs = protocol.pair()
+            except OSError as error:
+                if error.errno == errno.EMFILE:
+                    raise too_many_files() from error
+                raise
             layout = plan.body["group"]
             group = None
             message: protocol.Message = {"make": plan.key}
@@ -316,8 +322,9 @@ class Supervisor:
                 for one in self.ahead.pop(key):
                     self.end(one)
             waiting = self.ahead.setdefault(plan.key, [])
-            while len(waiting) < count:
-                waiting.append(self.make(plan))
+            with suppress(SandboxStartError):  # whoever takes one is told
+                while len(waiting) < count:
+                    waiting.append(self.make(plan))
 
     def drop(self, key: str) -> None:
         """Ends what was made ahead by one plan, and what is on its way out."""

@@ -78,7 +78,7 @@ import resource
 resource.setrlimit(resource.RLIMIT_NOFILE, (100, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 alive = []
 try:
-    for _ in range(20):
+    for _ in range(60):
         alive.append(Sandbox(network="host").start())
 except SandboxStartError as error:
     print("error", error.errno, "ulimit -n" in str(error))
