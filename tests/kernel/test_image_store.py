@@ -411,7 +411,7 @@ def test_what_a_dead_process_left_goes_when_a_pull_s_process_ends(tmp_path: Path
         from pytest_sandbox.image.store import ImageStore
         store = ImageStore(sys.argv[1])
         store.resolve(sys.argv[2])
-        print(os.path.isdir(sys.argv[3]))
+        print(os.path.isdir(sys.argv[3]), flush=True)
         if sys.argv[4] == "close":
             store.close()
         elif sys.argv[4] == "fork":
