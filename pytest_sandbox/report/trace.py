@@ -6,9 +6,10 @@ Plain data goes in, as :meth:`Sandboxed.data` makes it, so that it can come from
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from typing import Any
+
+from .write import put
 
 #: Who can have taken the time, in the order in which they come, and in words.
 WHO = {
@@ -77,13 +78,4 @@ def write(sandboxes: Sequence[Sandboxed], path: str) -> None:
             events.append({"ph": "X", "pid": number, "tid": order.get(who, 0), "cat": who, "name": what,
                            "ts": (began - begin) / 1000, "dur": (ended - began) / 1000})
     text = json.dumps({"displayTimeUnit": "ns", "traceEvents": events})
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    made = f"{path}.{os.getpid()}.part"
-    try:
-        with open(made, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
-        os.replace(made, path)
-    except OSError:
-        if os.path.exists(made):
-            os.unlink(made)
-        raise
+    put(text, path)

@@ -42,6 +42,14 @@ def write(run: Run, path: str) -> None:
     :raises OSError: when the file cannot be written.
     """
     text = json.dumps({"version": 1, **asdict(run)}, indent=1) if path.endswith(".json") else "".join(_page(run))
+    put(text, path)
+
+
+def put(text: str, path: str) -> None:
+    """Writes a file, whole or not at all, and the directories that lead to it.
+
+    :raises OSError: when it cannot be written.
+    """
     folder = os.path.dirname(os.path.abspath(path))
     os.makedirs(folder, exist_ok=True)
     made = f"{path}.{os.getpid()}.part"
