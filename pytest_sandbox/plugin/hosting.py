@@ -149,7 +149,7 @@ class Hosting:
                         compat.true_streams(config) if live else None)
             base = compat.temporary_base(config)
             persists = base is not None and any(one.target == os.path.realpath(base) for one in home.persist)
-            told = briefing.brief(config, [run.item for run in self._runs], seen, live=live,
+            told = briefing.brief(config, [run.item for run in self._runs], seen, image=self.name, live=live,
                                   keeps=self.conductor.keeper is not None, persists=persists)
             guest.send({"session": told}, doing="started")
         except SandboxStartError as error:
