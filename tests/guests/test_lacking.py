@@ -109,7 +109,7 @@ def test_what_is_collected_otherwise_names_it_too(suite: pytest.Pytester, instal
 
 def test_another_version_of_the_plugin(suite: pytest.Pytester, installed: Path, first_root: Path) -> None:
     root = guestimage.another(first_root, suite.path / "root", "older")
-    install(next(root.rglob("json/__init__.py")).parent.parent / "site-packages", "", "1.0")
+    install(next(root.rglob("json/__init__.py")).parent.parent, "", "1.0")
     suite.makepyfile(f"""
         import pytest
         @pytest.mark.sandbox(image="rootfs:{root}")

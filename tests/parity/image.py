@@ -1,7 +1,7 @@
-"""An image for the suite: Debian's packages, and the Python and the environment that run the harness, at their own paths.
+"""An image for the suite: Debian's packages, and the Python and the environment that run the harness, at their paths.
 
-``python tests/parity --image`` runs the sandboxed side in there, in the image's own Python, so that the two sides differ
-in how a test gets to its body, and in nothing else.
+``python tests/parity --image`` runs the sandboxed side in there, in the image's own Python, so that the two sides
+differ in how a test gets to its body, and in nothing else.
 """
 
 from __future__ import annotations
