@@ -188,7 +188,8 @@ class Abroad:
                 continue
             # As in a plain run, where no test is there any more either: shown when capturing ends.
             for name, text in report.sections:
-                print(text, end="", file=sys.stderr if "stderr" in name else sys.stdout)
+                if name.startswith("Captured std"):
+                    print(text, end="", file=sys.stderr if "stderr" in name else sys.stdout)
             if report.failed:
                 self.tell_once(f"a fixture in image {party.image!r} failed at its end:\n{report.longreprtext[:10_000]}")
 

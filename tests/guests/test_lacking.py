@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import guestimage
@@ -82,7 +83,7 @@ def test_a_fixture_that_is_not_there_names_its_plugin(suite: pytest.Pytester, in
     assert text.count("/first' has not\n") == 5
     assert text.count("by the ini option sandbox_requirements") == 5
     result.stdout.fnmatch_lines(["E*fixture 'no_such_fixture' not found"])
-    assert text.count("has no loaded, pytest-fancy: its tests run without") == 1  # and not for each test
+    assert len(re.findall("has no (.*, )?loaded, pytest-fancy: its tests run without", text)) == 1  # and not for each
 
 
 def test_what_is_collected_otherwise_names_it_too(suite: pytest.Pytester, installed: Path) -> None:
@@ -102,9 +103,9 @@ def test_what_is_collected_otherwise_names_it_too(suite: pytest.Pytester, instal
     result.assert_outcomes(errors=3)
     result.stdout.fnmatch_lines_random([
         "*test_a.py::test_speed?1? is not what image *outside there are *::test_speed?1?, *inside there are "
-        "test_a.py::test_speed.*The image has no pytest-fancy: *install it there*",
+        "test_a.py::test_speed.*The image has no *pytest-fancy: *install it there*",
         "*test_b.py::test_imports cannot be collected in image*", "*No module named 'fancy'*",
-        "*The image has no pytest-fancy: *install it there*"])
+        "*The image has no *pytest-fancy: *install it there*"])
 
 
 def test_another_version_of_the_plugin(suite: pytest.Pytester, installed: Path, first_root: Path) -> None:

@@ -103,7 +103,7 @@ def test_a_guest_that_rests_tells_it_of_the_test_at_hand(suite: pytest.Pytester,
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines([f"*ERROR at teardown of {teller}*", "*ValueError: the module's end",
                                  "*ERROR at teardown of test_two*", "*ValueError: the module's end"])
-    assert {said(result)[one] for one in SAID[1:5]} == {2}
+    assert {said(result)[one] for one in SAID[2:5]} == {2}
     assert ("set up in image" in result.stdout.str()) == (teller != "test_one")
 
 
@@ -121,7 +121,7 @@ def test_a_run_that_is_left_early_tells_it_too(suite: pytest.Pytester) -> None:
     """)
     result = run(suite)
     assert result.ret == pytest.ExitCode.INTERRUPTED
-    assert [said(result)[one] for one in ("module ends", "session ends")] == [1, 1]
+    assert result.stdout.str().count("module ends\nsession ends\n") == 1
     assert "session complains" in result.stderr.str()
     result.stdout.fnmatch_lines(["*PytestSandboxWarning: a fixture in image *first* failed at its end:",
                                  "*ValueError: the module's end"])

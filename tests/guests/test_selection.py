@@ -100,7 +100,7 @@ def compared(suite: pytest.Pytester, *args: str) -> list[str]:
 
 
 @pytest.mark.parametrize(("args", "count"), [
-    (("--turns=3",), 17),
+    (("--turns=3",), 16),
     (("-k", "numbers and not named or list2"), 4),
     (("-m", "slow"), 5),
     (("-m", "not slow", "-k", "not indirect", "--deselect=test_many.py::test_both"), 3),
@@ -113,7 +113,7 @@ def test_the_tests_that_are_chosen_outside_run_inside(many: pytest.Pytester, arg
 
 def test_last_failed_is_remembered_outside(many: pytest.Pytester) -> None:
     result = run(many)
-    result.assert_outcomes(passed=10, failed=3)
+    result.assert_outcomes(passed=11, failed=3)
     failed = [line.rpartition(" ")[0] for line in results(result) if line.endswith("FAILED")]
     assert sorted(json.loads((many.path / ".pytest_cache/v/cache/lastfailed").read_text())) == sorted(failed)
     assert compared(many, "--lf") == failed
@@ -152,8 +152,9 @@ def test_each_worker_has_a_guest_of_each_image(suite: pytest.Pytester) -> None:
     suite.makeconftest("""
         import os
         import pytest
+        worker_id = os.environ.get("PYTEST_XDIST_WORKER")
         @pytest.fixture(scope="session")
-        def log(tmp_path_factory, worker_id):
+        def log(tmp_path_factory):
             path = tmp_path_factory.getbasetemp() / "log"
             system = open("/etc/os-release").read().strip()
             with path.open("a") as file: file.write(f"{worker_id} {system} begins\\n")
@@ -163,10 +164,11 @@ def test_each_worker_has_a_guest_of_each_image(suite: pytest.Pytester) -> None:
     suite.makepyfile("""
         import time
         import pytest
+        from conftest import worker_id
         from images import FIRST, SECOND
         @pytest.mark.sandbox(image=[FIRST, SECOND])
         @pytest.mark.parametrize("number", range(12))
-        def test_each(log, number, worker_id):
+        def test_each(log, number):
             time.sleep(0.05)
             with log.open("a") as file: file.write(f"{worker_id} ran\\n")
     """)
