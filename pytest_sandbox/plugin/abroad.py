@@ -127,6 +127,7 @@ class Abroad:
             if (nextitem is None or self.is_short() or (party not in soon and party.idle() > self._idle)) and (
                     party.may_rest()):
                 report = party.rest()
+                _tell_warnings(party, item)
                 if report is not None:
                     party.explain(report)
                     found.append(report)
@@ -184,6 +185,8 @@ class Abroad:
         """The session is over. What is left by now is so because something ended it early."""
         for party in self._parties.values():
             report = party.rest()
+            if self.conductor.session.items:
+                _tell_warnings(party, self.conductor.session.items[-1])
             if report is None:
                 continue
             # As in a plain run, where no test is there any more either: shown when capturing ends.
@@ -192,6 +195,14 @@ class Abroad:
                     print(text, end="", file=sys.stderr if "stderr" in name else sys.stdout)
             if report.failed:
                 self.tell_once(f"a fixture in image {party.image!r} failed at its end:\n{report.longreprtext[:10_000]}")
+
+
+def _tell_warnings(party: Party, item: pytest.Item) -> None:
+    """Tells of the warnings of a guest that has ended as of ``item``'s."""
+    for message in party.warned:
+        item.ihook.pytest_warning_recorded.call_historic(kwargs={
+            "warning_message": message, "nodeid": item.nodeid, "when": "runtest", "location": None})
+    party.warned.clear()
 
 
 def _memory() -> tuple[int, int]:

@@ -179,6 +179,9 @@ class Conductor:
         __tracebackhide__ = True
         run = item.stash.get(RUN, None)
         if run is None or self.guest is not None:
+            if run is not None and (error := run.error) is not None:  # in an image: a fixture of higher scope failed
+                self.patch.stack[item] = ([item.teardown], (error, error.__traceback__))
+                raise error
             self.patch.setup(item)
             return
         if run.attempt is None:

@@ -140,7 +140,8 @@ class Hosting:
         self.began = time.monotonic()
         try:
             python = [self._spec.python] if self._spec.python else ["python3", "python"]
-            env = {**dict(plan.root.env or ()), "PYTHONDONTWRITEBYTECODE": "1"}
+            given = {**dict(plan.root.env or ()), **dict(spec.env), "PYTHONDONTWRITEBYTECODE": "1"}
+            env = {name: value for name, value in given.items() if value is not None}
             argv = ["-c", f"exec(compile(open('{grafts.TARGET}/pytest_sandbox/plugin/landing.py').read(), "
                           "'landing.py', 'exec'))", grafts.TARGET]
             config = self.abroad.config

@@ -16,6 +16,8 @@ from .hosting import Hosting
 from .household import Fork
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pytest_sandbox.runtime.guestchild import GuestChild
     from pytest_sandbox.runtime.plan import Plan
     from pytest_sandbox.sandbox import Sandbox
@@ -44,6 +46,7 @@ class Party:
         self._waiting: tuple[Fork, ItemRun] | None = None
         self._last: ItemRun | None = None
         self._late: pytest.TestReport | None = None
+        self.warned: list[Any] = []  # of fixtures that ended after their test, and not told yet
         self._used = time.monotonic()
 
     def idle(self) -> float:
@@ -113,8 +116,8 @@ class Party:
         assert guest is not None
         self._settle()
         self._drop_waiting()  # it has not what will be there now
-        guest.ask({"wanted": [wanted.name, wanted.place, wanted.level, wanted.held], "item": self._position(item)},
-                       (), self.hosting.patience(), "set up a fixture")
+        self._hear(guest.ask({"wanted": [wanted.name, wanted.place, wanted.level, wanted.held],
+                              "item": self._position(item)}, (), self.hosting.patience(), "set up a fixture"), item)
 
     # The child of the next test is forked ahead, where nothing is set up for it that the test at hand could see.
 
@@ -202,6 +205,7 @@ class Party:
             fork.close()
             raise SandboxGuestError(f"the guest of image {self.image!r} could not enter the test's sandbox",
                                     image=self.image)
+        self._hear(child.said, run.item)
         if (late := child.said.get("late")) is not None:
             self._late = reporting.report_from_data(late, run.item, lambda name: None)  # told with the test's own end
             self.explain(self._late)
@@ -283,13 +287,24 @@ class Party:
         self._settle()
         self._drop_waiting()
         try:
-            data = guest.ask({"leave": place, "next": self._positions().get(following.nodeid)
-                              if following is not None else None}, (), self.hosting.patience(),
-                             "tore down fixtures").get("left")
+            answer = guest.ask({"leave": place, "next": self._positions().get(following.nodeid)
+                                if following is not None else None}, (), self.hosting.patience(), "tore down fixtures")
+            self._hear(answer, run.item)
+            data = answer.get("left")
             return None if data is None else reporting.report_from_data(data, run.item, lambda name: None)
         except SandboxError as error:
             self._forget()
             return failed(run.item, "teardown", error)
+
+    def _hear(self, answer: Mapping[str, Any], item: pytest.Item) -> None:
+        """Takes the warnings out of what the guest said."""
+        sent = answer.get("warnings")
+        for one in sent if isinstance(sent, list) else ():
+            self.warned.append(reporting.warning_from_data(one, self.abroad.is_worker))
+        run = self.conductor.run_of(item)
+        if run is not None and run.attempt is not None:  # else they are told with the test at hand
+            run.warnings += self.warned
+            self.warned.clear()
 
     def residue(self) -> dict[str, str]:
         """What a test that died had printed and not reported."""

@@ -44,6 +44,8 @@ _PLAIN: dict[str, Any] = {
 }
 #: The longest text of one problem that is told.
 _LONGEST = 20_000
+#: How many warnings of one set-up or teardown are told.
+_MOST_WARNINGS = 1000
 
 
 def visit(sock: socket.socket) -> NoReturn:
@@ -183,23 +185,26 @@ class Visitor:
         if order["replay"] is None:
             self.made[order["item"]] = []
             compat.begin_anew(item)
-        with compat.apart(self.config):  # the test before may still run
+        run.error = None
+        with compat.apart(self.config), compat.catching_warnings(item) as warned:  # the test before may still run
             # There is something where nobody could know that this test would come next.
-            said = {"late": self.tear_down(item, item)}
-        guest, conductor.guest = conductor.guest, None
-        try:
-            with compat.apart(self.config), compat.capturing(item, "setup"):
-                try:
+            late = self.tear_down(item, item)
+            guest, conductor.guest = conductor.guest, None
+            try:
+                with compat.capturing(item, "setup"):
                     assert item.parent is not None
                     conductor.patch.setup(item.parent)
-                    higher.set_up(run)
-                except compat.TEST_OUTCOME:
-                    pass
-        finally:
-            stack.pop(item, None)
-            conductor.guest = guest
+                    try:
+                        higher.set_up(run)
+                    except compat.TEST_OUTCOME as error:
+                        run.error = error
+            except compat.TEST_OUTCOME:
+                pass  # pytest keeps it
+            finally:
+                stack.pop(item, None)
+                conductor.guest = guest
         self.printed[order["item"]] = compat.Printed(self.config)
-        return said
+        return {"late": late, "warnings": _told(warned)}
 
     def answer(self, message: protocol.Message) -> protocol.Message:
         """What else the caller asks for."""
@@ -210,11 +215,14 @@ class Visitor:
             self.made.pop(message["leave"], None)
             self.printed.pop(message["leave"], None)
             following = message["next"]
-            return {"left": self.tear_down(items[message["leave"]], items[following] if following is not None
-                                           else None)}
+            item = items[message["leave"]]
+            with compat.catching_warnings(item) as warned:
+                left = self.tear_down(item, items[following] if following is not None else None)
+            return {"left": left, "warnings": _told(warned)}
         if "wanted" in message:
-            self.set_up_wanted(message["item"], asked.Wanted(*message["wanted"]))
-            return {"made": True}
+            with compat.catching_warnings(self.session.items[message["item"]]) as warned:
+                self.set_up_wanted(message["item"], asked.Wanted(*message["wanted"]))
+            return {"made": True, "warnings": _told(warned)}
         if "residue" in message:
             return {"residue": compat.captured_so_far(self.config, 1 << 20)}
         if "finish" in message:
@@ -284,6 +292,10 @@ class Visitor:
             guest.serve()
 
         return inside
+
+
+def _told(warned: list[Any]) -> list[dict[str, Any]]:
+    return [reporting.warning_to_data(one) for one in warned[:_MOST_WARNINGS]]
 
 
 def _graft(name: str) -> str:
