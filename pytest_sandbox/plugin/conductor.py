@@ -180,7 +180,7 @@ class Conductor:
         run = item.stash.get(RUN, None)
         if run is None or self.guest is not None:
             if run is not None and (error := run.error) is not None:  # in an image: a fixture of higher scope failed
-                self.patch.stack[item] = ([item.teardown], (error, error.__traceback__))
+                self.patch.stack[item] = ([], (error, error.__traceback__))
                 raise error
             self.patch.setup(item)
             return

@@ -10,14 +10,16 @@ def lines(result: pytest.RunResult) -> list[str]:
             if line != "sandbox: off"]
 
 
-def test_what_is_set_up_in_the_image_looks_as_if_it_were_here(suite: pytest.Pytester) -> None:
+def test_what_is_set_up_in_the_image_looks_as_if_it_were_here(suite: pytest.Pytester,
+                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIVEN", "1")  # here; images have it by their option
     suite.makeini("[pytest]\nsandbox_env =\n    GIVEN=1\nfilterwarnings =\n    error:this is an error\n")
     suite.makepyfile("""
         import os, warnings
         import pytest
         from images import FIRST
         pytestmark = pytest.mark.sandbox(image=FIRST)
-        GIVEN = os.environ.get("GIVEN", "1")
+        GIVEN = os.environ["GIVEN"]
 
         @pytest.fixture(scope="module")
         def warns():
@@ -31,14 +33,14 @@ def test_what_is_set_up_in_the_image_looks_as_if_it_were_here(suite: pytest.Pyte
         @pytest.fixture(scope="session")
         def by_name(): warnings.warn("set up by name")
         @pytest.fixture(scope="session")
-        def given(): return os.environ.get("GIVEN", "1")
+        def given(): return os.environ["GIVEN"]
 
         def test_warns(warns): pass
         def test_broken(broken): pass
         def test_broken_again(broken, warns): pass
         def test_refused(refused): pass
         def test_by_name(request): request.getfixturevalue("by_name")
-        def test_environment(given): assert given == GIVEN == os.environ.get("GIVEN", "1") == "1"
+        def test_environment(given): assert given == GIVEN == os.environ["GIVEN"] == "1"
     """)
     inside, plain = (suite.runpytest_subprocess("-p", "no:cacheprovider", "-p", "no:randomly", "-p",
                                                 "no:hypothesispytest", *args) for args in ((), ("--sandbox=off",)))
