@@ -15,7 +15,7 @@ def test_what_is_set_up_in_the_image_looks_as_if_it_were_here(suite: pytest.Pyte
     monkeypatch.setenv("GIVEN", "1")  # here; images have it by their option
     suite.makeini("[pytest]\nsandbox_env =\n    GIVEN=1\nfilterwarnings =\n    error:this is an error\n")
     suite.makepyfile("""
-        import os, warnings
+        import os, unittest, warnings
         import pytest
         from images import FIRST
         pytestmark = pytest.mark.sandbox(image=FIRST)
@@ -41,8 +41,13 @@ def test_what_is_set_up_in_the_image_looks_as_if_it_were_here(suite: pytest.Pyte
         def test_refused(refused): pass
         def test_by_name(request): request.getfixturevalue("by_name")
         def test_environment(given): assert given == GIVEN == os.environ["GIVEN"] == "1"
+
+        class TestBroken(unittest.TestCase):
+            @classmethod
+            def setUpClass(cls): raise OSError("the class is broken")
+            def test_one(self): pass
     """)
     inside, plain = (suite.runpytest_subprocess("-p", "no:cacheprovider", "-p", "no:randomly", "-p",
                                                 "no:hypothesispytest", *args) for args in ((), ("--sandbox=off",)))
-    plain.assert_outcomes(passed=3, errors=3, warnings=3)
+    plain.assert_outcomes(passed=3, errors=4, warnings=3)
     assert lines(inside) == lines(plain)
