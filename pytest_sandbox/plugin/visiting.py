@@ -196,12 +196,8 @@ class Visitor:
             guest, conductor.guest = conductor.guest, None
             try:
                 with compat.capturing(item, "setup"):
-                    assert item.parent is not None
-                    conductor.patch.setup(item.parent)
-                    try:
-                        higher.set_up(run)
-                    except compat.TEST_OUTCOME as error:
-                        run.error = error
+                    if not compat.is_skipped_by_mark(item):
+                        self.set_up(run)
             except compat.TEST_OUTCOME:
                 pass  # pytest keeps it
             finally:
@@ -209,6 +205,16 @@ class Visitor:
                 conductor.guest = guest
         self.printed[order["item"]] = compat.Printed(self.config)
         return {"late": late, **self.told_of(warned)}
+
+    def set_up(self, run: ItemRun) -> None:
+        """Sets up what outlives ``run``'s test."""
+        assert self.conductor is not None
+        assert run.item.parent is not None
+        self.conductor.patch.setup(run.item.parent)
+        try:
+            higher.set_up(run)
+        except compat.TEST_OUTCOME as error:
+            run.error = error
 
     def answer(self, message: protocol.Message) -> protocol.Message:
         """What else the caller asks for."""

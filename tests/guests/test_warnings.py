@@ -44,6 +44,15 @@ def test_what_is_set_up_in_the_image_looks_as_if_it_were_here(suite: pytest.Pyte
         def test_by_name(request): request.getfixturevalue("by_name")
         def test_environment(given): assert given == GIVEN == os.environ["GIVEN"] == "1"
 
+        MADE = []
+        @pytest.fixture(scope="session")
+        def not_wanted(): MADE.append(1)
+        @pytest.mark.skip(reason="not today")
+        def test_skipped(not_wanted): pass
+        @pytest.mark.xfail(run=False)
+        def test_not_run(not_wanted): pass
+        def test_seen(): assert MADE == []
+
         class TestBroken(unittest.TestCase):
             @classmethod
             def setUpClass(cls): raise OSError("the class is broken")
@@ -51,7 +60,7 @@ def test_what_is_set_up_in_the_image_looks_as_if_it_were_here(suite: pytest.Pyte
     """)
     inside, plain = (suite.runpytest_subprocess("-p", "no:cacheprovider", "-p", "no:randomly", "-p",
                                                 "no:hypothesispytest", *args) for args in ((), ("--sandbox=off",)))
-    plain.assert_outcomes(passed=3, errors=4, warnings=3)
+    plain.assert_outcomes(passed=4, errors=4, skipped=1, xfailed=1, warnings=3)
     assert lines(inside) == lines(plain)
 
 
