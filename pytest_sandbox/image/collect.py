@@ -118,10 +118,13 @@ def prune(store: ImageStore, *, everything: bool = False, unused_for: float | No
     idle = [one for one in reversed(images) if one not in busy]
     doomed = [one for one in idle if everything or (unused_for is not None and time.time() - one.used > unused_for)]
     if most is not None:
-        total = store_size(store)
+        parts = {one.image_id: _parts(store, one, blobs=not blobs) for one in images}
         for one in idle:
-            kept = [other for other in images if other not in doomed]
-            if total - _gain(store.layout, [other for other in images if other not in kept], kept) <= most:
+            stay: dict[str, int] = {}
+            for other in images:
+                if other not in doomed:
+                    stay.update(parts[other.image_id])  # what several need counts once
+            if sum(stay.values()) <= most:
                 break
             if one not in doomed:
                 doomed.append(one)
@@ -145,7 +148,7 @@ def remove(store: ImageStore, reference: str) -> Removed:
         raise ImageNotFound(f"image {reference!r} is not in the store", reference=reference,
                             remedy="See pytest-sandbox images.")
     if not isinstance(parsed, StoredReference) and len(_names(store.layout).get(image.image_id, [])) > 1:
-        os.unlink(store.layout.name(store.name_key(parsed)))
+        _unlink(store.layout.name(store.name_key(parsed)))
         return Removed((), (), (), 0, ())
     if _in_use(store.layout, image):
         raise ImageError(f"image {reference!r} cannot be removed", reference=reference, why="a process uses it",
@@ -165,10 +168,15 @@ def _blobs(layout: Layout) -> list[str]:
             for name in layout.keys(f"blobs/{algorithm}")]
 
 
-def _gain(layout: Layout, doomed: list[ListedImage], kept: list[ListedImage]) -> int:
-    needed = {key for one in kept for key in one.layers}
-    keys = {key for one in doomed for key in one.layers} - needed
-    return sum(int((layout.read_record(f"{layout.layer(key)}/meta.json") or {}).get("bytes", 0)) for key in keys)
+def _parts(store: ImageStore, image: ListedImage, *, blobs: bool) -> dict[str, int]:
+    """What an image has on disk, with its bytes: its layers, and its compressed ones."""
+    layout = store.layout
+    parts = {key: int((layout.read_record(f"{layout.layer(key)}/meta.json") or {}).get("bytes", 0))
+             for key in image.layers}
+    stored = store.image(image.image_id) if blobs else None
+    for layer in stored.layers if stored is not None else ():
+        parts[layer.digest] = disk_usage(layout.blob(layer.digest))
+    return parts
 
 
 def _in_use(layout: Layout, image: ListedImage) -> bool:
@@ -189,14 +197,15 @@ def _remove(store: ImageStore, doomed: list[ListedImage], busy: tuple[ListedImag
     layout = store.layout
     gone = {one.image_id for one in doomed}
     names = _names(layout)
-    kept = [stored for stored in _stored(store) if stored.image_id not in gone]
+    stored = list(_stored(store))
+    kept = [one for one in stored if one.image_id not in gone]
     if not dry_run:
         for image_id in gone:
             for _, path in names.get(image_id, []):
                 _unlink(path)
             _unlink(layout.image(image_id))
         layout.sweep(partials=True)
-    needed = {key for stored in kept for key in stored.keys}
+    needed = {key for one in kept for key in one.keys}
     freed, layers = 0, []
     for key in layout.keys("layers"):
         if key not in needed and (size := _discard_layer(layout, key, dry_run)) is not None:
@@ -204,15 +213,24 @@ def _remove(store: ImageStore, doomed: list[ListedImage], busy: tuple[ListedImag
             layers.append(key)
     if not dry_run:
         _forget_builds(layout)
-    wanted = {layout.blob(one.digest) for stored in kept for one in stored.layers} if not blobs else set()
+    wanted = {layout.blob(layer.digest) for one in kept for layer in one.layers} if not blobs else set()
+    theirs = {layout.blob(layer.digest) for one in stored if one.image_id in gone for layer in one.layers}
     taken = []
     for path in _blobs(layout):
-        if path not in wanted and (old_blobs or blobs or time.time() - os.stat(path).st_mtime > _YOUNG):
+        if path not in wanted and (old_blobs or blobs or path in theirs or _age(path) > _YOUNG):
             freed += disk_usage(path)
             taken.append(os.path.basename(path))
             if not dry_run:
                 _unlink(path)
     return Removed(tuple(doomed), tuple(layers), tuple(taken), freed, busy)
+
+
+def _age(path: str) -> float:
+    """Seconds since a file was written; 0 where somebody else has just removed it."""
+    try:
+        return time.time() - os.stat(path).st_mtime
+    except FileNotFoundError:
+        return 0
 
 
 def _forget_builds(layout: Layout) -> None:
@@ -274,9 +292,12 @@ def verify(store: ImageStore, *, discard: bool = False) -> list[Problem]:
     for path in _blobs(layout):
         algorithm, name = path.split("/")[-2:]
         digest = hashlib.new(algorithm)
-        with open(path, "rb") as file:
-            while data := file.read(1 << 20):
-                digest.update(data)
+        try:
+            with open(path, "rb") as file:
+                while data := file.read(1 << 20):
+                    digest.update(data)
+        except FileNotFoundError:
+            continue  # a collection took it meanwhile
         if digest.hexdigest() != name:
             problems.append(Problem(f"blob {name[:12]}", "", "changed", "its digest is another"))
             if discard:
@@ -288,8 +309,8 @@ def verify_layer(layout: Layout, key: str) -> list[Problem]:
     """What is not as recorded in one layer."""
     where, path = f"layer {key[:12]}", layout.layer(key)
     found = hold_layer(layout, key)
-    if found is None:
-        return [Problem(where, "", "missing", "its lock or its record is gone")]
+    if found is None:  # unless a collection took all of it meanwhile
+        return [Problem(where, "", "missing", "its lock or its record is gone")] if os.path.exists(path) else []
     held, meta = found
     try:
         with open(f"{path}/tree.mtree.gz", "rb") as file:

@@ -141,6 +141,15 @@ def test_a_user_that_the_image_does_not_have(tmp_path: Path) -> None:
         Sandbox(image=made(tmp_path, [busybox()], User="nobody-here")).start()
 
 
+@pytest.mark.parametrize("user", ["4294967295", "0:4294967295", "99999999999", "\xb2", "odd", "huge", "0:odd"])
+def test_ids_that_are_none(tmp_path: Path, user: str) -> None:
+    """The largest number says "as it is" to the kernel: who asked for it would be root."""
+    lines = "odd:x:\xb2:0::/:\nhuge:x:4294967295:0::/:\nroot:x:0:0::/:\n"
+    odd = layer([file("etc/passwd", lines), file("etc/group", "odd:x:\xb2:\n")])
+    with pytest.raises(ImageError, match="which it does not have"):
+        Sandbox(image=made(tmp_path, [busybox(), odd], User=user)).start()
+
+
 def test_users_are_those_of_the_merged_image(tmp_path: Path) -> None:
     """A link in one layer, its target in another; and a passwd that an upper layer has taken away."""
     moved = [busybox(etc=False), layer([symlink("etc", "/usr/etc")]),
