@@ -28,7 +28,8 @@ _YOUNG = 3600  # seconds; a blob without an image may belong to a pull that is u
 class ListedImage:
     """One image as ``pytest-sandbox images`` shows it. Times are seconds since 1970, ``size`` is bytes on disk.
 
-    ``complete`` is False when a layer is gone: the next use brings it in again.
+    ``complete`` is False when a layer is gone: the next use brings it in again. ``superseded`` is True when what it
+    came from means another image by now (a tag that moved, a file that was replaced), and it has no other name.
     """
 
     names: tuple[str, ...]
@@ -40,6 +41,7 @@ class ListedImage:
     created: int
     used: int
     complete: bool
+    superseded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,7 @@ def _names(layout: Layout) -> dict[str, list[tuple[str, str]]]:
 def list_images(store: ImageStore) -> list[ListedImage]:
     """All images of the store, the most recently used first."""
     names = _names(store.layout)
+    taken = {name for called in names.values() for name, _ in called}
     found = []
     for stored in _stored(store):
         sizes, used = [], []
@@ -99,13 +102,14 @@ def list_images(store: ImageStore) -> list[ListedImage]:
             image_id=stored.image_id, digest=stored.digest, platform=str(document.platform), layers=stored.keys,
             size=sum(size for size in sizes if size is not None), created=stored.created,
             used=min(used, default=stored.created),  # a layer that it shares with others says when those were used
-            complete=None not in sizes))
+            complete=None not in sizes,
+            superseded=stored.image_id not in names and stored.reference in taken))
     return sorted(found, key=lambda one: one.used, reverse=True)
 
 
 def prune(store: ImageStore, *, everything: bool = False, unused_for: float | None = None, most: int | None = None,
           blobs: bool = False, dry_run: bool = False, needed: frozenset[str] = frozenset()) -> Removed:
-    """Removes what no image needs; and images, if asked to. Never what any process uses.
+    """Removes what no image needs, and superseded images; others, if asked to. Never what any process uses.
 
     :param everything: all images that are not in use.
     :param unused_for: images that were not used for so many seconds.
@@ -116,7 +120,8 @@ def prune(store: ImageStore, *, everything: bool = False, unused_for: float | No
     images = list_images(store)
     busy = tuple(one for one in images if one.image_id in needed or _in_use(store.layout, one))
     idle = [one for one in reversed(images) if one not in busy]
-    doomed = [one for one in idle if everything or (unused_for is not None and time.time() - one.used > unused_for)]
+    doomed = [one for one in idle if everything or one.superseded or (
+        unused_for is not None and time.time() - one.used > unused_for)]
     if most is not None:
         parts = {one.image_id: _parts(store, one, blobs=not blobs) for one in images}
         for one in idle:

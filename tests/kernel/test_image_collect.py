@@ -89,6 +89,26 @@ def test_an_ordinary_prune_takes_only_what_nothing_needs(registry: FakeRegistry)
     pull(registry, "one", "two")
 
 
+def test_an_ordinary_prune_takes_what_a_moved_tag_has_left(registry: FakeRegistry, tmp_path: Path) -> None:
+    reference, layout = f"{registry.host}/app:one", f"oci:{tmp_path / 'layout'}"
+    pull(registry, "one", "two")
+    with ImageStore() as user, ImageStore() as store:
+        write_layout(tmp_path / "layout", image([layer([file("odd")])]))
+        old = {user.resolve(one).image_id for one in (reference, layout)}
+        registry.put("app", "one", image([BASE, layer([file("new")])]))
+        write_layout(tmp_path / "layout", image([TWO]))
+        new = {store.resolve(reference, refresh=True).image_id, store.resolve(layout).image_id}
+        assert {one.image_id for one in list_images(store) if one.superseded} == old
+        assert (one := prune(store)).images == ()
+        assert {busy.image_id for busy in one.busy} >= old, "another process uses them still"
+        user.close()
+        assert {one.image_id for one in prune(store, dry_run=True).images} == old
+        assert {one.image_id for one in prune(store).images} == old
+        assert {one.image_id for one in list_images(store)} >= new
+        assert len(list_images(store)) == 3
+        assert verify(store) == []
+
+
 def test_prune_never_takes_what_is_in_use(registry: FakeRegistry) -> None:
     pull(registry, "two")
     with ImageStore() as user, ImageStore() as store:
