@@ -305,15 +305,16 @@ def test_an_owner_that_the_user_namespace_does_not_have(tmp_path: Path) -> None:
     for name, items in (("file", [file("x", uid=70_000)]), ("directory", [directory("x", gid=70_000)])):
         layout = write_layout(tmp_path / name, image([layer(items)]))
         script = ("import sys; from pytest_sandbox.image.store import ImageStore\n"
-                  "sys.stdin.read(1)\n"
                   f"try: ImageStore(sys.argv[1]).resolve('oci:{layout}')\n"
                   "except Exception as error: print(type(error).__name__, error)")
-        with subprocess.Popen(["unshare", "--user", sys.executable, "-c", script, tmp_path / "cache"], text=True,
-                              stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        # what is executed before there is a map has no capabilities afterwards
+        command = ["unshare", "--user", "sh", "-c", 'read go && exec "$@"', "sh", sys.executable, "-c", script,
+                   tmp_path / "cache"]
+        with subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
             until(lambda: os.readlink(f"/proc/{child.pid}/ns/user") != ours, "the user namespace")
             for kind in ("uid", "gid"):
                 Path(f"/proc/{child.pid}/{kind}_map").write_text("0 0 65536")
-            said = child.communicate("x", timeout=60)[0]
+            said = child.communicate("go\n", timeout=60)[0]
         assert said.startswith("LayerRejected"), said
         assert "has no id in the user namespace" in said
         assert os.listdir(tmp_path / "cache/v1/layers") == []
