@@ -220,6 +220,8 @@ def _walk(root: str, closed: list[bytes] | None = None) -> Iterator[tuple[bytes,
                 name = pending[-1].pop()
                 try:
                     inner = os.open(name, _DIR, dir_fd=fd)
+                    if closed is not None:
+                        _try_to_search(inner)
                 except PermissionError:
                     if closed is None:
                         raise
@@ -241,6 +243,15 @@ def _walk(root: str, closed: list[bytes] | None = None) -> Iterator[tuple[bytes,
     finally:
         if fd >= 0:
             os.close(fd)
+
+
+def _try_to_search(fd: int) -> None:
+    """Closes the directory, and raises, where names in it may be listed and not used."""
+    try:
+        os.stat(b".", dir_fd=fd)
+    except PermissionError:
+        os.close(fd)
+        raise
 
 
 def _vis(name: bytes) -> str:
