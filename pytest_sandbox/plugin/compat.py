@@ -261,13 +261,18 @@ def higher_fixtures(item: pytest.Item, above: str = "function") -> list[str]:
     if info is None or not getattr(item, "_request", None):
         return []
     arg2scope = getattr(getattr(item, "callspec", None), "_arg2scope", {})
+    needed, known = info.names_closure, info.name2fixturedefs
+    doctests = sys.modules.get("_pytest.doctest")
+    if doctests is not None and isinstance(item, doctests.DoctestItem) and "doctest_namespace" not in known:
+        asked = "doctest_namespace"  # by a doctest's set-up, by name
+        needed, known = [*needed, asked], {**known, asked: _fixtures_of_name(item, asked)}
     names = []
     in_class: bool | None = None
-    for name in info.names_closure:
+    for name in needed:
         if name in arg2scope:
             scope = arg2scope[name].value
         else:
-            defs = info.name2fixturedefs.get(name)
+            defs = known.get(name)
             if not defs:
                 continue
             scope = defs[-1].scope
@@ -279,9 +284,6 @@ def higher_fixtures(item: pytest.Item, above: str = "function") -> list[str]:
             if not in_class:
                 continue  # pytest lets such a fixture live as long as the item
         names.append(name)
-    doctests = sys.modules.get("_pytest.doctest")
-    if doctests is not None and isinstance(item, doctests.DoctestItem):
-        names.append("doctest_namespace")  # of the session; a doctest's set-up asks for it by name
     return names
 
 

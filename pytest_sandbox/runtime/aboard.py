@@ -69,6 +69,7 @@ class Aboard(_Zygote):
         self.handlers: dict[int, Any] = {}
         self.folders: entering.Folders = []
         self.examined = {}
+        self.leaving = False
         self.poll = select.poll()
         self.poll.register(sock, select.POLLIN)
         self._spaces: list[tuple[int, int]] = []
@@ -82,7 +83,7 @@ class Aboard(_Zygote):
 
     def obey(self) -> bool:
         """Deals with one message; False at the end."""
-        got = protocol.receive(self.sock)
+        got = self.hear()
         if got is None:
             return False
         message, fds = got

@@ -36,6 +36,8 @@ when_joined: list[Callable[[], None]] = []
 when_done: list[Callable[[], None]] = []
 #: And when it has told so.
 when_told: list[Callable[[], None]] = []
+#: Called in the caller when all of its sandboxes have been ended.
+when_over: list[Callable[[], None]] = []
 #: Descriptors of directories, and their paths.
 Folders = list[tuple[int, str]]
 

@@ -138,6 +138,8 @@ def shutdown() -> None:
                 one.close()
         _retired.clear()
         _supervisor = _builder = None
+        for function in entering.when_over:
+            function()
     cgroups.shutdown()
 
 

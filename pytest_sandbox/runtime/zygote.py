@@ -96,14 +96,18 @@ class Zygote:
         return got[0]["pid"], got[1][0]
 
     def close(self) -> None:
-        """Ends it; its children go on, and nobody learns any more how they end."""
+        """Ends it. Its children go on, and it stays until the last of them has ended, to tell how.
+
+        A process that nobody has waited for keeps its sandbox from ending. Once its parent is gone that is up to the
+        machine's first process, and not every container's does it.
+        """
         if self.owner != os.getpid() or self.sock.fileno() < 0:
             return
         with suppress(OSError):
             self.sock.shutdown(socket.SHUT_RDWR)  # to close it is not enough while a fork of ours has a copy
         self.sock.close()
-        with suppress(ChildProcessError):
-            os.waitpid(self.pid, 0)
+        _leaving.add(self.pid)
+        _part(os.WNOHANG)
 
     def forget(self) -> None:
         """In a fork of the caller: closes our copy, by which what runs inside could give orders out here."""
@@ -166,6 +170,7 @@ class _Zygote:
         self.folders: entering.Folders = []
         self.near = host.privileged  # whether one fork goes into a sandbox
         self.pages: Pages | None = None  # until the first order
+        self.leaving = False
         self.examined: dict[int, tuple[Meeting, ForkedChild]] = {}  # children that say when they have done
         self.poll = select.poll()
         for fd in (sock.fileno(), lifeline):
@@ -188,15 +193,33 @@ class _Zygote:
             os._exit(1)
 
     def loop(self) -> NoReturn:
-        """Obeys and reaps until there is nobody to obey."""
+        """Obeys and reaps until there is nobody to obey, and then reaps."""
         while True:
             for fd, _ in self.poll.poll():
                 if fd in self.children:
                     self.reap(fd)
                 elif fd in self.examined:
                     self.examine(fd)
-                elif fd == self.lifeline or not self.obey():
-                    os._exit(0)
+                elif not self.leaving and (fd == self.lifeline or not self.obey()):
+                    self.leave()
+            if self.leaving and not self.children:
+                os._exit(0)
+
+    def leave(self) -> None:
+        """Nobody gives orders any more: lets go of all but the children that have yet to end."""
+        self.leaving = True
+        for fd in (self.sock.fileno(), self.lifeline):
+            self.poll.unregister(fd)
+        for meeting, _ in self.examined.values():
+            self.poll.unregister(meeting)
+            meeting.over()
+        self.examined.clear()
+        if self.children:
+            below = 0
+            for fd in sorted([*self.children, *(status for _, status, _ in self.children.values())]):
+                os.closerange(below, fd)
+                below = fd + 1
+            os.closerange(below, os.sysconf("SC_OPEN_MAX"))
 
     def reap(self, fd: int) -> None:
         self.poll.unregister(fd)
@@ -215,7 +238,7 @@ class _Zygote:
         meeting.over()
 
     def obey(self) -> bool:
-        got = protocol.receive(self.sock)
+        got = self.hear()
         if got is None:
             return False
         order, (pidfd, status, reports, orders, *joins) = got
@@ -246,7 +269,7 @@ class _Zygote:
         try:
             child = self.enter(into, order)
         except (OSError, SandboxClosedError):
-            protocol.send(self.sock, {"pid": 0})
+            self.say({"pid": 0})
             os.close(status)
             if meeting is not None:
                 meeting.over()
@@ -265,9 +288,21 @@ class _Zygote:
             self.poll.register(child.fileno(), select.POLLIN)
             if began:
                 said = {**said, "trace": [order["trace"], began, now()]}
-            protocol.send(self.sock, {**said, "pid": child.pid}, (child.fileno(),))
+            self.say({**said, "pid": child.pid}, (child.fileno(),))
         into.forget()
         protocol.close(descriptors)
+
+    def hear(self) -> tuple[protocol.Message, list[int]] | None:
+        """The next order, with its descriptors; None when there will be no other."""
+        try:
+            return protocol.receive(self.sock)
+        except OSError:
+            return None  # closed before the last answer was read
+
+    def say(self, message: protocol.Message, descriptors: tuple[int, ...] = ()) -> None:
+        """Answers; that nobody listens any more will be seen by the next look for orders."""
+        with suppress(OSError):
+            protocol.send(self.sock, message, descriptors)
 
     def go_inside(self, order: protocol.Message, descriptors: list[int]) -> NoReturn:
         """In a child, inside its sandbox."""
@@ -290,11 +325,25 @@ class _Zygote:
 
 
 _everyone: weakref.WeakSet[Zygote] = weakref.WeakSet()
+_leaving: set[int] = set()  # process ids of zygotes that have been told to end
 
 
 def _entered() -> None:
     for one in _everyone:
         one.forget()
+    _leaving.clear()
+
+
+def _part(options: int = 0) -> None:
+    """Waits for zygotes that have been told to end; with ``WNOHANG``, for those that have."""
+    for pid in [*_leaving]:
+        try:
+            gone, _ = os.waitpid(pid, options)
+        except ChildProcessError:
+            gone = pid  # somebody has waited for any child of this process
+        if gone:
+            _leaving.discard(pid)
 
 
 entering.when_inside.append(_entered)
+entering.when_over.append(_part)

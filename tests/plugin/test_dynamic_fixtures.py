@@ -107,6 +107,38 @@ def test_of_those_that_override_each_other_one(pytester: pytest.Pytester, fixtur
         "session up True", "function up False", "function down", "function up False", "function down", "session down"]
 
 
+@pytest.mark.parametrize(("scope", "wanted"), [
+    ("function", ["up in", "down in", "up in", "down in"]),
+    ("module", ["up out", "down out"]),
+])
+def test_the_namespace_of_doctests_is_set_up_where_its_scope_says(
+        pytester: pytest.Pytester, fixture_log: Callable[[], list[str]], boxed: Callable[..., pytest.RunResult],
+        scope: str, wanted: list[str]) -> None:
+    pytester.makepyfile(f"""
+        import os, pytest
+        PARENT = os.getpid()
+
+        @pytest.fixture(scope={scope!r})
+        def doctest_namespace(log):
+            log("up " + ("out" if os.getpid() == PARENT else "in"))
+            yield {{"answer": 42}}
+            log("down " + ("out" if os.getpid() == PARENT else "in"))
+
+        def one():
+            '''
+            >>> answer
+            42
+            '''
+        def two():
+            '''
+            >>> answer
+            42
+            '''
+    """)
+    boxed("--doctest-modules").assert_outcomes(passed=2)
+    assert fixture_log() == wanted
+
+
 @pytest.mark.parametrize("args", [
     ("-rA",), ("--capture=sys", "-rA"), ("--capture=tee-sys", "-rA"), ("-s",), ("--log-cli-level=INFO", "-rA"),
     ("--log-file=run.log", "--log-file-level=INFO", "-rA"), ("--tb=short", "-v"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -279,3 +280,51 @@ def test_the_fork_copies_the_pages_that_tests_write_to(pytester: pytest.Pytester
     own = [int(line.split()[1]) for line in result.outlines if line.startswith("OWN ")]
     assert len(own) == 24
     assert max(own[-5:]) * 2 < min(own[:2]), own
+
+
+LAZY_PARENT = """
+    import ctypes, os, subprocess, sys
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    PR_SET_CHILD_SUBREAPER = 36
+    assert libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0  # orphans come to us, who wait for none of them
+    run = subprocess.run([sys.executable, "-m", "pytest", *sys.argv[1:]])
+    orphans = []
+    try:
+        while True:
+            pid, _ = os.waitpid(-1, os.WNOHANG)
+            orphans.append(pid)
+            if not pid:
+                break
+    except ChildProcessError:
+        pass
+    print(f"ORPHANS {len(orphans)}")
+    sys.exit(run.returncode)
+"""
+
+
+def test_a_run_ends_also_where_nobody_waits_for_orphans(pytester: pytest.Pytester) -> None:
+    """As in a container whose first process is ``sleep``: the end of a sandbox waits for all that were in it."""
+    pytester.makepyfile(test_suite="""
+        import pytest
+
+        class TestOne:
+            @pytest.mark.parametrize("number", range(8))
+            def test_one(self, number):
+                pass
+
+        @pytest.fixture(scope="class")
+        def changes_the_process():
+            pass
+
+        @pytest.mark.usefixtures("changes_the_process")
+        class TestTwo:
+            @pytest.mark.parametrize("number", range(8))
+            def test_two(self, number):
+                pass
+    """)
+    parent = pytester.makepyfile(parent=LAZY_PARENT)
+    for _ in range(3):
+        result = pytester.run(sys.executable, parent, "-p", "no:cacheprovider", "--sandbox=all", timeout=30)
+        result.assert_outcomes(passed=16)
+        result.stdout.fnmatch_lines(["ORPHANS 0"])

@@ -52,6 +52,7 @@ DOORS = {
     "backports": ("image.compression",),
     "compression": ("image.compression",),
     "tomli": ("image.hosts",),
+    "tomllib": ("image.hosts",),  # of the standard library, but not of every Python's that this runs on
     "pyroute2": ("runtime.netdev",),
     "jeepney": ("runtime.delegation",),
     "ctypes": ("runtime.syscalls", "image.resolve", "plugin.landing"),
@@ -59,7 +60,7 @@ DOORS = {
 
 #: Dear to import or not a dependency: only inside a function, by whoever has the door.
 LAZY = {"pyroute2", "pytest_benchmark", "jeepney", "coverage", "exceptiongroup", "isal", "backports", "compression",
-        "tomli"}
+        "tomli", "tomllib"}
 
 
 @dataclass(frozen=True)
