@@ -172,6 +172,27 @@ def test_an_etc_that_leads_nowhere_or_is_no_directory_is_left_alone(tmp_path: Pa
             assert sandbox.path("/etc").is_symlink() == (name == "link")
 
 
+def test_files_of_etc_that_are_directories(tmp_path: Path) -> None:
+    """No sandbox's own files can be made of them, nor in their place: they are covered, and a passwd is not one then."""
+    odd = [directory("etc"), *(directory(f"etc/{name}") for name in ("passwd", "group", "hosts", "resolv.conf"))]
+    with Sandbox(image=made(tmp_path, [busybox(*odd, etc=False)])) as sandbox:
+        assert "sandbox" in sandbox.path("/etc/hosts").read_text()
+        assert sandbox.run(["ls", "/etc/passwd"]).returncode == 0
+        assert sandbox.changes() == []
+
+
+def test_a_store_whose_name_is_long_and_odd(tmp_path: Path) -> None:
+    """Fewer than twenty layers, and still more than the options of one mount(2) have room for."""
+    layers = [busybox(), *(layer([file(f"f{at}", str(at))]) for at in range(12))]
+    cache = tmp_path / ("a:b,c\\d e" + "x" * 200) / ("y" * 200)
+    layout = write_layout(tmp_path / "layout", image(layers))
+    script = ("from pytest_sandbox import Sandbox\n"
+              f"with Sandbox(image='oci:{layout}') as sandbox: print(sandbox.run(['ls', '/f0', '/f11']).stdout)")
+    done = subprocess.run([sys.executable, "-c", script], env={**os.environ, "PYTEST_SANDBOX_CACHE": str(cache)},
+                          capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.split() == ["/f0", "/f11"], done.stderr
+
+
 def test_a_link_in_the_image_does_not_read_or_change_the_host(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.mkdir()
