@@ -173,7 +173,7 @@ def test_an_etc_that_leads_nowhere_or_is_no_directory_is_left_alone(tmp_path: Pa
 
 
 def test_files_of_etc_that_are_directories(tmp_path: Path) -> None:
-    """No sandbox's own files can be made of them, nor in their place: they are covered, and a passwd is not one then."""
+    """They are covered by the sandbox's own files; what is no passwd is left alone."""
     odd = [directory("etc"), *(directory(f"etc/{name}") for name in ("passwd", "group", "hosts", "resolv.conf"))]
     with Sandbox(image=made(tmp_path, [busybox(*odd, etc=False)])) as sandbox:
         assert "sandbox" in sandbox.path("/etc/hosts").read_text()
