@@ -59,6 +59,34 @@ def _libraries(files: list[Path]) -> set[str]:
     return set(re.findall(r"(?:=> |^\s+)(/\S+) \(0x", done.stdout, re.MULTILINE))
 
 
+#: What suites run besides Python.
+PACKAGES = ("base-files", "bash", "coreutils", "dash", "grep", "less", "libacl1", "libattr1", "libc6", "libc-bin",
+            "libgcc-s1", "libgmp10", "libpcre2-8-0", "libselinux1", "libssl3", "libtinfo6", "sed")
+
+
+def download_packages(folder: Path) -> Path:
+    """Debian's packages for :func:`add_packages`, by apt; once a ``folder``."""
+    if not folder.is_dir():
+        folder.mkdir(parents=True)
+        subprocess.run(["apt-get", "download", "-q", *PACKAGES], cwd=folder, check=True)
+    return folder
+
+
+def add_packages(root: Path, packages: Path) -> None:
+    """Unpacks Debian's packages into ``root``, below what is there."""
+    for name in ("bin", "sbin", "lib", "lib64"):
+        (root / "usr" / name).mkdir(parents=True, exist_ok=True)
+        old = root / name
+        if old.is_dir():
+            shutil.copytree(old, root / "usr" / name, dirs_exist_ok=True, symlinks=True)
+            shutil.rmtree(old)
+        old.symlink_to(f"usr/{name}")
+    for package in sorted(packages.glob("*.deb")):
+        with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", package], stdout=subprocess.PIPE) as unpacked:
+            subprocess.run(["tar", "-x", "--keep-directory-symlink", "--skip-old-files", "-C", root],
+                           stdin=unpacked.stdout, check=True)
+
+
 def another(root: Path, target: Path, name: str) -> Path:
     """The same under another name: its files are links to the first one's."""
     shutil.copytree(root, target, copy_function=os.link, symlinks=True)
