@@ -54,6 +54,14 @@ def make_python_root(root: Path, name: str = "first", interpreter: str | None = 
     return root
 
 
+def packages_of(root: Path) -> Path:
+    """Where the Python of such a root has installed packages; Debian's own has them elsewhere."""
+    library = next(root.rglob("json/__init__.py")).parent.parent
+    if "dist-packages" in (library / "site.py").read_text():
+        return library.parent / "python3" / "dist-packages"
+    return library / "site-packages"
+
+
 def _libraries(files: list[Path]) -> set[str]:
     done = subprocess.run(["ldd", *map(str, files)], capture_output=True, text=True, check=False)
     return set(re.findall(r"(?:=> |^\s+)(/\S+) \(0x", done.stdout, re.MULTILINE))

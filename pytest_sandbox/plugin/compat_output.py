@@ -50,6 +50,20 @@ def _join_sections(sections: list[tuple[str, str, str]], before: int) -> None:
                 break
 
 
+def is_skipped_by_mark(item: pytest.Item) -> bool:
+    """Whether a marker keeps ``item`` from being set up. One that cannot be evaluated is for the set-up to tell of."""
+    skips, fails = (optional("_pytest.skipping", f"evaluate_{kind}_marks") for kind in ("skip", "xfail"))
+    if skips is None or fails is None:
+        return False
+    try:
+        if skips(item) is not None:
+            return True
+        expected = fails(item)
+    except (Exception, pytest.fail.Exception):  # noqa: BLE001 - a condition of anybody's
+        return True
+    return expected is not None and not expected.run and not item.config.option.runxfail
+
+
 class _Warned:
     """In place of the hooks that are told of warnings."""
 

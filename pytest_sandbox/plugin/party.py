@@ -297,7 +297,10 @@ class Party:
             return failed(run.item, "teardown", error)
 
     def _hear(self, answer: Mapping[str, Any], item: pytest.Item) -> None:
-        """Takes the warnings out of what the guest said."""
+        """Takes out of what the guest said what its fixtures have left: warnings, and what is for the JUnit report."""
+        junit, added = compat.junit(item.config), answer.get("properties")
+        if junit is not None and isinstance(added, list):
+            junit.suite_properties().extend((str(name), str(value)) for name, value in added)
         sent = answer.get("warnings")
         for one in sent if isinstance(sent, list) else ():
             self.warned.append(reporting.warning_from_data(one, self.abroad.is_worker))

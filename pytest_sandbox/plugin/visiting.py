@@ -133,6 +133,7 @@ class Visitor:
             if order["basetemp"]:
                 compat.use_temporary_base(config, order["basetemp"])
         self.order: dict[str, Any] = {}
+        self.properties = 0  # how many of the JUnit report's are told
         self.made: dict[int, list[asked.Made]] = {}  # what the test at hand has asked for by name
         self.printed: dict[int, compat.Printed] = {}  # how things stood at its fork
 
@@ -145,7 +146,10 @@ class Visitor:
                 continue
             args += ["-p", one]
         options = {name: wire.unpack(value, lambda name: None) for name, value in order["options"].items()}
+        reported = bool(options.get("xmlpath"))
         options |= {name: value for name, value in _PLAIN.items() if name in options}
+        if reported:
+            options["xmlpath"] = os.devnull  # what tests put into the caller's JUnit report, they find
         options["plugins"] = []
         options["override_ini"] = [*(options.get("override_ini") or ()), "sandbox_keep=none", "sandbox_report="]
         for name in ("pytest_sandbox", __package__):
@@ -192,19 +196,25 @@ class Visitor:
             guest, conductor.guest = conductor.guest, None
             try:
                 with compat.capturing(item, "setup"):
-                    assert item.parent is not None
-                    conductor.patch.setup(item.parent)
-                    try:
-                        higher.set_up(run)
-                    except compat.TEST_OUTCOME as error:
-                        run.error = error
+                    if not compat.is_skipped_by_mark(item):
+                        self.set_up(run)
             except compat.TEST_OUTCOME:
                 pass  # pytest keeps it
             finally:
                 stack.pop(item, None)
                 conductor.guest = guest
         self.printed[order["item"]] = compat.Printed(self.config)
-        return {"late": late, "warnings": _told(warned)}
+        return {"late": late, **self.told_of(warned)}
+
+    def set_up(self, run: ItemRun) -> None:
+        """Sets up what outlives ``run``'s test."""
+        assert self.conductor is not None
+        assert run.item.parent is not None
+        self.conductor.patch.setup(run.item.parent)
+        try:
+            higher.set_up(run)
+        except compat.TEST_OUTCOME as error:
+            run.error = error
 
     def answer(self, message: protocol.Message) -> protocol.Message:
         """What else the caller asks for."""
@@ -218,11 +228,11 @@ class Visitor:
             item = items[message["leave"]]
             with compat.catching_warnings(item) as warned:
                 left = self.tear_down(item, items[following] if following is not None else None)
-            return {"left": left, "warnings": _told(warned)}
+            return {"left": left, **self.told_of(warned)}
         if "wanted" in message:
             with compat.catching_warnings(self.session.items[message["item"]]) as warned:
                 self.set_up_wanted(message["item"], asked.Wanted(*message["wanted"]))
-            return {"made": True, "warnings": _told(warned)}
+            return {"made": True, **self.told_of(warned)}
         if "residue" in message:
             return {"residue": compat.captured_so_far(self.config, 1 << 20)}
         if "finish" in message:
@@ -230,6 +240,14 @@ class Visitor:
             compat.unconfigure(self.config)
             return {"finished": True, "coverage": self._measured()}
         raise ValueError(f"an unknown message: {sorted(message)}")
+
+    def told_of(self, warned: list[Any]) -> protocol.Message:
+        """What else fixtures of higher scope have left: warnings, and what they put into the JUnit report."""
+        junit = compat.junit(self.config)
+        added = [] if junit is None else junit.suite_properties()[self.properties:]
+        self.properties += len(added)
+        return {"warnings": [reporting.warning_to_data(one) for one in warned[:_MOST_WARNINGS]],
+                "properties": [[str(name), str(value)] for name, value in added]}
 
     def set_up_wanted(self, position: int, wanted: asked.Wanted) -> None:
         """A test has asked for a fixture of higher scope by name: sets it up for its next attempt, and for others."""
@@ -292,10 +310,6 @@ class Visitor:
             guest.serve()
 
         return inside
-
-
-def _told(warned: list[Any]) -> list[dict[str, Any]]:
-    return [reporting.warning_to_data(one) for one in warned[:_MOST_WARNINGS]]
 
 
 def _graft(name: str) -> str:

@@ -26,7 +26,7 @@ def make_image(root: Path, packages: Path, python: Path) -> None:
     """A root of Debian's packages with the interpreter of an environment, and what that has installed."""
     guestimage.make_python_root(root, root.name, str(python))
     guestimage.add_packages(root, packages)
-    own = next(root.glob("**/json/__init__.py")).parent.parent / "site-packages"
+    own = guestimage.packages_of(root)
     theirs = next((python.parent.parent / "lib").glob("python3.*/site-packages"))
     shutil.copytree(theirs, own, dirs_exist_ok=True, symlinks=True)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 
@@ -42,6 +44,15 @@ def test_what_is_set_up_in_the_image_looks_as_if_it_were_here(suite: pytest.Pyte
         def test_by_name(request): request.getfixturevalue("by_name")
         def test_environment(given): assert given == GIVEN == os.environ["GIVEN"] == "1"
 
+        MADE = []
+        @pytest.fixture(scope="session")
+        def not_wanted(): MADE.append(1)
+        @pytest.mark.skip(reason="not today")
+        def test_skipped(not_wanted): pass
+        @pytest.mark.xfail(run=False)
+        def test_not_run(not_wanted): pass
+        def test_seen(): assert MADE == []
+
         class TestBroken(unittest.TestCase):
             @classmethod
             def setUpClass(cls): raise OSError("the class is broken")
@@ -49,5 +60,29 @@ def test_what_is_set_up_in_the_image_looks_as_if_it_were_here(suite: pytest.Pyte
     """)
     inside, plain = (suite.runpytest_subprocess("-p", "no:cacheprovider", "-p", "no:randomly", "-p",
                                                 "no:hypothesispytest", *args) for args in ((), ("--sandbox=off",)))
-    plain.assert_outcomes(passed=3, errors=4, warnings=3)
+    plain.assert_outcomes(passed=4, errors=4, skipped=1, xfailed=1, warnings=3)
     assert lines(inside) == lines(plain)
+
+
+def test_what_is_recorded_for_the_junit_report(suite: pytest.Pytester) -> None:
+    suite.makepyfile("""
+        import pytest
+        from images import FIRST
+        pytestmark = pytest.mark.sandbox(image=FIRST)
+
+        @pytest.fixture(scope="session")
+        def records(record_testsuite_property):
+            record_testsuite_property("by", "a fixture")
+            yield
+            record_testsuite_property("late", "at its end")
+        def test_one(records, record_testsuite_property): record_testsuite_property("by a", "test")
+        @pytest.mark.filterwarnings("ignore")
+        def test_two(records, record_xml_attribute): record_xml_attribute("status", "good")
+    """)
+    kept = []
+    for name, args in (("inside", ()), ("plain", ("--sandbox=off",))):
+        suite.runpytest_subprocess("-p", "no:cacheprovider", f"--junitxml={name}.xml", "-ojunit_family=xunit1",
+                                   *args).assert_outcomes(passed=2)
+        text = (suite.path / f"{name}.xml").read_text()
+        kept.append([sorted(re.findall('<property name="(.*?)" value="(.*?)"', text)), text.count('status="good"')])
+    assert kept[0] == kept[1] == [[("by", "a fixture"), ("by a", "test"), ("late", "at its end")], 1]
