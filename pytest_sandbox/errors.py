@@ -356,7 +356,7 @@ class LayerRejected(ImageCorrupt):
     """A layer asks for what no layer may do, or goes over a limit; what was unpacked of it is gone.
 
     ``entry`` is the name in the archive as printable text, ``rule`` a short fixed word for what was broken
-    (``name``, ``type``, ``link``, ``whiteout``, ``header``, ``sparse``, ``limit``).
+    (``name``, ``type``, ``link``, ``whiteout``, ``header``, ``sparse``, ``limit``, ``owner``).
     """
 
     def __init__(self, what: str, *, reference: str, entry: str = "", rule: str = "header",

@@ -123,9 +123,24 @@ def plan_abroad(spec: SandboxSpec, visible: tuple[str, ...]) -> Plan:
     host = nested(launch.supervisor().host)
     with _planning:
         root = _root(spec, host)
+    if not host.privileged:
+        _check_owner(spec, root)
     trees = (*root.trees, *(Tree(one, (one,)) for one in sorted(visible)))
     return make_plan(spec, replace(root, trees=trees), host, layout,
                      unshifted="the test's body runs in the image's own Python" if host.privileged else "")
+
+
+def _check_owner(spec: SandboxSpec, root: Root) -> None:
+    """A directory that is an image must be the caller's, who is not root: of others' nothing can be changed inside."""
+    if not isinstance(spec.image, str) or resolve(spec.image).immutable:
+        return
+    owner = os.stat(root.trees[0].lowers[-1]).st_uid
+    if owner != os.geteuid():
+        raise ImageError(
+            f"a test's body cannot run in image {spec.image!r}", reference=spec.image,
+            why=f"the directory belongs to another user (uid {owner}), who has no id in sandboxes of an ordinary user, "
+                "so that nothing could be changed in there",
+            remedy="Make a tarball of it and use that (rootfs:FILE.tar), or make its files yours.")
 
 
 def _layout(spec: SandboxSpec) -> cgroups.Layout | None:

@@ -54,9 +54,45 @@ def make_python_root(root: Path, name: str = "first", interpreter: str | None = 
     return root
 
 
+def packages_of(root: Path) -> Path:
+    """Where the Python of such a root has installed packages; Debian's own has them elsewhere."""
+    library = next(root.rglob("json/__init__.py")).parent.parent
+    if "dist-packages" in (library / "site.py").read_text():
+        return library.parent / "python3" / "dist-packages"
+    return library / "site-packages"
+
+
 def _libraries(files: list[Path]) -> set[str]:
     done = subprocess.run(["ldd", *map(str, files)], capture_output=True, text=True, check=False)
     return set(re.findall(r"(?:=> |^\s+)(/\S+) \(0x", done.stdout, re.MULTILINE))
+
+
+#: What suites run besides Python.
+PACKAGES = ("base-files", "bash", "coreutils", "dash", "grep", "less", "libacl1", "libattr1", "libc6", "libc-bin",
+            "libgcc-s1", "libgmp10", "libpcre2-8-0", "libselinux1", "libssl3", "libtinfo6", "sed")
+
+
+def download_packages(folder: Path) -> Path:
+    """Debian's packages for :func:`add_packages`, by apt; once a ``folder``."""
+    if not folder.is_dir():
+        folder.mkdir(parents=True)
+        subprocess.run(["apt-get", "download", "-q", *PACKAGES], cwd=folder, check=True)
+    return folder
+
+
+def add_packages(root: Path, packages: Path) -> None:
+    """Unpacks Debian's packages into ``root``, below what is there."""
+    for name in ("bin", "sbin", "lib", "lib64"):
+        (root / "usr" / name).mkdir(parents=True, exist_ok=True)
+        old = root / name
+        if old.is_dir():
+            shutil.copytree(old, root / "usr" / name, dirs_exist_ok=True, symlinks=True)
+            shutil.rmtree(old)
+        old.symlink_to(f"usr/{name}")
+    for package in sorted(packages.glob("*.deb")):
+        with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", package], stdout=subprocess.PIPE) as unpacked:
+            subprocess.run(["tar", "-x", "--keep-directory-symlink", "--skip-old-files", "-C", root],
+                           stdin=unpacked.stdout, check=True)
 
 
 def another(root: Path, target: Path, name: str) -> Path:

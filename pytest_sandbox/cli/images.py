@@ -33,7 +33,8 @@ def register(commands: Any) -> None:
     images = _add(commands, "images", _images, "list the images in the store")
     images.add_argument("--json", action="store_true", help="for machines")
 
-    prune = _add(commands, "prune", _prune, "remove what no image needs, and old images if asked; never what is used")
+    prune = _add(commands, "prune", _prune,
+                 "remove what no image needs, superseded images, and old ones if asked; never what is used")
     prune.add_argument("--all", action="store_true", help="every image that is not in use")
     prune.add_argument("--unused-for", type=_age, metavar="AGE", help="images not used for so long, such as 30d or 12h")
     prune.add_argument("--max-size", type=_size, metavar="SIZE",
@@ -132,7 +133,7 @@ def _images(given: argparse.Namespace) -> int:
             return 0
         for one in found:
             for name in one.names:
-                note = "" if one.complete else "  incomplete"
+                note = ("  superseded" if one.superseded else "") + ("" if one.complete else "  incomplete")
                 print(f"{name:50} {one.image_id[7:19]}  {one.platform:14} {show_bytes(one.size):>10}  "
                       f"used {_ago(one.used)}{note}")
         print(f"{len(found)} images, {show_bytes(store_size(store))} in {store.layout.root}")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from ..errors import StoreError
-from .resolve import entry_path, remove_tree
+from .resolve import entry_path
 
 #: Set-up of overlayfs marks: root's and everybody's.
 TRUSTED, USER = "trusted.overlay.", "user.overlay."
@@ -33,47 +33,40 @@ class Abilities:
     overlay_xattrs: tuple[str, ...]
 
 
-def probe_abilities(directory: str) -> Abilities:
-    """Tries each ability in ``directory`` (which must be ours) and cleans up.
+def probe_abilities(directory: str, store: str) -> Abilities:
+    """Tries each ability in ``directory``, which is empty, and removed by the caller with what was made in it.
 
+    :param store: what to name in errors.
     :raises StoreError: when the file system cannot hold layers at all.
     """
-    name = f".probe-{os.getpid()}-{os.urandom(4).hex()}".encode()
-    root = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.mkdir(name, 0o700, dir_fd=root)
+        root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            return _probe(root, name, directory)
+            return _probe(root, store)
         finally:
-            remove_tree(root, name)
+            os.close(root)
     except OSError as error:
         if isinstance(error, StoreError):
             raise
         raise StoreError(
-            f"the image store {directory!r} cannot be used", path=directory, errno=error.errno, why=error.strerror,
+            f"the image store {store!r} cannot be used", path=directory, errno=error.errno, why=error.strerror,
             remedy="Set PYTEST_SANDBOX_CACHE to a directory on another disk.") from None
-    finally:
-        os.close(root)
 
 
-def _probe(root: int, name: bytes, directory: str) -> Abilities:
-    inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root)
-    try:
-        os.close(os.open(b"file", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=inner))
-        file = entry_path(inner, b"file")
-        marks = tuple(prefix for prefix in (TRUSTED, USER) if _try(partial(os.setxattr, file, prefix + "probe", b"y")))
-        if not marks:
-            raise StoreError(
-                f"the image store {directory!r} cannot be used", path=directory, errno=errno.EOPNOTSUPP,
-                why="its file system keeps no extended attributes in user.*, which overlayfs needs",
-                remedy="Set PYTEST_SANDBOX_CACHE to a directory on ext4, xfs or btrfs, or on tmpfs from Linux 6.6 on.")
-        return Abilities(
-            owners=os.geteuid() == 0 and _try(lambda: os.chown(b"file", 54321, 54321, dir_fd=inner)),
-            devices=_try(lambda: os.mknod(b"null", stat.S_IFCHR | 0o600, os.makedev(1, 3), dir_fd=inner)),
-            whiteouts="device" if _try(lambda: os.mknod(b"white", stat.S_IFCHR, 0, dir_fd=inner)) else "xattr",
-            overlay_xattrs=marks)
-    finally:
-        os.close(inner)
+def _probe(root: int, store: str) -> Abilities:
+    os.close(os.open(b"file", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=root))
+    file = entry_path(root, b"file")
+    marks = tuple(prefix for prefix in (TRUSTED, USER) if _try(partial(os.setxattr, file, prefix + "probe", b"y")))
+    if not marks:
+        raise StoreError(
+            f"the image store {store!r} cannot be used", path=store, errno=errno.EOPNOTSUPP,
+            why="its file system keeps no extended attributes in user.*, which overlayfs needs",
+            remedy="Set PYTEST_SANDBOX_CACHE to a directory on ext4, xfs or btrfs, or on tmpfs from Linux 6.6 on.")
+    return Abilities(
+        owners=os.geteuid() == 0 and _try(lambda: os.chown(b"file", 54321, 54321, dir_fd=root)),
+        devices=_try(lambda: os.mknod(b"null", stat.S_IFCHR | 0o600, os.makedev(1, 3), dir_fd=root)),
+        whiteouts="device" if _try(lambda: os.mknod(b"white", stat.S_IFCHR, 0, dir_fd=root)) else "xattr",
+        overlay_xattrs=marks)
 
 
 def _try(attempt: Callable[[], object]) -> bool:

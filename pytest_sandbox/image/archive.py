@@ -12,7 +12,7 @@ import json
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, NoReturn, Protocol, cast
 
 from ..errors import ImageCorrupt, ImageError, ImageNotFound, LayerRejected
@@ -38,6 +38,7 @@ from .tar import TarReader
 
 _REF_NAME = "org.opencontainers.image.ref.name"
 _IMAGE_NAME = "io.containerd.image.name"
+_MOST_LINKS = 10
 
 
 class Files(Protocol):
@@ -72,19 +73,30 @@ class DirectoryFiles:
 
 
 class TarFiles:
-    """Regular members of a tar, opened where they lie in it. A later member replaces an earlier one of its name."""
+    """Regular members of a tar, opened where they lie in it. A later member replaces an earlier one of its name.
 
-    def __init__(self, path: str, *, reference: str) -> None:
-        self._file = _plain(open(path, "rb"), reference)  # noqa: SIM115 - closed by close()
+    :param limits: what the archive may be at most, decompressed.
+    """
+
+    def __init__(self, path: str, *, reference: str, limits: Limits | None = None) -> None:
+        limits = limits or Limits()
+        self._file = _plain(open(path, "rb"), reference, limits)  # noqa: SIM115 - closed by close()
         self._where: dict[str, tuple[int, int]] = {}
+        self._links: dict[str, str] = {}  # docker save links equal layers, also to what comes later
         try:
             stream = FileStream(self._file)
-            for entry in TarReader(stream, limits=Limits(), reference=reference):
+            for entry in TarReader(stream, limits=limits, reference=reference):
                 name = os.path.normpath(entry.name.decode("utf-8", "surrogateescape"))
-                if entry.kind == "0" and entry.pieces is None:
-                    self._where[name] = (stream.at, entry.stored)
-                elif entry.kind in "12" and (found := self._target(name, entry.link, entry.kind)):
-                    self._where[name] = found  # docker save links equal layers
+                link = entry.link.decode("utf-8", "surrogateescape")
+                here = (stream.at, entry.stored) if entry.kind == "0" and entry.pieces is None else None
+                if entry.kind == "1":
+                    here = self._find(os.path.normpath(link))
+                self._where.pop(name, None)
+                self._links.pop(name, None)
+                if here is not None:
+                    self._where[name] = here
+                elif entry.kind == "2":
+                    self._links[name] = os.path.normpath(os.path.join(os.path.dirname(name), link))
                 stream.skip(entry.stored)
         except BaseException as error:
             self._file.close()
@@ -93,25 +105,28 @@ class TarFiles:
                                    why=f"the archive cannot be read: {error.why}") from None
             raise
 
-    def _target(self, name: str, link: bytes, kind: str) -> tuple[int, int] | None:
-        text = link.decode("utf-8", "surrogateescape")
-        return self._where.get(os.path.normpath(os.path.join(os.path.dirname(name), text) if kind == "2" else text))
+    def _find(self, name: str) -> tuple[int, int] | None:
+        """Where a file's bytes are; None where there is none, or links go in circles."""
+        for _ in range(_MOST_LINKS):
+            if name not in self._links:
+                return self._where.get(name)
+            name = self._links[name]
+        return None
 
     def open(self, name: str) -> BinaryIO:
-        try:
-            start, size = self._where[os.path.normpath(name)]
-        except KeyError:
-            raise FileNotFoundError(name) from None
-        return io.BufferedReader(_Window(self._file.fileno(), start, size), 1 << 16)
+        found = self._find(os.path.normpath(name))
+        if found is None:
+            raise FileNotFoundError(name)
+        return io.BufferedReader(_Window(self._file.fileno(), *found), 1 << 16)
 
     def has(self, name: str) -> bool:
-        return os.path.normpath(name) in self._where
+        return self._find(os.path.normpath(name)) is not None
 
     def close(self) -> None:
         self._file.close()
 
 
-def _plain(file: BinaryIO, reference: str) -> BinaryIO:
+def _plain(file: BinaryIO, reference: str, limits: Limits) -> BinaryIO:
     """The archive itself, or what it holds if all of it was compressed (``docker save | gzip``)."""
     head = file.read(6)
     file.seek(0)
@@ -120,19 +135,28 @@ def _plain(file: BinaryIO, reference: str) -> BinaryIO:
     with file:
         plain = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the source
         try:
-            limits, size = Limits(), 0
-            for piece in decompressed(file, reference):
-                size += len(piece)
-                if size > limits.bytes or (size > limits.ratio_from and size > limits.ratio * file.tell()):
-                    raise ImageCorrupt(f"image {reference!r} cannot be used", reference=reference,
-                                       why=f"it expands to more than {size} bytes, from {file.tell()}",
-                                       remedy="If you trust it, decompress it yourself.")
+            for piece in _bounded(file, reference, limits):
                 plain.write(piece)
             plain.seek(0)
         except BaseException:
             plain.close()
             raise
         return cast(BinaryIO, plain)
+
+
+def _bounded(file: BinaryIO, reference: str, limits: Limits) -> Iterator[bytes]:
+    """A file's decompressed pieces.
+
+    :raises ImageCorrupt: when they are broken, or more than ``limits`` say.
+    """
+    size = 0
+    for piece in decompressed(file, reference):
+        size += len(piece)
+        if size > limits.bytes or (size > limits.ratio_from and size > limits.ratio * file.tell()):
+            raise ImageCorrupt(f"image {reference!r} cannot be used", reference=reference,
+                               why=f"it expands to more than {size} bytes, from {file.tell()}",
+                               remedy="If you trust it, set PYTEST_SANDBOX_LAYER_LIMITS, or decompress it yourself.")
+        yield piece
 
 
 class FileStream:
@@ -284,19 +308,23 @@ class OciSource(_ArchiveSource):
         found = list(index.manifests)
         if self._tag is not None:
             found = [one for one in found if self._tag in _names(one) or one.digest == self._tag]
+        elif len(found) > 1:
+            found = [one for one in found if "latest" in _names(one)] or found
         if len(found) == 1:
             return found[0]
-        if found and self._tag is None:
-            latest = [one for one in found if "latest" in _names(one)]
-            if len(latest) == 1:
-                return latest[0]
-        if found and all(one.platform for one in found):
+        # one image for several platforms; not several images that happen to name theirs
+        if found and all(one.platform for one in found) and len({frozenset(_names(one)) for one in found}) == 1:
             return choose_platform(Index(tuple(found)), self._platform, reference=self._reference)
-        names = ", ".join(self.names()) or "none"
-        what = f"no image {self._tag!r}" if self._tag else f"{len(index.manifests)} images"
+        what = f"{len(found) or 'no'} images {self._tag!r}" if self._tag else f"{len(index.manifests)} images"
         raise ImageNotFound(f"image {self._reference!r} is not there", reference=self._reference,
                             why=f"the layout has {what}",
-                            remedy=f"Names in it: {names}. Put one behind the path: PATH:NAME.")
+                            remedy=f"Names in it: {_shown(self.names())}. Put one behind the path: PATH:NAME.")
+
+
+def _shown(names: Iterable[str]) -> str:
+    """Names for a message: printable, and not without end."""
+    text = ", ".join(sorted(names)) or "none"
+    return "".join(char if char.isprintable() else "?" for char in text[:1000])
 
 
 def _names(descriptor: Descriptor) -> set[str]:
@@ -313,15 +341,18 @@ class DockerSource(_ArchiveSource):
     """An image as ``docker save`` writes it: ``manifest.json`` names the configuration and the layers' files.
 
     It states no digests but the diff ids and the configuration's own, so those are what is checked.
+
+    :param at: which of several images is meant, by its place; else the reference's tag says.
     """
 
-    def __init__(self, files: Files, reference: ArchiveReference) -> None:
+    def __init__(self, files: Files, reference: ArchiveReference, at: int | None = None) -> None:
         super().__init__(files, str(reference))
-        self._tag = reference.tag
+        self._tag, self._at = reference.tag, at
         self._names: dict[str, str] = {}
 
-    def names(self) -> list[str]:
-        return sorted(name for one in self._images() for name in one.get("RepoTags") or [])
+    def names(self) -> list[list[str]]:
+        """What each of the images is called."""
+        return [list(one.get("RepoTags") or []) for one in self._images()]
 
     def _images(self) -> list[dict[str, Any]]:
         data = b'{"images":' + self._read("manifest.json") + b"}"
@@ -347,14 +378,16 @@ class DockerSource(_ArchiveSource):
         :raises ImageNotFound: when the tag is not there, or none was given and there are several.
         """
         images = self._images()
-        if self._tag is not None:
+        if self._at is not None:
+            images = [images[self._at]]
+        elif self._tag is not None:
             wanted = {self._tag, f"{self._tag}:latest", self._tag.removeprefix("docker.io/library/"),
                       self._tag.removeprefix("docker.io/")}
             images = [one for one in images if wanted & set(one.get("RepoTags") or [])]
         if len(images) != 1:
             raise ImageNotFound(f"image {self._reference!r} is not there", reference=self._reference,
                                 why=f"the archive has {len(images)} such images",
-                                remedy=f"Names in it: {', '.join(self.names()) or 'none'}.")
+                                remedy=f"Names in it: {_shown(name for one in self.names() for name in one)}.")
         config_name, layers = images[0].get("Config"), images[0].get("Layers")
         if not isinstance(config_name, str) or not isinstance(layers, list):
             self._refuse("its manifest.json names no configuration or no layers")
@@ -375,8 +408,9 @@ class DockerSource(_ArchiveSource):
 class TarballSource(_ArchiveSource):
     """A root file system in one tarball: an image of one layer, with a configuration that says nothing."""
 
-    def __init__(self, reference: RootfsReference) -> None:
+    def __init__(self, reference: RootfsReference, limits: Limits) -> None:
         directory, self._name = os.path.split(os.path.abspath(reference.path))
+        self._limits = limits
         super().__init__(DirectoryFiles(directory), str(reference))
 
     def _where(self, layer: Descriptor) -> str:
@@ -386,7 +420,7 @@ class TarballSource(_ArchiveSource):
         """The image. Reads the tarball once, to know its diff id."""
         digest = hashlib.sha256()
         with self._files.open(self._name) as file:
-            for piece in decompressed(file, self._reference):
+            for piece in _bounded(file, self._reference, self._limits):
                 digest.update(piece)
         diff_id = f"sha256:{digest.hexdigest()}"
         here = Platform.here()
@@ -396,8 +430,8 @@ class TarballSource(_ArchiveSource):
                            parse_config(config, reference=self._reference), (Descriptor(diff_id, -1, OCI_LAYER),))
 
 
-def open_archive(reference: ArchiveReference | RootfsReference,
-                 platform: Platform) -> OciSource | DockerSource | TarballSource:
+def open_archive(reference: ArchiveReference | RootfsReference, platform: Platform,
+                 limits: Limits) -> OciSource | DockerSource | TarballSource:
     """The source behind a reference to the file system. The caller closes it.
 
     :raises ImageNotFound: when there is nothing at that path.
@@ -413,7 +447,7 @@ def open_archive(reference: ArchiveReference | RootfsReference,
         if not stat.S_ISREG(status.st_mode):
             raise ImageError(f"image {text!r} cannot be used", reference=text,
                              why="it is neither a directory nor a file")
-        return TarballSource(reference)
+        return TarballSource(reference, limits)
     if reference.kind == "oci":
         if not stat.S_ISDIR(status.st_mode):
             raise ImageError(f"image {text!r} cannot be used", reference=text, why="it is not a directory",
@@ -422,5 +456,5 @@ def open_archive(reference: ArchiveReference | RootfsReference,
     if not stat.S_ISREG(status.st_mode):
         remedy = "A directory that holds an OCI layout is written oci:DIR." if stat.S_ISDIR(status.st_mode) else None
         raise ImageError(f"image {text!r} cannot be used", reference=text, why="it is not a file", remedy=remedy)
-    files = TarFiles(reference.path, reference=text)
+    files = TarFiles(reference.path, reference=text, limits=limits)
     return OciSource(files, reference, platform) if reference.kind == "oci-archive" else DockerSource(files, reference)

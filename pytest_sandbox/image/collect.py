@@ -28,7 +28,8 @@ _YOUNG = 3600  # seconds; a blob without an image may belong to a pull that is u
 class ListedImage:
     """One image as ``pytest-sandbox images`` shows it. Times are seconds since 1970, ``size`` is bytes on disk.
 
-    ``complete`` is False when a layer is gone: the next use brings it in again.
+    ``complete`` is False when a layer is gone: the next use brings it in again. ``superseded`` is True when what it
+    came from means another image by now (a tag that moved, a file that was replaced), and it has no other name.
     """
 
     names: tuple[str, ...]
@@ -40,6 +41,7 @@ class ListedImage:
     created: int
     used: int
     complete: bool
+    superseded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,7 @@ def _names(layout: Layout) -> dict[str, list[tuple[str, str]]]:
 def list_images(store: ImageStore) -> list[ListedImage]:
     """All images of the store, the most recently used first."""
     names = _names(store.layout)
+    taken = {name for called in names.values() for name, _ in called}
     found = []
     for stored in _stored(store):
         sizes, used = [], []
@@ -99,13 +102,14 @@ def list_images(store: ImageStore) -> list[ListedImage]:
             image_id=stored.image_id, digest=stored.digest, platform=str(document.platform), layers=stored.keys,
             size=sum(size for size in sizes if size is not None), created=stored.created,
             used=min(used, default=stored.created),  # a layer that it shares with others says when those were used
-            complete=None not in sizes))
+            complete=None not in sizes,
+            superseded=stored.image_id not in names and stored.reference in taken))
     return sorted(found, key=lambda one: one.used, reverse=True)
 
 
 def prune(store: ImageStore, *, everything: bool = False, unused_for: float | None = None, most: int | None = None,
           blobs: bool = False, dry_run: bool = False, needed: frozenset[str] = frozenset()) -> Removed:
-    """Removes what no image needs; and images, if asked to. Never what any process uses.
+    """Removes what no image needs, and superseded images; others, if asked to. Never what any process uses.
 
     :param everything: all images that are not in use.
     :param unused_for: images that were not used for so many seconds.
@@ -116,12 +120,16 @@ def prune(store: ImageStore, *, everything: bool = False, unused_for: float | No
     images = list_images(store)
     busy = tuple(one for one in images if one.image_id in needed or _in_use(store.layout, one))
     idle = [one for one in reversed(images) if one not in busy]
-    doomed = [one for one in idle if everything or (unused_for is not None and time.time() - one.used > unused_for)]
+    doomed = [one for one in idle if everything or one.superseded or (
+        unused_for is not None and time.time() - one.used > unused_for)]
     if most is not None:
-        total = store_size(store)
+        parts = {one.image_id: _parts(store, one, blobs=not blobs) for one in images}
         for one in idle:
-            kept = [other for other in images if other not in doomed]
-            if total - _gain(store.layout, [other for other in images if other not in kept], kept) <= most:
+            stay: dict[str, int] = {}
+            for other in images:
+                if other not in doomed:
+                    stay.update(parts[other.image_id])  # what several need counts once
+            if sum(stay.values()) <= most:
                 break
             if one not in doomed:
                 doomed.append(one)
@@ -145,7 +153,7 @@ def remove(store: ImageStore, reference: str) -> Removed:
         raise ImageNotFound(f"image {reference!r} is not in the store", reference=reference,
                             remedy="See pytest-sandbox images.")
     if not isinstance(parsed, StoredReference) and len(_names(store.layout).get(image.image_id, [])) > 1:
-        os.unlink(store.layout.name(store.name_key(parsed)))
+        _unlink(store.layout.name(store.name_key(parsed)))
         return Removed((), (), (), 0, ())
     if _in_use(store.layout, image):
         raise ImageError(f"image {reference!r} cannot be removed", reference=reference, why="a process uses it",
@@ -165,10 +173,15 @@ def _blobs(layout: Layout) -> list[str]:
             for name in layout.keys(f"blobs/{algorithm}")]
 
 
-def _gain(layout: Layout, doomed: list[ListedImage], kept: list[ListedImage]) -> int:
-    needed = {key for one in kept for key in one.layers}
-    keys = {key for one in doomed for key in one.layers} - needed
-    return sum(int((layout.read_record(f"{layout.layer(key)}/meta.json") or {}).get("bytes", 0)) for key in keys)
+def _parts(store: ImageStore, image: ListedImage, *, blobs: bool) -> dict[str, int]:
+    """What an image has on disk, with its bytes: its layers, and its compressed ones."""
+    layout = store.layout
+    parts = {key: int((layout.read_record(f"{layout.layer(key)}/meta.json") or {}).get("bytes", 0))
+             for key in image.layers}
+    stored = store.image(image.image_id) if blobs else None
+    for layer in stored.layers if stored is not None else ():
+        parts[layer.digest] = disk_usage(layout.blob(layer.digest))
+    return parts
 
 
 def _in_use(layout: Layout, image: ListedImage) -> bool:
@@ -189,14 +202,15 @@ def _remove(store: ImageStore, doomed: list[ListedImage], busy: tuple[ListedImag
     layout = store.layout
     gone = {one.image_id for one in doomed}
     names = _names(layout)
-    kept = [stored for stored in _stored(store) if stored.image_id not in gone]
+    stored = list(_stored(store))
+    kept = [one for one in stored if one.image_id not in gone]
     if not dry_run:
         for image_id in gone:
             for _, path in names.get(image_id, []):
                 _unlink(path)
             _unlink(layout.image(image_id))
         layout.sweep(partials=True)
-    needed = {key for stored in kept for key in stored.keys}
+    needed = {key for one in kept for key in one.keys}
     freed, layers = 0, []
     for key in layout.keys("layers"):
         if key not in needed and (size := _discard_layer(layout, key, dry_run)) is not None:
@@ -204,15 +218,24 @@ def _remove(store: ImageStore, doomed: list[ListedImage], busy: tuple[ListedImag
             layers.append(key)
     if not dry_run:
         _forget_builds(layout)
-    wanted = {layout.blob(one.digest) for stored in kept for one in stored.layers} if not blobs else set()
+    wanted = {layout.blob(layer.digest) for one in kept for layer in one.layers} if not blobs else set()
+    theirs = {layout.blob(layer.digest) for one in stored if one.image_id in gone for layer in one.layers}
     taken = []
     for path in _blobs(layout):
-        if path not in wanted and (old_blobs or blobs or time.time() - os.stat(path).st_mtime > _YOUNG):
+        if path not in wanted and (old_blobs or blobs or path in theirs or _age(path) > _YOUNG):
             freed += disk_usage(path)
             taken.append(os.path.basename(path))
             if not dry_run:
                 _unlink(path)
     return Removed(tuple(doomed), tuple(layers), tuple(taken), freed, busy)
+
+
+def _age(path: str) -> float:
+    """Seconds since a file was written; 0 where somebody else has just removed it."""
+    try:
+        return time.time() - os.stat(path).st_mtime
+    except FileNotFoundError:
+        return 0
 
 
 def _forget_builds(layout: Layout) -> None:
@@ -274,9 +297,12 @@ def verify(store: ImageStore, *, discard: bool = False) -> list[Problem]:
     for path in _blobs(layout):
         algorithm, name = path.split("/")[-2:]
         digest = hashlib.new(algorithm)
-        with open(path, "rb") as file:
-            while data := file.read(1 << 20):
-                digest.update(data)
+        try:
+            with open(path, "rb") as file:
+                while data := file.read(1 << 20):
+                    digest.update(data)
+        except FileNotFoundError:
+            continue  # a collection took it meanwhile
         if digest.hexdigest() != name:
             problems.append(Problem(f"blob {name[:12]}", "", "changed", "its digest is another"))
             if discard:
@@ -288,8 +314,8 @@ def verify_layer(layout: Layout, key: str) -> list[Problem]:
     """What is not as recorded in one layer."""
     where, path = f"layer {key[:12]}", layout.layer(key)
     found = hold_layer(layout, key)
-    if found is None:
-        return [Problem(where, "", "missing", "its lock or its record is gone")]
+    if found is None:  # unless a collection took all of it meanwhile
+        return [Problem(where, "", "missing", "its lock or its record is gone")] if os.path.exists(path) else []
     held, meta = found
     try:
         with open(f"{path}/tree.mtree.gz", "rb") as file:

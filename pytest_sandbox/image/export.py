@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 
 from ..errors import ImageError, ImageNotFound
 from .archive import DockerSource, OciSource, TarFiles
-from .blobs import fetch_blob
+from .blobs import CheckedReader, fetch_blob
 from .compression import decompressed, is_compressed
 from .layout import store_error
 from .manifest import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Descriptor, digest_of
@@ -64,7 +64,11 @@ def _write(store: ImageStore, stored: StoredImage, reference: str, tar: tarfile.
         for at in range(len(stored.layers)):
             with layer_file(store, stored, source, at, scratch) as (known, file):
                 if known.digest not in {one.digest for one in layers}:
-                    _add(tar, f"blobs/{known.digest.replace(':', '/')}", known.size, file)
+                    checked = CheckedReader(file, known, reference)  # it may have lain in the store for long
+                    try:
+                        _add(tar, f"blobs/{known.digest.replace(':', '/')}", known.size, checked)
+                    finally:
+                        checked.finish()  # also where it is too short, of which tarfile has less to say
                 layers.append(known)
     config = Descriptor(stored.image_id, len(stored.config), OCI_CONFIG)
     manifest = stored.manifest
@@ -117,10 +121,10 @@ def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     _add(tar, name, len(data), io.BytesIO(data))
 
 
-def _add(tar: tarfile.TarFile, name: str, size: int, file: BinaryIO) -> None:
+def _add(tar: tarfile.TarFile, name: str, size: int, file: BinaryIO | CheckedReader) -> None:
     info = tarfile.TarInfo(name)
     info.size, info.mode, info.mtime = size, 0o644, 0  # nothing of today: a saved image is the same file every time
-    tar.addfile(info, file)
+    tar.addfile(info, file)  # type: ignore[arg-type]  # it only reads
 
 
 @contextlib.contextmanager
@@ -223,7 +227,7 @@ def load_images(store: ImageStore, path: str | Path, name: str | None = None) ->
     """
     text = str(path)
     try:
-        files = TarFiles(text, reference=text)
+        files = TarFiles(text, reference=text, limits=store.limits)
     except OSError as error:
         if isinstance(error, ImageError):
             raise
@@ -241,10 +245,10 @@ def load_images(store: ImageStore, path: str | Path, name: str | None = None) ->
             raise ImageError(f"{text!r} cannot be loaded as {name!r}", reference=text, why=f"it has {len(tags)} images",
                              remedy="Load them under the names that they have, without one.")
         loaded = []
-        for tag, names in tags:
+        for at, (tag, names) in enumerate(tags):
             reference = ArchiveReference(kind, text, tag)
             source: OciSource | DockerSource = OciSource(files, reference, store.platform) if is_oci \
-                else DockerSource(files, reference)
+                else DockerSource(files, reference, at)
             image = source.image()
             source.keep_blobs = True
             if isinstance(source, DockerSource):
@@ -272,11 +276,11 @@ def _tags(files: TarFiles, kind: str, text: str, store: ImageStore) -> list[tupl
     """What to ask the source for, image by image, and what each is called as a reference."""
     reference = ArchiveReference(kind, text, None)
     if kind == "docker-archive":
-        names = DockerSource(files, reference).names()
-        return [(one, [one]) for one in names] or [(None, [])]
+        return [(names[0] if names else None, names) for names in DockerSource(files, reference).names()]
     index = OciSource(files, reference, store.platform).index()
-    if len(index.manifests) == 1 or all(one.platform for one in index.manifests):
-        return [(None, _full_names(index.manifests[0]))]
+    called = [_full_names(one) for one in index.manifests]
+    if len(called) == 1 or (all(one.platform for one in index.manifests) and called[1:] == called[:-1]):
+        return [(None, called[0])]
     return [(one.digest, _full_names(one)) for one in index.manifests]
 
 

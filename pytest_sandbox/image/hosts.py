@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from ..errors import ImageError
 from .reference import RegistryReference
@@ -64,6 +65,14 @@ def _endpoint(name: str, insecure: bool, mirror: bool) -> Endpoint:
     host, _, repository = name.partition("/")
     if host == "docker.io":
         host = "registry-1.docker.io"
+    try:
+        parts = urlsplit(f"//{host}")
+        usable = parts.hostname and (parts.port is None or parts.port) and parts.netloc == host and "@" not in host
+    except ValueError:  # a port that is no number, half an IPv6 address
+        usable = False
+    if not usable:
+        raise ImageError(f"location {name!r} cannot be used", reference=name, why=f"{host!r} is not a host name",
+                         remedy="Correct it in registries.conf.")
     return Endpoint(host, repository, insecure or is_loopback(host), mirror)
 
 

@@ -237,7 +237,9 @@ class Ingest:
     @property
     def abilities(self) -> Abilities:
         if self._abilities is None:
-            self._abilities = probe_abilities(f"{self._layout.root}/staging")
+            with self._alone(f"probe-{os.urandom(8).hex()}", "") as place:  # where a sweep finds what a killed one left
+                os.mkdir(place, 0o700)
+                self._abilities = probe_abilities(place, self._layout.root)
         return self._abilities
 
     def _describe(self, staging: str, key: str, diff_id: str, applied: Applied) -> dict[str, Any]:

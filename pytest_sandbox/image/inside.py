@@ -31,11 +31,11 @@ class NeedsLower(Exception):
 class Applied:
     """What an unpacking leaves besides files. ``late`` and ``hashes`` go by inode number, for :mod:`.tree` to finish.
 
-    Numbers are used again after a removal; every new directory and file puts its own facts over what was there.
+    Numbers are used again after a removal: whatever is made anew is told to :meth:`begin`, which forgets the old facts.
 
     :param late: mode, owner and time (ns) of directories, set when nothing is put into them any more.
     :param implicit: directories that were made only since something lies in them.
-    :param copied: what was brought up from lower layers, as inode number of the directory and name.
+    :param copied: what was brought up from lower layers: names, by the inode number of their directory.
     :param hashes: SHA-256 of regular files' content; empty for sparse ones.
     :param others: uid and gid of what belongs to others, by inode number, where owners cannot be kept.
     :param owned: the same by name, as :mod:`.owners` has it: written by :mod:`.tree`.
@@ -46,7 +46,7 @@ class Applied:
     late: dict[int, tuple[int, int, int, int]] = field(default_factory=dict)
     hashes: dict[int, bytes] = field(default_factory=dict)
     implicit: set[int] = field(default_factory=set)
-    copied: set[tuple[int, bytes]] = field(default_factory=set)
+    copied: dict[int, set[bytes]] = field(default_factory=dict)
     others: dict[int, tuple[int, int]] = field(default_factory=dict)
     owned: list[tuple[str, int, int]] = field(default_factory=list)
     bound: bool = False
@@ -54,6 +54,14 @@ class Applied:
     root_given: bool = False
     entries: int = 0
     notes: list[str] = field(default_factory=list)
+
+    def begin(self, number: int) -> None:
+        """Something new has this inode number, which something that was removed may have had before."""
+        self.late.pop(number, None)
+        self.hashes.pop(number, None)
+        self.implicit.discard(number)
+        self.copied.pop(number, None)
+        self.others.pop(number, None)
 
 
 class LayerRoot:
@@ -201,12 +209,14 @@ class LayerRoot:
         os.mkdir(name, 0o700, dir_fd=here)
         fd = os.open(name, _DIR, dir_fd=here)
         try:
-            self._applied.implicit.add(os.fstat(fd).st_ino)
+            number = os.fstat(fd).st_ino
+            self._applied.begin(number)
+            self._applied.implicit.add(number)
             if like is None:
-                self._applied.late[os.fstat(fd).st_ino] = (0o755, 0, 0, 0)
+                self._applied.late[number] = (0o755, 0, 0, 0)
             else:
                 status = like.status
-                self._applied.late[os.fstat(fd).st_ino] = (
+                self._applied.late[number] = (
                     stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid, status.st_mtime_ns)
                 copy_xattrs(like, fd)
         finally:
@@ -242,7 +252,7 @@ def copy_xattrs(found: Found, fd: int) -> None:
 def is_from_below(applied: Applied, parent: int, name: bytes, status: os.stat_result) -> bool:
     """Whether what stands at a name is no entry of this layer, but only copies, and ways to whiteouts."""
     if not stat.S_ISDIR(status.st_mode):
-        return (os.fstat(parent).st_ino, name) in applied.copied
+        return name in applied.copied.get(os.fstat(parent).st_ino, ())
     todo = [os.open(name, _DIR, dir_fd=parent)]
     try:
         while todo:
@@ -255,7 +265,7 @@ def is_from_below(applied: Applied, parent: int, name: bytes, status: os.stat_re
                     found = os.lstat(one, dir_fd=fd)
                     if stat.S_ISDIR(found.st_mode):
                         todo.append(os.open(one, _DIR, dir_fd=fd))
-                    elif not is_whiteout(fd, one, found) and (here, one) not in applied.copied:
+                    elif not is_whiteout(fd, one, found) and one not in applied.copied.get(here, ()):
                         return False
             finally:
                 os.close(fd)

@@ -255,7 +255,7 @@ def parse_manifest(data: bytes, *, reference: str, media_type: str | None = None
             raise _corrupt(reference, f"the manifest says that it is {claim}, its fields say otherwise")
     if stated is not None and stated not in allowed:
         raise ImageError(f"image {reference!r} cannot be used", reference=reference,
-                         why=f"it is a {stated!r}, not an image")
+                         why=f"it is a {str(stated)[:200]!r}, not an image")
     if is_index:
         return Index(tuple(_descriptor(one, reference) for one in _list(document["manifests"], reference, "manifests")))
     config = _descriptor(document.get("config"), reference)
@@ -312,8 +312,9 @@ def choose_platform(index: Index, wanted: Platform, *, reference: str) -> Descri
     if len(index.manifests) == 1 and index.manifests[0].platform is None:
         return index.manifests[0]
     have = sorted({str(one.platform) for one in index.manifests if one.platform and one.platform.os != "unknown"})
+    shown = "".join(char if char.isprintable() else "?" for char in ", ".join(have)[:1000])
     raise ImageNotFound(f"image {reference!r} is not made for {wanted}", reference=reference,
-                        why=f"it is made for {', '.join(have) or 'no platform that it names'}",
+                        why=f"it is made for {shown or 'no platform that it names'}",
                         remedy="Ask for one of these with --platform, or for another image.")
 
 

@@ -134,8 +134,11 @@ def parse_registry_reference(text: str) -> RegistryReference:
     domain, path = _split_domain(name)
     if not path:
         raise _refuse(text, "there is no name in it")
-    if not _DOMAIN.fullmatch(domain):
+    if not _DOMAIN.fullmatch(domain) or (domain.startswith("[") and not _is_address(domain)):
         raise _refuse(text, f"{domain!r} is not a host name")
+    port = domain.rpartition(":")[2] if not domain.endswith("]") else ""
+    if port.isdigit() and ":" in domain and not 0 < int(port[:6]) < 65536:
+        raise _refuse(text, f"{port[:20]} is not a port: 1 to 65535")
     if not _PATH.fullmatch(path):
         raise _refuse(text, _why_not_a_path(path))
     if len(path) > 255:
@@ -143,6 +146,16 @@ def parse_registry_reference(text: str) -> RegistryReference:
     if domain == DEFAULT_REGISTRY and re.fullmatch(r"[0-9a-f]{64}", name):
         raise _refuse(text, "64 hexadecimal digits are an image id, not a name", f'Write "image:sha256:{name}".')
     return RegistryReference(domain, path, tag or (None if at else "latest"), digest or None)
+
+
+def _is_address(domain: str) -> bool:
+    """Whether what stands between brackets is an IPv6 address."""
+    import ipaddress  # for these few names alone
+
+    try:
+        return bool(ipaddress.IPv6Address(domain[1:domain.index("]")]))
+    except ValueError:
+        return False
 
 
 def _split_domain(name: str) -> tuple[str, str]:
@@ -172,7 +185,10 @@ def _why_not_a_path(path: str) -> str:
 
 def _archive(text: str, kind: str, rest: str) -> ArchiveReference:
     path, colon, tag = rest.rpartition(":")
-    if not colon or ("/" in tag and kind == "oci"):
+    before, _, name = rest.partition(":")
+    if kind != "docker-archive" and _is_full_name(name):
+        path, tag = before, name
+    elif not colon or ("/" in tag and kind == "oci"):
         path, tag = rest, ""
     if kind == "docker-archive" and "/" in tag:
         # "docker-archive:FILE:registry/name:tag" has colons in its second part: split at the first one.
@@ -183,6 +199,17 @@ def _archive(text: str, kind: str, rest: str) -> ArchiveReference:
         what = "directory" if kind == "oci" else "file"
         raise _refuse(text, f"no path follows {kind}:", f"Name a {what}: {kind}:PATH.")
     return ArchiveReference(kind, path, tag or None)
+
+
+def _is_full_name(text: str) -> bool:
+    """Whether this is an image's name with its registry, as layouts have them: what else it is, is no path's end."""
+    first, slash, _ = text.partition("/")
+    if not slash or not ("." in first or ":" in first or first == "localhost"):
+        return False
+    try:
+        return bool(parse_registry_reference(text))
+    except ImageError:
+        return False
 
 
 def _refuse(text: str, why: str, remedy: str = _REMEDY) -> ImageError:

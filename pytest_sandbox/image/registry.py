@@ -140,11 +140,17 @@ class RegistrySource:
     def _document(self, transport: Transport, descriptor: Descriptor) -> bytes:
         if descriptor.size > MAX_DOCUMENT:
             self._corrupt(f"{descriptor.digest} is larger than {MAX_DOCUMENT} bytes")
-        parts: list[bytes] = []
-        self._fetch(transport, descriptor, parts.append, 0)
-        data = b"".join(parts)
-        check_document(data, descriptor, reference=self._text)
-        return data
+        data = bytearray()
+
+        def write(piece: bytes) -> None:
+            data.extend(piece)
+            if len(data) > descriptor.size:
+                self._corrupt(f"{descriptor.digest} has more than the {descriptor.size} bytes that were promised")
+
+        self._fetch(transport, descriptor, write, 0)
+        document = bytes(data)
+        check_document(document, descriptor, reference=self._text)
+        return document
 
     def _corrupt(self, why: str) -> NoReturn:
         raise ImageCorrupt(f"image {self._text!r} cannot be used", reference=self._text, why=why)
@@ -209,7 +215,7 @@ class RegistrySource:
             stalls = 0 if at > before else stalls + 1
             if stalls >= _STALLS:
                 raise RegistryError(
-                    f"image {self._text!r} cannot be pulled", reference=self._text, url=answer.url.partition("?")[0],
+                    f"image {self._text!r} cannot be pulled", reference=self._text, url=answer.url,
                     why=f"{transport.endpoint.host} breaks off {blob.digest[:19]} at byte {at} of {blob.size}: {why}",
                     remedy="Pull again: it goes on from there.")
             transport.pause(stalls)

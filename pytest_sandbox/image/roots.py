@@ -54,13 +54,13 @@ def find_user(stack: LayerStack) -> tuple[int, int, str]:
             uid, gid, home = int(one), int(own), place or "/"
             break
     if uid is None:
-        if not user.isdigit():
+        if not _is_id(user):
             raise _no_such("user", user, stack)
         uid, home = int(user), "/root" if user == "0" else "/"
     if group:
         gid = next((int(one) for name, _, one, *_ in _entries(stack, "etc/group", 3) if group in (name, one)), None)
         if gid is None:
-            if not group.isdigit():
+            if not _is_id(group):
                 raise _no_such("group", group, stack)
             gid = int(group)
     return uid, gid or 0, home
@@ -85,4 +85,9 @@ def _entries(stack: LayerStack, path: str, fields: int) -> list[list[str]]:
         with open(fd, encoding="utf-8", errors="replace") as file:
             lines = [line.rstrip("\n").split(":") for line in file.read(1 << 20).splitlines()]
     numbers = slice(2, 4 if fields == 7 else 3)
-    return [line for line in lines if len(line) >= fields and all(one.isdigit() for one in line[numbers])]
+    return [line for line in lines if len(line) >= fields and all(map(_is_id, line[numbers]))]
+
+
+def _is_id(text: str) -> bool:
+    """Whether this is a user's or group's number. The largest of 32 bits is none: it says "as it is" to the kernel."""
+    return text.isascii() and text.isdigit() and len(text) <= 10 and int(text) < 0xFFFFFFFF

@@ -252,18 +252,18 @@ class ImageStore:
 
     def _hold(self, stored: StoredImage, reference: str) -> LayerStack | None:
         """Locks an image's layers; None if one is gone."""
-        new: list[FileLock] = []
+        new: dict[str, FileLock] = {}
         for key in stored.keys:
-            if key in self._held:
+            if key in self._held or key in new:
                 continue
             found = hold_layer(self.layout, key)
             if found is None:
-                for held in new:
+                for held in new.values():
                     held.release()
                 return None
             _touch(found[0])
-            new.append(found[0])
-            self._held[key] = found[0]
+            new[key] = found[0]
+        self._held.update(new)  # not before all are there: one that was let go again is not held
         return self._stack(stored, reference)
 
     def _stack(self, stored: StoredImage, reference: str) -> LayerStack:
@@ -309,7 +309,7 @@ class ImageStore:
         :raises ImageNotFound: offline, for what only a registry has.
         """
         if isinstance(parsed, ArchiveReference | RootfsReference):
-            return open_archive(parsed, self.platform)
+            return open_archive(parsed, self.platform, self.limits)
         assert isinstance(parsed, RegistryReference)
         if self.offline:
             raise ImageNotFound(f"image {reference!r} is not in the store", reference=reference,

@@ -35,6 +35,14 @@ def _is_sum(block: bytes) -> bool:
     return int(text, 8) in (total, signed)
 
 
+def _sparse_version(pax: dict[bytes, bytes]) -> int | None:
+    """Which of GNU's sparse formats an extended header speaks of, 0 or 1; None where the file is an ordinary one."""
+    version = pax.get(b"GNU.sparse.major", b""), pax.get(b"GNU.sparse.minor", b"")
+    if version in ((b"0", b"0"), (b"0", b"1")) or (version == (b"", b"") and pax.get(b"GNU.sparse.map")):
+        return 0
+    return 1 if version == (b"1", b"0") else None
+
+
 class ByteStream(Protocol):
     """What an archive is read from."""
 
@@ -108,7 +116,6 @@ class TarReader:
     def _next(self) -> Entry | None:
         """The next member that is one: extended headers are read and applied on the way."""
         pax: dict[bytes, bytes] = {}
-        sparse: list[bytes] = []
         long_name = long_link = None
         while True:
             block = self._block()
@@ -124,13 +131,13 @@ class TarReader:
                     raise self._early()
                 self._stream.skip(-size % _BLOCK)
                 if kind == ord("x"):
-                    pax, sparse = self._pax(data)
+                    pax = self._pax(data)
                 elif kind == ord("L"):
                     long_name = data.partition(b"\0")[0]
                 elif kind == ord("K"):
                     long_link = data.partition(b"\0")[0]
                 continue  # g: Go hands it to the caller, and no reader of layers applies it
-            return self._entry(block, pax, sparse, long_name, long_link)
+            return self._entry(block, pax, long_name, long_link)
 
     def _block(self) -> bytes | None:
         """The next header with its checksum proved; None at the end."""
@@ -175,14 +182,15 @@ class TarReader:
             raise self.reject("header", f"the header's {what} is {value}")
         return value
 
-    def _pax(self, data: bytes) -> tuple[dict[bytes, bytes], list[bytes]]:
-        """An extended header's records; the pieces of GNU's sparse format 0.0 repeat a key and come apart."""
+    def _pax(self, data: bytes) -> dict[bytes, bytes]:
+        """An extended header's records; the pieces of GNU's sparse format 0.0, which repeat a key, become its map."""
         records: dict[bytes, bytes] = {}
         sparse: list[bytes] = []
-        while data:
-            digits, space, _ = data[:20].partition(b" ")
+        at = 0  # and no slices of what is left: a header of many short records would take minutes
+        while at < len(data):
+            digits, space, _ = data[at:at + 20].partition(b" ")
             length = int(digits) if space and digits.isdigit() else 0
-            record = data[:length]
+            record = data[at:at + length]
             key, equals, value = record[len(digits) + 1:-1].partition(b"=")
             if length < 5 or len(record) != length or record[-1:] != b"\n" or not equals or not key:
                 raise self.reject("header", "an extended header is broken")
@@ -195,16 +203,23 @@ class TarReader:
                 sparse.append(value)
             else:
                 records[key] = value
-            data = data[length:]
-        return records, sparse
+            at += length
+        if sparse:
+            records[b"GNU.sparse.map"] = b",".join(sparse)
+        return records
 
-    def _entry(self, block: bytes, pax: dict[bytes, bytes], sparse: list[bytes], long_name: bytes | None,
+    def _entry(self, block: bytes, pax: dict[bytes, bytes], long_name: bytes | None,
                long_link: bytes | None) -> Entry:
         kind = block[156]
         name = block[:100].partition(b"\0")[0]
-        if block[257:265] == b"ustar\x0000":
+        magic = block[257:265]
+        if magic == b"ustar\x0000":
             # the last field is shorter in Schily's star, which ends in "tar\0"
             prefix = block[345:476 if block[508:512] == b"tar\0" else 500].partition(b"\0")[0]
+            if prefix:
+                name = prefix + b"/" + name
+        elif magic == b"ustar  \0" and (block[345] or block[357]):
+            prefix = self._prefix_of_old_go(block)
             if prefix:
                 name = prefix + b"/" + name
         self.name = name = long_name or pax.get(b"path") or name
@@ -224,8 +239,8 @@ class TarReader:
         if regular:
             if kind == ord("S"):
                 size, pieces, stored = self._old_sparse(block, stored)
-            elif sparse or any(key.startswith(b"GNU.sparse.") for key in pax):
-                size, pieces, stored = self._pax_sparse(pax, sparse, size, stored)
+            elif (version := _sparse_version(pax)) is not None:
+                size, pieces, stored = self._pax_sparse(pax, version, size, stored)
                 self.name = name = pax.get(b"GNU.sparse.name") or name
         for text, what in ((name, "name"), (link, "link target")):
             if len(text) > self._limits.name:
@@ -241,6 +256,18 @@ class TarReader:
             major=self._number(block[329:337], "device") if kind in b"34" else 0,
             minor=self._number(block[337:345], "device") if kind in b"34" else 0, stored=stored, pieces=pieces,
             xattrs=tuple((key[len(_XATTR):], pax[key]) for key in pax if key.startswith(_XATTR)))
+
+    def _prefix_of_old_go(self, block: bytes) -> bytes:
+        """Programs made with Go before 1.8 put a prefix where GNU's format has times; Go reads it where those are none.
+        """
+        try:
+            for field in (block[345:357], block[357:369]):
+                if field[0]:
+                    self._number(field, "time", negative=True)
+        except LayerRejected:
+            prefix = block[345:500].partition(b"\0")[0]
+            return prefix if prefix.isascii() else b""
+        return b""
 
     def _decimal(self, pax: dict[bytes, bytes], key: bytes, otherwise: int) -> int:
         text = pax.get(key)
@@ -281,21 +308,16 @@ class TarReader:
             fields, more, flag = extension[:504], 21, extension[504]
         return real, self._checked_map(pieces, real, stored), stored
 
-    def _pax_sparse(self, pax: dict[bytes, bytes], pairs: list[bytes], size: int,
-                    stored: int) -> tuple[int, tuple[tuple[int, int], ...] | None, int]:
+    def _pax_sparse(self, pax: dict[bytes, bytes], version: int, size: int,
+                    stored: int) -> tuple[int, tuple[tuple[int, int], ...], int]:
         """GNU's sparse formats 0.0, 0.1 (map in the extended header) and 1.0 (map before the data)."""
-        version = pax.get(b"GNU.sparse.major", b"0"), pax.get(b"GNU.sparse.minor", b"0")
-        if version == (b"1", b"0"):
+        if version == 1:
             numbers, used = self._map_in_data(stored)
             stored -= used
-        elif version in ((b"0", b"0"), (b"0", b"1")):
-            numbers = [self._count(text) for text in (pax[b"GNU.sparse.map"].split(b",") if pax.get(b"GNU.sparse.map")
-                                                      else pairs)]
-            if not numbers and b"GNU.sparse.realsize" not in pax and b"GNU.sparse.size" not in pax:
-                return size, None, stored
         else:
-            return size, None, stored  # as Go: a version that it does not know is an ordinary file
-        real = self._decimal(pax, b"GNU.sparse.realsize", self._decimal(pax, b"GNU.sparse.size", size))
+            text = pax.get(b"GNU.sparse.map")
+            numbers = [self._count(one) for one in text.split(b",")] if text else []
+        real = self._decimal(pax, b"GNU.sparse.size", self._decimal(pax, b"GNU.sparse.realsize", size))
         if len(numbers) % 2:
             raise self.reject("sparse", "the map of a sparse file has an odd length")
         pieces = list(zip(numbers[::2], numbers[1::2], strict=True))

@@ -36,7 +36,7 @@ _IN_URLS = "!#$%&'()*+,/:;=?@[]~"  # what a redirect's address may hold as it is
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A response whose body has not been read. The caller reads or closes it."""
+    """A response whose body has not been read. The caller reads or closes it. ``url`` is for messages: no secrets."""
 
     response: Response
     url: str
@@ -73,7 +73,7 @@ class Transport:
             last = attempt == _TRIES
             authorization = self._authorization
             try:
-                answer = self._follow(f"/v2/{self.endpoint.repository}/{path}", headers, authorization)
+                answer = self._follow(f"{self._base()}/v2/{self.endpoint.repository}/{path}", headers, authorization)
             except (HTTPException, OSError) as error:
                 if last or isinstance(error, RegistryError) or _is_lasting(error) or (
                         isinstance(error, socket.gaierror) and attempt >= 2):
@@ -97,8 +97,7 @@ class Transport:
             raise self._error(f"{self.endpoint.host} answered {status}{said}", answer.url, status, remedy)
         raise self._error(f"{self.endpoint.host} keeps asking for a login", None, 401)
 
-    def _follow(self, path: str, headers: Mapping[str, str], authorization: str | None) -> Answer:
-        url = f"{self._base()}{path}"
+    def _follow(self, url: str, headers: Mapping[str, str], authorization: str | None) -> Answer:
         origin = _origin(url)
         for _ in range(_REDIRECTS):
             sent = {"User-Agent": _user_agent(), "Accept-Encoding": "identity", **headers}
@@ -106,7 +105,7 @@ class Transport:
                 sent["Authorization"] = authorization  # nobody else gets it, wherever a redirect leads
             response = self._send("GET", url, sent)
             if response.status not in (301, 302, 303, 307, 308):
-                return Answer(response, url)
+                return Answer(response, _shown(url))
             location = response.header("Location")
             response.release()
             if not location:
@@ -114,7 +113,7 @@ class Transport:
             parts = _split(location, url)
             target = parts.geturl()
             if parts.scheme not in ("http", "https") or not parts.hostname:
-                shown = _without_query(location)
+                shown = _shown(location)
                 raise self._error(f"{self.endpoint.host} redirects to {shown!r:.100}", url, response.status)
             if url.startswith("https:") and parts.scheme == "http":
                 raise self._error(f"{self.endpoint.host} redirects from HTTPS to plain HTTP", url, response.status)
@@ -220,18 +219,19 @@ class Transport:
         url, body = realm, None
         if method == "GET":
             url = f"{realm}{'&' if urlsplit(realm).query else '?'}{urlencode(fields)}"
-            if known is not None:
-                headers["Authorization"] = _basic(known)
         else:
             headers["Content-Type"] = "application/x-www-form-urlencoded"
             body = urlencode(fields).encode()
         for attempt in range(_TRIES + 1):
             try:
-                response = self._send(method, url, headers, body)
+                if method == "GET":
+                    response = self._follow(url, headers, _basic(known) if known is not None else None).response
+                else:
+                    response = self._send(method, url, headers, body)
                 data = response.read(_MAX_TOKEN + 1)
                 response.release()
             except (HTTPException, OSError) as error:
-                if _is_lasting(error) or attempt == _TRIES:
+                if isinstance(error, RegistryError) or _is_lasting(error) or attempt == _TRIES:
                     raise self._broken(error) from None
                 self.pause(attempt)
                 continue
@@ -281,7 +281,7 @@ class Transport:
 
     def _error(self, why: str, url: str | None, status: int | None, remedy: str | None = None) -> RegistryError:
         return RegistryError(f"image {self._reference!r} cannot be pulled", reference=self._reference,
-                             url=_without_query(url), status=status, why=why, remedy=remedy)
+                             url=_shown(url) if url else None, status=status, why=why, remedy=remedy)
 
     def _broken(self, error: BaseException) -> RegistryError:
         if isinstance(error, RegistryError):
@@ -352,8 +352,11 @@ def _origin(url: str) -> tuple[str, str | None, int]:
     return parts.scheme, parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
 
 
-def _without_query(url: str | None) -> str | None:
-    return url.partition("?")[0] if url else None  # signed addresses carry their secret there
+def _shown(url: str) -> str:
+    """An address for messages: signed ones carry their secret behind the question mark, others before the host."""
+    scheme, colon, rest = _printable(url.partition("?")[0]).partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}{colon}{host.rpartition('@')[2]}{slash}{path}" if colon else scheme
 
 
 def _basic(known: Credentials) -> str:

@@ -55,19 +55,18 @@ def finish_tree(root: str, applied: Applied, *, owners: bool) -> tuple[bytes, Me
     seen: set[int] = set()
     for path, fd, name, status in _walk(root):
         kind = status.st_mode & 0o170000
-        mode, uid, gid, mtime = stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid, status.st_mtime_ns
         extra = ""
         if kind == stat.S_IFDIR:
-            mode, new_uid, new_gid, mtime = applied.late.get(status.st_ino, (0o755, 0, 0, 0))
+            mode, uid, gid, mtime = applied.late.get(status.st_ino, (0o755, 0, 0, 0))
             if owners:
-                os.fchown(fd, new_uid, new_gid)
-                uid, gid = new_uid, new_gid
+                os.fchown(fd, uid, gid)
             elif status.st_ino in applied.implicit:
                 applied.owned.append((os.fsdecode(path[2:]), *AS_BELOW))
-            elif (new_uid, new_gid) != (0, 0):
-                applied.owned.append((os.fsdecode(path[2:]), new_uid, new_gid))
+            elif (uid, gid) != (0, 0):
+                applied.owned.append((os.fsdecode(path[2:]), uid, gid))
             os.fchmod(fd, mode)
             os.utime(fd, ns=(mtime, mtime))
+            status = os.fstat(fd)  # what came of it: times have bounds, and set-gid is not everybody's
         elif kind == stat.S_IFREG:
             digest = applied.hashes.get(status.st_ino)
             extra = f" size={status.st_size} " + (f"sha256digest={digest.hex()}" if digest else
@@ -79,14 +78,15 @@ def finish_tree(root: str, applied: Applied, *, owners: bool) -> tuple[bytes, Me
         if not owners and kind != stat.S_IFDIR:
             if status.st_ino in applied.others:
                 applied.owned.append((os.fsdecode(path[2:]), *applied.others[status.st_ino]))
-            elif applied.copied and (os.fstat(fd).st_ino, name) in applied.copied:
+            elif applied.copied and name in applied.copied.get(os.fstat(fd).st_ino, ()):
                 applied.owned.append((os.fsdecode(path[2:]), *AS_BELOW))
         entries += 1
         if status.st_ino not in seen:
             size += status.st_blocks * 512
             if status.st_nlink > 1:
                 seen.add(status.st_ino)
-        lines.append(f"{_vis(path)} type={_KINDS[kind]} mode={mode:04o} uid={uid} gid={gid} "
+        mode, mtime = stat.S_IMODE(status.st_mode), status.st_mtime_ns
+        lines.append(f"{_vis(path)} type={_KINDS[kind]} mode={mode:04o} uid={status.st_uid} gid={status.st_gid} "
                      f"time={mtime // 1_000_000_000}.{mtime % 1_000_000_000:09d}{extra}{_xattrs(fd, name)}\n")
     return "".join(lines).encode(), Measured(entries, size)
 
@@ -179,16 +179,16 @@ def _digest_of_data(fd: int, name: bytes) -> bytes:
 
 
 def _xattrs(fd: int, name: bytes) -> str:
-    where = b"/proc/self/fd/%d/%s" % (fd, name)
-    try:
-        names = os.listxattr(where, follow_symlinks=False)
-    except PermissionError:
-        return ""
+    # a directory's own "." would need the permission to search it
+    where = b"/proc/self/fd/%d/%s" % (fd, name) if name != b"." else b"/proc/self/fd/%d" % fd
     parts = []
-    for one in sorted(names):
+    for one in sorted(os.listxattr(where, follow_symlinks=name == b".")):
         if one not in _NOT_OURS:
-            value = os.getxattr(where, one, follow_symlinks=False)
-            parts.append(f" xattr.{_vis(os.fsencode(one))}={base64.b64encode(value).decode()}")
+            try:
+                value = base64.b64encode(os.getxattr(where, one, follow_symlinks=name == b".")).decode()
+            except PermissionError:  # user.* of what its mode lets nobody read
+                value = "unreadable"
+            parts.append(f" xattr.{_vis(os.fsencode(one))}={value}")
     return "".join(parts)
 
 
@@ -220,6 +220,8 @@ def _walk(root: str, closed: list[bytes] | None = None) -> Iterator[tuple[bytes,
                 name = pending[-1].pop()
                 try:
                     inner = os.open(name, _DIR, dir_fd=fd)
+                    if closed is not None:
+                        _try_to_search(inner)
                 except PermissionError:
                     if closed is None:
                         raise
@@ -241,6 +243,15 @@ def _walk(root: str, closed: list[bytes] | None = None) -> Iterator[tuple[bytes,
     finally:
         if fd >= 0:
             os.close(fd)
+
+
+def _try_to_search(fd: int) -> None:
+    """Closes the directory, and raises, where names in it may be listed and not used."""
+    try:
+        os.stat(b".", dir_fd=fd)
+    except PermissionError:
+        os.close(fd)
+        raise
 
 
 def _vis(name: bytes) -> str:

@@ -18,18 +18,18 @@ import stat
 from ..errors import ImageCorrupt, LayerRejected
 from .abilities import Abilities
 from .compression import LayerStream, Limits
+from .copyup import copy_up
 from .inside import (
     WHITEOUT_PREFIX,
     Applied,
     LayerRoot,
     NeedsLower,
     NothingThere,
-    copy_xattrs,
     is_from_below,
     is_opaque,
     mark_opaque,
 )
-from .lower import Found, LowerView, is_whiteout
+from .lower import LowerView, is_whiteout
 from .resolve import entry_path, remove_tree
 from .tar import Entry, TarReader, show
 
@@ -65,6 +65,7 @@ class _Applier:
                  lower: LowerView | None) -> None:
         self._stream, self._reader, self._abilities, self._limits = stream, reader, abilities, limits
         self.applied = Applied()
+        self._owners: set[tuple[int, int]] = set()  # who can own files here
         self._names = LayerRoot(root, reader, abilities, lower, self.applied)
         self._put = {"0": self._file, "1": self._hard_link, "2": self._symlink, "3": self._device, "4": self._device,
                      "5": self._directory, "6": self._fifo}
@@ -82,6 +83,8 @@ class _Applier:
             raise self._reader.reject("header", f"its owner {entry.uid}:{entry.gid} is no user")
         self.applied.entries += 1
         try:
+            if self._abilities.owners and (entry.uid, entry.gid) not in self._owners:
+                self._try_owner(entry)
             if not parts:
                 if entry.kind != "5":
                     raise self._reader.reject("name", "it would replace the root directory")
@@ -102,6 +105,18 @@ class _Applier:
                 raise
             raise self._translate(error) from error
 
+    def _try_owner(self, entry: Entry) -> None:
+        """Whether this owner exists here at all: in a user namespace, as of a rootless container, not all ids do."""
+        try:
+            os.fchown(self._names.fd, entry.uid, entry.gid)  # which gets its own owner in the end
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            raise self._reader.reject(
+                "owner", f"its owner {entry.uid}:{entry.gid} has no id in the user namespace that we run in",
+                "Give the container around us more ids, or run as an ordinary user.") from None
+        self._owners.add((entry.uid, entry.gid))
+
     def _translate(self, error: OSError) -> Exception:
         if error.errno in (errno.ELOOP, errno.ENAMETOOLONG, errno.EXDEV, errno.ENOTDIR):
             return self._reader.reject("name", f"its name cannot be used here: {os.strerror(error.errno)}")
@@ -114,7 +129,7 @@ class _Applier:
     def _clear(self, parent: int, leaf: bytes) -> bool:
         """Removes what stands at ``leaf``. Whether it hid what the lower layers have there."""
         status = os.lstat(leaf, dir_fd=parent)
-        self.applied.copied.discard((os.fstat(parent).st_ino, leaf))
+        self.applied.copied.get(os.fstat(parent).st_ino, set()).discard(leaf)
         again = os.dup(parent)
         try:
             self._names.forget_parents()
@@ -133,7 +148,8 @@ class _Applier:
         return fd
 
     def _file(self, parent: int, leaf: bytes, entry: Entry) -> None:
-        mode = entry.mode & 0o777
+        # attributes in user.* take the permission to write, so then the mode comes last
+        mode = entry.mode & 0o777 if not entry.xattrs else 0o600
         try:
             fd = os.open(leaf, _NEW, mode, dir_fd=parent)
         except FileExistsError:
@@ -145,16 +161,17 @@ class _Applier:
         try:
             digest = self._sparse(fd, entry) if entry.pieces is not None else self._content(fd, entry.stored)
             made = os.fstat(fd)
+            self.applied.begin(made.st_ino)
             self.applied.hashes[made.st_ino] = digest
             self._remember(made.st_ino, entry)
             # What is right already is left alone: on a disk each of these is an entry in its journal.
             moved = self._abilities.owners and (made.st_uid, made.st_gid) != (entry.uid, entry.gid)
             if moved:
                 os.fchown(fd, entry.uid, entry.gid)
-            if moved or made.st_mode & 0o7777 != entry.mode:
-                os.fchmod(fd, entry.mode)  # after the owner: chown takes set-id bits away
             if entry.xattrs:
-                self._set_xattrs(fd, entry)
+                self._set_xattrs(fd, entry)  # after the owner: chown takes file capabilities away
+            if moved or entry.xattrs or made.st_mode & 0o7777 != entry.mode:
+                os.fchmod(fd, entry.mode)  # after the owner: chown takes set-id bits away
             os.utime(fd, ns=(entry.mtime, entry.mtime))
         finally:
             os.close(fd)
@@ -179,26 +196,29 @@ class _Applier:
         return b""
 
     def _directory(self, parent: int, leaf: bytes, entry: Entry) -> None:
-        opaque = False
+        new = True
         try:
             os.mkdir(leaf, 0o700, dir_fd=parent)
         except FileExistsError:
-            status = os.lstat(leaf, dir_fd=parent)
-            if not stat.S_ISDIR(status.st_mode):
+            new = not stat.S_ISDIR(os.lstat(leaf, dir_fd=parent).st_mode)
+            if new:
                 parent = os.dup(parent)
                 try:
                     opaque = self._clear(parent, leaf)
                     os.mkdir(leaf, 0o700, dir_fd=parent)
-                    self._finish_directory(os.open(leaf, _DIR, dir_fd=parent), entry, opaque)
+                    self._finish_directory(os.open(leaf, _DIR, dir_fd=parent), entry, new=True, opaque=opaque)
                 finally:
                     os.close(parent)
                 return
-        self._finish_directory(os.open(leaf, _DIR, dir_fd=parent), entry, opaque)
+        self._finish_directory(os.open(leaf, _DIR, dir_fd=parent), entry, new=new)
 
-    def _finish_directory(self, fd: int, entry: Entry, opaque: bool = False) -> None:
+    def _finish_directory(self, fd: int, entry: Entry, *, new: bool = False, opaque: bool = False) -> None:
         try:
-            self.applied.late[os.fstat(fd).st_ino] = (entry.mode, entry.uid, entry.gid, entry.mtime)
-            self.applied.implicit.discard(os.fstat(fd).st_ino)
+            number = os.fstat(fd).st_ino
+            if new:
+                self.applied.begin(number)
+            self.applied.late[number] = (entry.mode, entry.uid, entry.gid, entry.mtime)
+            self.applied.implicit.discard(number)
             if entry.xattrs:
                 self._set_xattrs(fd, entry)
             if opaque:
@@ -218,7 +238,6 @@ class _Applier:
 
     def _remember(self, number: int, entry: Entry) -> None:
         """Whom it belongs to, where that cannot be kept."""
-        self.applied.others.pop(number, None)
         if not self._abilities.owners and (entry.uid, entry.gid) != (0, 0):
             self.applied.others[number] = entry.uid, entry.gid
 
@@ -227,7 +246,9 @@ class _Applier:
         if self._abilities.owners:
             os.chown(leaf, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
         else:
-            self._remember(os.lstat(leaf, dir_fd=parent).st_ino, entry)
+            number = os.lstat(leaf, dir_fd=parent).st_ino
+            self.applied.begin(number)
+            self._remember(number, entry)
         if mode:
             os.chmod(leaf, entry.mode, dir_fd=parent)  # just made by O_EXCL-like calls: no link can stand there
         if entry.xattrs:
@@ -279,42 +300,10 @@ class _Applier:
         if found is None:
             raise self._reader.reject("link", f"it is a hard link to {show(b'/'.join(target))!r}, which is not there")
         name, status = target[-1], found.status
-        if stat.S_ISREG(status.st_mode):
-            self._copy_file(found, source, name)
-        elif stat.S_ISLNK(status.st_mode):
-            os.symlink(found.link, name, dir_fd=source)
-            if self._abilities.owners:
-                os.chown(name, status.st_uid, status.st_gid, dir_fd=source, follow_symlinks=False)
-            os.utime(name, ns=(status.st_mtime_ns, status.st_mtime_ns), dir_fd=source, follow_symlinks=False)
-        elif not stat.S_ISDIR(status.st_mode):
-            os.mknod(name, stat.S_IFMT(status.st_mode) | 0o600, status.st_rdev, dir_fd=source)
-            if self._abilities.owners:
-                os.chown(name, status.st_uid, status.st_gid, dir_fd=source)
-            os.chmod(name, stat.S_IMODE(status.st_mode), dir_fd=source)
-            os.utime(name, ns=(status.st_mtime_ns, status.st_mtime_ns), dir_fd=source)
-        self.applied.copied.add((os.fstat(source).st_ino, name))
-        return status if stat.S_ISDIR(status.st_mode) else os.lstat(name, dir_fd=source)
-
-    def _copy_file(self, found: Found, parent: int, name: bytes) -> None:
-        old = os.open(found.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=found.layer_fd)
-        try:
-            new = os.open(name, _NEW, 0o600, dir_fd=parent)
-            try:
-                digest = hashlib.sha256()
-                while data := os.read(old, 1 << 20):
-                    digest.update(data)
-                    while data:
-                        data = data[os.write(new, data):]
-                self.applied.hashes[os.fstat(new).st_ino] = digest.digest()
-                if self._abilities.owners:
-                    os.fchown(new, found.status.st_uid, found.status.st_gid)
-                os.fchmod(new, stat.S_IMODE(found.status.st_mode))
-                copy_xattrs(found, new)
-                os.utime(new, ns=(found.status.st_mtime_ns, found.status.st_mtime_ns))
-            finally:
-                os.close(new)
-        finally:
-            os.close(old)
+        if not stat.S_ISDIR(status.st_mode):  # else an error: nothing is made
+            status = copy_up(found, source, name, self.applied, owners=self._abilities.owners)
+            self.applied.copied.setdefault(os.fstat(source).st_ino, set()).add(name)
+        return status
 
     def _device(self, parent: int, leaf: bytes, entry: Entry) -> None:
         if entry.kind == "3" and entry.major == 0 and entry.minor == 0:
@@ -390,8 +379,11 @@ class _Applier:
     def _make_whiteout(self, parent: int, name: bytes) -> None:
         if self._abilities.whiteouts == "device":
             os.mknod(name, stat.S_IFCHR, 0, dir_fd=parent)
+        else:
+            os.close(os.open(name, _NEW, 0o600, dir_fd=parent))
+        self.applied.begin(os.lstat(name, dir_fd=parent).st_ino)
+        if self._abilities.whiteouts == "device":
             return
-        os.close(os.open(name, _NEW, 0o600, dir_fd=parent))
         for prefix in self._abilities.overlay_xattrs:
             os.setxattr(entry_path(parent, name), prefix + "whiteout", b"y")
             here = b"/proc/self/fd/%d" % parent

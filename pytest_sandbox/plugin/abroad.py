@@ -6,6 +6,7 @@ Items of one image are a party (``party``); it has a guest from the moment that 
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ from .options import PytestSandboxWarning
 from .party import Party
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pytest_sandbox.spec import SandboxSpec
 
     from .conductor import Conductor
@@ -90,26 +93,48 @@ class Abroad:
         return self._visible
 
     def near(self, item: pytest.Item, nextitem: pytest.Item | None) -> None:
-        """``item``'s turn comes: starts the guests that will be wanted soon, ends those that will not be any more."""
-        items, position = self.conductor.session.items, self._positions.get(item, 0)
-        soon = [item, nextitem] if self.is_worker else items[position:position + NEAR]
-        parties: list[Party] = []
-        for one in soon:
-            run = self.conductor.run_of(one)
-            if run is not None and run.party is not None and run.party not in parties:
-                parties.append(run.party)
-        at_hand = [run.party for one in (item, nextitem) if (run := self.conductor.run_of(one)) is not None]
-        short = self._memory_is_short()
+        """``item``'s turn comes: starts the guests that will be wanted soon."""
+        position = self._positions.get(item, 0)
+        parties = self._of([item, nextitem] if self.is_worker
+                           else self.conductor.session.items[position:position + NEAR])
+        at_hand = self._of([item, nextitem])
         for party in parties[:2]:
-            if not short or party in at_hand:
+            if party in at_hand or not self.is_short():
                 party.hosting.wanted()
-        for party in self._parties.values():
-            if party.hosting.guest is not None and party not in at_hand and (
-                    short or (party not in parties and party.idle() > self._idle)):
-                party.rest()
 
-    def _memory_is_short(self) -> bool:
-        """Whether guests that are not needed at once should make room. Looked up once a second."""
+    def _of(self, items: Sequence[pytest.Item | None]) -> list[Party]:
+        found: list[Party] = []
+        for one in items:
+            run = self.conductor.run_of(one)
+            if run is not None and run.party is not None and run.party not in found:
+                found.append(run.party)
+        return found
+
+    def leave(self, item: pytest.Item, nextitem: pytest.Item | None) -> list[pytest.TestReport]:
+        """``item`` is about to be torn down: ends the guests of other tests that are not needed any more, or rest.
+
+        Returns what there is to report of their fixtures' end, which belongs to ``item``'s teardown, as it does
+        wherever pytest tears down late what tests before have set up.
+        """
+        at_hand = self._of([item, nextitem])
+        others = [one for one in self._parties.values() if one.hosting.guest is not None and one not in at_hand]
+        if not others:
+            return []
+        found: list[pytest.TestReport] = []
+        position = self._positions.get(item, 0) + 1
+        soon = self._of([nextitem] if self.is_worker else self.conductor.session.items[position:position + NEAR])
+        for party in others:
+            if (nextitem is None or self.is_short() or (party not in soon and party.idle() > self._idle)) and (
+                    party.may_rest()):
+                report = party.rest()
+                _tell_warnings(party, item)
+                if report is not None:
+                    party.explain(report)
+                    found.append(report)
+        return found
+
+    def is_short(self) -> bool:
+        """Whether memory is short: guests that are not needed at once should make room. Looked up once a second."""
         now = time.monotonic()
         if now >= self._look_again:
             self._look_again = now + 1.0
@@ -157,9 +182,27 @@ class Abroad:
                 "warning_message": warning, "nodeid": "", "when": "config", "location": None})
 
     def close(self) -> None:
-        """The session is over."""
+        """The session is over. What is left by now is so because something ended it early."""
         for party in self._parties.values():
-            party.close(finish=True)
+            report = party.rest()
+            if self.conductor.session.items:
+                _tell_warnings(party, self.conductor.session.items[-1])
+            if report is None:
+                continue
+            # As in a plain run, where no test is there any more either: shown when capturing ends.
+            for name, text in report.sections:
+                if name.startswith("Captured std"):
+                    print(text, end="", file=sys.stderr if "stderr" in name else sys.stdout)
+            if report.failed:
+                self.tell_once(f"a fixture in image {party.image!r} failed at its end:\n{report.longreprtext[:10_000]}")
+
+
+def _tell_warnings(party: Party, item: pytest.Item) -> None:
+    """Tells of the warnings of a guest that has ended as of ``item``'s."""
+    for message in party.warned:
+        item.ihook.pytest_warning_recorded.call_historic(kwargs={
+            "warning_message": message, "nodeid": item.nodeid, "when": "runtest", "location": None})
+    party.warned.clear()
 
 
 def _memory() -> tuple[int, int]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from . import compat, measuring, wire
+from . import compat, lacking, measuring, wire
 
 #: What of the caller's environment a guest gets: what tells test runs apart.
 _PASSED = frozenset({"PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "PYTEST_XDIST_TESTRUNUID", "CI",
@@ -37,11 +37,12 @@ def directory(config: pytest.Config, seen: Sequence[str]) -> str:
     return str(config.rootpath)
 
 
-def brief(config: pytest.Config, items: Sequence[pytest.Item], seen: Sequence[str], *, live: bool,
+def brief(config: pytest.Config, items: Sequence[pytest.Item], seen: Sequence[str], *, image: str, live: bool,
           keeps: bool, persists: bool) -> dict[str, Any]:
     """The session as data: the tests that are wanted, the options, where things are.
 
     :param seen: the directories of the host that are visible in the image.
+    :param image: what to call it in errors.
     :param live: whether a test waits for an answer to each of its reports.
     :param keeps: whether a test that has failed waits until its sandbox was looked at.
     :param persists: whether what is written below the temporary directory reaches the host.
@@ -68,4 +69,5 @@ def brief(config: pytest.Config, items: Sequence[pytest.Item], seen: Sequence[st
         "cwd": directory(config, seen), "path": path, "environ": environ, "live": live, "keeps": keeps,
         "basetemp": os.path.realpath(base) if base is not None and persists else None,
         "markup": bool(writer.hasmarkup), "width": writer.fullwidth, "coverage": measuring.order(),
+        "image": image, "fixtures": lacking.owners(config),
     }

@@ -51,7 +51,7 @@ class Collected:
                 or name == file]
         if near:
             raise SandboxGuestError(f"{item.nodeid} cannot be collected in image {self._image!r}", image=self._image,
-                                    why="\n" + "\n\n".join(near).strip())
+                                    why="\n" + "\n\n".join(near).strip(), remedy=self._without())
         base = item.nodeid.partition("[")[0]
         inside = [one for one in self._ids if one.partition("[")[0] == base]
         outside = [one.nodeid for one in self._session.items if one.nodeid.partition("[")[0] == base]
@@ -59,7 +59,14 @@ class Collected:
             f"{item.nodeid} is not what image {self._image!r} collects", image=self._image,
             why=f"outside there are {_listed(outside)}; inside there are {_listed(inside)}",
             remedy="Parameters that a test takes from its Python or system must be the same in both: choose them "
-                   "inside of the test, or in a fixture of function scope.")
+                   "inside of the test, or in a fixture of function scope." + (
+                       f" {without}" if (without := self._without()) else ""))
+
+    def _without(self) -> str | None:
+        """What may be why, where plugins are missing: they bring parameters, markers, kinds of tests."""
+        if not self.lacking:
+            return None
+        return f"The image has no {', '.join(self.lacking)}: if the test is in need of that, install it there."
 
 
 def _listed(ids: list[str]) -> str:

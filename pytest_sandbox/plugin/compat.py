@@ -31,6 +31,10 @@ name                                                   needed  for
 ``_pytest._io.TerminalWriter``                         yes     representations of other kinds keep their colours
 ``_pytest.subtests.failed_subtests_key``               no      the count of failed subtests is kept outside
 ``_pytest.faulthandler.fault_handler_stderr_fd_key``   no      ``faulthandler_timeout`` inside
+``_pytest.warnings.catch_warnings_for_item``           no      warnings of what a guest sets up and tears down
+``_pytest.skipping.evaluate_skip_marks``,               no      whether a guest need not set up anything for a test
+``evaluate_xfail_marks``
+``_pytest.fixtures.FixtureFunctionDefinition``         no      whose fixture it is that an image has not
 ``_pytest.junitxml.xml_key``, ``LogXML``               no      attributes and properties for the JUnit report
 ``Config._tmp_path_factory``, ``_basetemp``             no      its base directory is made before the first fork; other
                                                                users than pytest's have one of their own
@@ -64,9 +68,11 @@ from .compat_capture import true_streams as true_streams
 from .compat_output import begin_anew as begin_anew
 from .compat_output import cache_directory as cache_directory
 from .compat_output import capturing as capturing
+from .compat_output import catching_warnings as catching_warnings
 from .compat_output import configure as configure
 from .compat_output import current_line as current_line
 from .compat_output import forget_output as forget_output
+from .compat_output import is_skipped_by_mark as is_skipped_by_mark
 from .compat_output import leave_temporary_base as leave_temporary_base
 from .compat_output import mark_shown as mark_shown
 from .compat_output import may_debug as may_debug
@@ -85,6 +91,7 @@ from .compat_plugins import coverage_context as coverage_context
 from .compat_plugins import failed_subtests as failed_subtests
 from .compat_plugins import faulthandler_descriptor as faulthandler_descriptor
 from .compat_plugins import finalizers_aside as finalizers_aside
+from .compat_plugins import fixtures_of_plugin as fixtures_of_plugin
 from .compat_plugins import ini as ini
 from .compat_plugins import is_timed as is_timed
 from .compat_plugins import junit as junit

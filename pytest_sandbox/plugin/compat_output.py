@@ -50,6 +50,43 @@ def _join_sections(sections: list[tuple[str, str, str]], before: int) -> None:
                 break
 
 
+def is_skipped_by_mark(item: pytest.Item) -> bool:
+    """Whether a marker keeps ``item`` from being set up. One that cannot be evaluated is for the set-up to tell of."""
+    skips, fails = (optional("_pytest.skipping", f"evaluate_{kind}_marks") for kind in ("skip", "xfail"))
+    if skips is None or fails is None:
+        return False
+    try:
+        if skips(item) is not None:
+            return True
+        expected = fails(item)
+    except (Exception, pytest.fail.Exception):  # noqa: BLE001 - a condition of anybody's
+        return True
+    return expected is not None and not expected.run and not item.config.option.runxfail
+
+
+class _Warned:
+    """In place of the hooks that are told of warnings."""
+
+    def __init__(self) -> None:
+        self.messages: list[Any] = []
+        self.pytest_warning_recorded = self
+
+    def call_historic(self, kwargs: dict[str, Any]) -> None:
+        self.messages.append(kwargs["warning_message"])
+
+
+@contextmanager
+def catching_warnings(item: pytest.Item) -> Iterator[list[Any]]:
+    """Filters warnings as within ``item``'s protocol. The list has them at the end."""
+    warned = _Warned()
+    catch = optional("_pytest.warnings", "catch_warnings_for_item")
+    if catch is None or not item.config.pluginmanager.has_plugin("warnings"):
+        yield warned.messages
+        return
+    with catch(config=item.config, ihook=warned, when="runtest", item=item):
+        yield warned.messages
+
+
 def shows_as_it_happens(config: pytest.Config) -> bool:
     """Whether what a test prints, logs or asks is seen at once, so that its reports must be seen in between."""
     if hasattr(config, "workerinput"):

@@ -57,6 +57,14 @@ def faulthandler_descriptor(config: pytest.Config) -> int | None:
     return config.stash.get(_fault_key, None) if _fault_key is not None else None
 
 
+def fixtures_of_plugin(plugin: object) -> Iterator[str]:
+    """The names of the fixtures that a plugin, a module mostly, defines or imports."""
+    definition = optional("_pytest.fixtures", "FixtureFunctionDefinition")
+    for one in list(getattr(plugin, "__dict__", {}).values()):
+        if definition is not None and type(one) is definition:
+            yield str(one.name)
+
+
 def ini(config: pytest.Config, name: str) -> object:
     """An ini option that not all versions have; None where it is unknown."""
     try:

@@ -23,6 +23,7 @@ from .household import form_groups
 from .item import RUN, ItemRun
 from .options import Settings
 from .outputs import Outputs
+from .party import ALSO
 from .spares import Spares
 from .timers import faulthandler_timer
 from .traces import leave_out_own_frames
@@ -102,7 +103,11 @@ class Conductor:
                     error = failed  # the test's, as of any fixture
                 self.adopt(node, extensions.sourced(self.session.config, extensions.changed(node, spec)), error)
             self.adopted()
-        return (yield)
+        try:
+            return (yield)
+        finally:
+            if self.abroad is not None and self.guest is None:
+                self.abroad.close()  # and not later: there is still somebody to be told
 
     def adopted(self) -> None:
         """All items have been seen.
@@ -148,6 +153,18 @@ class Conductor:
 
     def _call_and_report(self, item: pytest.Item, when: str, log: bool = True, **kwds: Any) -> pytest.TestReport:
         __tracebackhide__ = True
+        if when == "teardown" and self.abroad is not None and self.guest is None and (
+                late := self.abroad.leave(item, kwds.get("nextitem"))):
+            report = self._call_phase(item, when, False, kwds)
+            for one in late:
+                reporting.add(report, one, ALSO)
+            if log:
+                item.ihook.pytest_runtest_logreport(report=report)
+            return report
+        return self._call_phase(item, when, log, kwds)
+
+    def _call_phase(self, item: pytest.Item, when: str, log: bool, kwds: dict[str, Any]) -> pytest.TestReport:
+        __tracebackhide__ = True
         run = item.stash.get(RUN, None)
         if run is None:
             return self._runner.call_and_report(item, when, log, **kwds)
@@ -162,6 +179,9 @@ class Conductor:
         __tracebackhide__ = True
         run = item.stash.get(RUN, None)
         if run is None or self.guest is not None:
+            if run is not None and (error := run.error) is not None:  # in an image: a fixture of higher scope failed
+                self.patch.stack[item] = ([], (error, error.__traceback__))
+                raise error
             self.patch.setup(item)
             return
         if run.attempt is None:

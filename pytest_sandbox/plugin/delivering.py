@@ -11,6 +11,7 @@ import pytest
 
 from . import aftermath, compat, extensions, higher, neighbours, reporting, retelling, traffic
 from .inbox import ENDS_THE_RUN, Inbox, Phase
+from .party import ALSO
 
 if TYPE_CHECKING:
     from .attempt import Attempt
@@ -174,7 +175,7 @@ class Delivery:
         if run.party is not None and not self._suspended:
             left = run.party.left(self.item, nextitem)
             if left is not None:
-                found = reporting.both(found[0], left), found[1]
+                reporting.add(found[0], left, ALSO)
                 compat.attach_sections(self.item, found[0].sections)
         run.end_attempt()
         return found

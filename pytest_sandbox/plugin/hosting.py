@@ -140,7 +140,8 @@ class Hosting:
         self.began = time.monotonic()
         try:
             python = [self._spec.python] if self._spec.python else ["python3", "python"]
-            env = {**dict(plan.root.env or ()), "PYTHONDONTWRITEBYTECODE": "1"}
+            given = {**dict(plan.root.env or ()), **dict(spec.env), "PYTHONDONTWRITEBYTECODE": "1"}
+            env = {name: value for name, value in given.items() if value is not None}
             argv = ["-c", f"exec(compile(open('{grafts.TARGET}/pytest_sandbox/plugin/landing.py').read(), "
                           "'landing.py', 'exec'))", grafts.TARGET]
             config = self.abroad.config
@@ -149,7 +150,7 @@ class Hosting:
                         compat.true_streams(config) if live else None)
             base = compat.temporary_base(config)
             persists = base is not None and any(one.target == os.path.realpath(base) for one in home.persist)
-            told = briefing.brief(config, [run.item for run in self._runs], seen, live=live,
+            told = briefing.brief(config, [run.item for run in self._runs], seen, image=self.name, live=live,
                                   keeps=self.conductor.keeper is not None, persists=persists)
             guest.send({"session": told}, doing="started")
         except SandboxStartError as error:

@@ -14,9 +14,10 @@ from pytest_sandbox.errors import SandboxError, SandboxGuestError
 from . import compat, passing, reporting
 from .hosting import Hosting
 from .household import Fork
-from .options import PytestSandboxWarning
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pytest_sandbox.runtime.guestchild import GuestChild
     from pytest_sandbox.runtime.plan import Plan
     from pytest_sandbox.sandbox import Sandbox
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 #: How many sandboxes wait for the tests after the one at hand.
 AHEAD = 2
+#: The heading of a second failure in one teardown.
+ALSO = "Teardown of fixtures in the image"
 
 
 class Party:
@@ -42,21 +45,38 @@ class Party:
         self._plans: dict[SandboxSpec, Plan] = {}
         self._waiting: tuple[Fork, ItemRun] | None = None
         self._last: ItemRun | None = None
+        self._late: pytest.TestReport | None = None
+        self.warned: list[Any] = []  # of fixtures that ended after their test, and not told yet
         self._used = time.monotonic()
 
     def idle(self) -> float:
         """For how long no test has needed the guest, in seconds."""
         return time.monotonic() - max(self._used, self.hosting.began)
 
-    def rest(self) -> None:
-        """Ends the guest for now, as after its last test, unless a process of its waits for the next test of a group.
+    def may_rest(self) -> bool:
+        """Whether no process of the guest's waits for the next test of a group."""
+        return not any(run.group is not None and run.group.fork is not None for run in self.runs)
 
-        The next test that needs a guest gets a new one.
+    def rest(self) -> pytest.TestReport | None:
+        """Ends the guest for now, as after its last test. The next test that needs a guest gets a new one.
+
+        Returns what there is to report of its fixtures' end, as of its last test.
         """
-        if any(run.group is not None and run.group.fork is not None for run in self.runs):
-            return
+        report = self._tear_down(self._last, None)
+        self._end()
+        return report
+
+    def explain(self, report: pytest.TestReport) -> None:
+        """Adds to a failed ``report`` whose fixtures they were, where it will be told of another test."""
+        if report.failed:
+            report.sections.append(("Sandbox", f"These fixtures were set up in image {self.image!r}, for tests that "
+                                               "ran before."))
+
+    def _end(self) -> None:
+        well = self.hosting.there
         self.close(finish=True)
-        self.hosting.rested()
+        if well:
+            self.hosting.rested()
 
     def sandbox(self, run: ItemRun) -> Sandbox:
         """A started sandbox for ``run``.
@@ -96,8 +116,8 @@ class Party:
         assert guest is not None
         self._settle()
         self._drop_waiting()  # it has not what will be there now
-        guest.ask({"wanted": [wanted.name, wanted.place, wanted.level, wanted.held], "item": self._position(item)},
-                       (), self.hosting.patience(), "set up a fixture")
+        self._hear(guest.ask({"wanted": [wanted.name, wanted.place, wanted.level, wanted.held],
+                              "item": self._position(item)}, (), self.hosting.patience(), "set up a fixture"), item)
 
     # The child of the next test is forked ahead, where nothing is set up for it that the test at hand could see.
 
@@ -185,8 +205,10 @@ class Party:
             fork.close()
             raise SandboxGuestError(f"the guest of image {self.image!r} could not enter the test's sandbox",
                                     image=self.image)
-        if late := child.said.get("late"):
-            run.item.warn(PytestSandboxWarning(f"a fixture of an earlier test failed at its end: {str(late)[:10_000]}"))
+        self._hear(child.said, run.item)
+        if (late := child.said.get("late")) is not None:
+            self._late = reporting.report_from_data(late, run.item, lambda name: None)  # told with the test's own end
+            self.explain(self._late)
         return fork
 
     def _lost_in(self, run: ItemRun) -> None:
@@ -243,27 +265,49 @@ class Party:
         Returns what there is to report of that, as of ``item``'s teardown.
         """
         following = self.following(item, nextitem)
-        guest = self.hosting.guest
         self._used = time.monotonic()
-        if guest is None or self.hosting.collected is None or (
-                following is not None and following.parent is item.parent):
-            return None
+        late, self._late = self._late, None
         report = None
+        if following is not None and following is not nextitem and self.abroad.is_short() and self.may_rest():
+            following = None
+        if self.hosting.collected is not None and (following is None or following.parent is not item.parent):
+            report = self._tear_down(self.conductor.run_of(item), following)
+        if following is None:
+            self._end()
+        if late is not None and report is not None:
+            reporting.add(late, report, ALSO)
+        return late or report
+
+    def _tear_down(self, run: ItemRun | None, following: pytest.Item | None) -> pytest.TestReport | None:
+        """Has the guest tear down what the ``following`` test does not need. The report is of ``run``'s item."""
+        guest = self.hosting.guest
+        place = self._positions().get(run.item.nodeid) if run is not None else None
+        if guest is None or run is None or place is None:
+            return None
         self._settle()
         self._drop_waiting()
         try:
-            place = self._positions().get(item.nodeid)
-            answer = {} if place is None else guest.ask({"leave": place, "next": self._positions().get(following.nodeid)
+            answer = guest.ask({"leave": place, "next": self._positions().get(following.nodeid)
                                 if following is not None else None}, (), self.hosting.patience(), "tore down fixtures")
+            self._hear(answer, run.item)
             data = answer.get("left")
-            if data is not None:
-                report = reporting.report_from_data(data, item, lambda name: None)
+            return None if data is None else reporting.report_from_data(data, run.item, lambda name: None)
         except SandboxError as error:
             self._forget()
-            report = failed(item, "teardown", error)
-        if following is None:
-            self.close(finish=True)
-        return report
+            return failed(run.item, "teardown", error)
+
+    def _hear(self, answer: Mapping[str, Any], item: pytest.Item) -> None:
+        """Takes out of what the guest said what its fixtures have left: warnings, and what is for the JUnit report."""
+        junit, added = compat.junit(item.config), answer.get("properties")
+        if junit is not None and isinstance(added, list):
+            junit.suite_properties().extend((str(name), str(value)) for name, value in added)
+        sent = answer.get("warnings")
+        for one in sent if isinstance(sent, list) else ():
+            self.warned.append(reporting.warning_from_data(one, self.abroad.is_worker))
+        run = self.conductor.run_of(item)
+        if run is not None and run.attempt is not None:  # else they are told with the test at hand
+            run.warnings += self.warned
+            self.warned.clear()
 
     def residue(self) -> dict[str, str]:
         """What a test that died had printed and not reported."""
@@ -288,8 +332,6 @@ class Party:
             try:
                 answer = guest.ask({"finish": True}, (), self.hosting.patience(), "finished its session")
                 self.hosting.measured(answer.get("coverage"))
-                if late := answer.get("late"):
-                    self.abroad.tell_once(f"a fixture in image {self.image!r} failed at its end: {str(late)[:10_000]}")
             except SandboxError as error:
                 self.abroad.tell_once(str(error))
         self._forget()

@@ -375,6 +375,23 @@ def join_sections(report: pytest.TestReport) -> None:
         report.sections = list(joined.items())
 
 
+def add(report: pytest.TestReport, other: pytest.TestReport, heading: str) -> None:
+    """Adds to ``report`` an ``other`` one of the same phase, of what another process did after it.
+
+    :param heading: of the other's failure, where both have failed.
+    """
+    report.duration += other.duration
+    report.start, report.stop = min(report.start, other.start), max(report.stop, other.stop)
+    report.sections = [*report.sections, *other.sections]
+    join_sections(report)
+    if not other.failed:
+        return
+    if report.failed:
+        report.sections.append((heading, other.longreprtext))
+    else:
+        report.outcome, report.longrepr = other.outcome, other.longrepr
+
+
 def both(report: pytest.TestReport, shared: pytest.TestReport) -> pytest.TestReport:
     """One report of the two."""
     told, other = (report, shared) if report.failed else (shared, report)

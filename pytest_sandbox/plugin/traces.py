@@ -13,7 +13,7 @@ _HERE = os.path.dirname(__file__)
 #: Between pytest's runner and the test there is nothing of this plugin but what is in these files.
 _OWN = frozenset(os.path.join(_HERE, name) for name in (
     "asked.py", "compat.py", "conductor.py", "delivering.py", "entering.py", "entering_abroad.py", "guest.py",
-    "higher.py", "item.py", "listening.py"))
+    "higher.py", "item.py", "listening.py", "visiting.py"))
 
 
 def leave_out_own_frames(error: BaseException) -> None:

@@ -21,7 +21,7 @@ import pytest
 from pytest_sandbox.runtime import protocol
 from pytest_sandbox.runtime.aboard import Aboard
 
-from . import asked, compat, higher, measuring, passing, reporting, traffic, wire
+from . import asked, compat, higher, lacking, measuring, passing, reporting, traffic, wire
 from .guest import Guest
 from .outgoing import Before
 
@@ -44,6 +44,8 @@ _PLAIN: dict[str, Any] = {
 }
 #: The longest text of one problem that is told.
 _LONGEST = 20_000
+#: How many warnings of one set-up or teardown are told.
+_MOST_WARNINGS = 1000
 
 
 def visit(sock: socket.socket) -> NoReturn:
@@ -102,6 +104,7 @@ class Visitor:
         config = self.config = self._configure(order)
         collected = _Collected(order["wanted"])
         config.pluginmanager.register(collected, "sandbox-visitor")
+        config.pluginmanager.register(lacking.Lacking(order["fixtures"], order["image"]), "sandbox-lacking")
         session = self.session = pytest.Session.from_config(config)
         compat.configure(config)
         self._silence(order)
@@ -130,6 +133,7 @@ class Visitor:
             if order["basetemp"]:
                 compat.use_temporary_base(config, order["basetemp"])
         self.order: dict[str, Any] = {}
+        self.properties = 0  # how many of the JUnit report's are told
         self.made: dict[int, list[asked.Made]] = {}  # what the test at hand has asked for by name
         self.printed: dict[int, compat.Printed] = {}  # how things stood at its fork
 
@@ -142,7 +146,10 @@ class Visitor:
                 continue
             args += ["-p", one]
         options = {name: wire.unpack(value, lambda name: None) for name, value in order["options"].items()}
+        reported = bool(options.get("xmlpath"))
         options |= {name: value for name, value in _PLAIN.items() if name in options}
+        if reported:
+            options["xmlpath"] = os.devnull  # what tests put into the caller's JUnit report, they find
         options["plugins"] = []
         options["override_ini"] = [*(options.get("override_ini") or ()), "sandbox_keep=none", "sandbox_report="]
         for name in ("pytest_sandbox", __package__):
@@ -182,28 +189,32 @@ class Visitor:
         if order["replay"] is None:
             self.made[order["item"]] = []
             compat.begin_anew(item)
-        known = [node for node in stack if node not in item.listchain()]
-        said: protocol.Message = {}
-        if known:  # nobody could know that it would come next
+        run.error = None
+        with compat.apart(self.config), compat.catching_warnings(item) as warned:  # the test before may still run
+            # There is something where nobody could know that this test would come next.
+            late = self.tear_down(item, item)
+            guest, conductor.guest = conductor.guest, None
             try:
-                conductor.patch.teardown_exact(item)
-            except compat.TEST_OUTCOME as error:
-                said["late"] = f"{type(error).__name__}: {error}"[:_LONGEST]
-        guest, conductor.guest = conductor.guest, None
-        try:
-            # The test before may still run.
-            with compat.apart(self.config), compat.capturing(item, "setup"):
-                try:
-                    assert item.parent is not None
-                    conductor.patch.setup(item.parent)
-                    higher.set_up(run)
-                except compat.TEST_OUTCOME:
-                    pass
-        finally:
-            stack.pop(item, None)
-            conductor.guest = guest
+                with compat.capturing(item, "setup"):
+                    if not compat.is_skipped_by_mark(item):
+                        self.set_up(run)
+            except compat.TEST_OUTCOME:
+                pass  # pytest keeps it
+            finally:
+                stack.pop(item, None)
+                conductor.guest = guest
         self.printed[order["item"]] = compat.Printed(self.config)
-        return said
+        return {"late": late, **self.told_of(warned)}
+
+    def set_up(self, run: ItemRun) -> None:
+        """Sets up what outlives ``run``'s test."""
+        assert self.conductor is not None
+        assert run.item.parent is not None
+        self.conductor.patch.setup(run.item.parent)
+        try:
+            higher.set_up(run)
+        except compat.TEST_OUTCOME as error:
+            run.error = error
 
     def answer(self, message: protocol.Message) -> protocol.Message:
         """What else the caller asks for."""
@@ -214,24 +225,29 @@ class Visitor:
             self.made.pop(message["leave"], None)
             self.printed.pop(message["leave"], None)
             following = message["next"]
-            return self.leave(items[message["leave"]], items[following] if following is not None else None)
+            item = items[message["leave"]]
+            with compat.catching_warnings(item) as warned:
+                left = self.tear_down(item, items[following] if following is not None else None)
+            return {"left": left, **self.told_of(warned)}
         if "wanted" in message:
-            self.set_up_wanted(message["item"], asked.Wanted(*message["wanted"]))
-            return {"made": True}
+            with compat.catching_warnings(self.session.items[message["item"]]) as warned:
+                self.set_up_wanted(message["item"], asked.Wanted(*message["wanted"]))
+            return {"made": True, **self.told_of(warned)}
         if "residue" in message:
             return {"residue": compat.captured_so_far(self.config, 1 << 20)}
         if "finish" in message:
-            late = ""
-            guest, conductor.guest = conductor.guest, None
-            try:
-                conductor.patch.teardown_exact(None)  # what nobody knew to be the last
-            except compat.TEST_OUTCOME as error:
-                late = f"{type(error).__name__}: {error}"[:_LONGEST]
-            conductor.guest = guest
             self.config.hook.pytest_sessionfinish(session=self.session, exitstatus=0)
             compat.unconfigure(self.config)
-            return {"finished": True, "late": late, "coverage": self._measured()}
+            return {"finished": True, "coverage": self._measured()}
         raise ValueError(f"an unknown message: {sorted(message)}")
+
+    def told_of(self, warned: list[Any]) -> protocol.Message:
+        """What else fixtures of higher scope have left: warnings, and what they put into the JUnit report."""
+        junit = compat.junit(self.config)
+        added = [] if junit is None else junit.suite_properties()[self.properties:]
+        self.properties += len(added)
+        return {"warnings": [reporting.warning_to_data(one) for one in warned[:_MOST_WARNINGS]],
+                "properties": [[str(name), str(value)] for name, value in added]}
 
     def set_up_wanted(self, position: int, wanted: asked.Wanted) -> None:
         """A test has asked for a fixture of higher scope by name: sets it up for its next attempt, and for others."""
@@ -245,13 +261,13 @@ class Visitor:
         if made is not None:
             self.made[position].append(made)
 
-    def leave(self, item: pytest.Item, following: pytest.Item | None) -> protocol.Message:
-        """Tears down what no later test needs."""
+    def tear_down(self, item: pytest.Item, following: pytest.Item | None) -> dict[str, Any] | None:
+        """Tears down what ``following`` does not need. Returns what there is to report of that, as of ``item``."""
         conductor = self.conductor
         assert conductor is not None
         patch = conductor.patch
         if not patch.must_pop(following):
-            return {"left": None}
+            return None
         os.environ["PYTEST_CURRENT_TEST"] = f"{item.nodeid} (teardown)".replace("\0", "(null)")
         guest, conductor.guest = conductor.guest, None
         compat.forget_output(item)
@@ -268,8 +284,8 @@ class Visitor:
             conductor.guest = guest
             compat.forget_output(item)
         if report.passed and not report.sections:
-            return {"left": None}
-        return {"left": reporting.report_to_data(report, self.config, lambda value: None)}
+            return None
+        return reporting.report_to_data(report, self.config, lambda value: None)
 
     # In a fork.
 

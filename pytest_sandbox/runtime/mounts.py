@@ -112,6 +112,11 @@ def resize(fd: int, options: dict[str, str]) -> None:
         os.close(picked)
 
 
+def are_many(lowers: list[str]) -> bool:
+    """Whether layers want short names: twenty, or fewer that lie so deep that their names fill an overlay's options."""
+    return len(lowers) > 20 or sum(len(escape(one).encode(errors="surrogateescape")) + 1 for one in lowers) > 3500
+
+
 def overlay(number: int, target: str, lowers: list[str], short: str | None, like: str | list[int], flags: int,
             options: str, may_write: bool, seed: str | None) -> list[Action]:
     """One overlay: read-only ``lowers`` (lowest first), the writable layer's directory ``number`` on top.

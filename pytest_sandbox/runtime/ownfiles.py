@@ -173,10 +173,11 @@ class _Layer:
         except OSError:
             return  # not for us to read: then it is not for us to write either
         else:
+            look = os.fstat(fd)
+            if not stat.S_ISREG(look.st_mode):
+                os.close(fd)
+                return
             with open(fd, "rb") as file:
-                look = os.fstat(fd)
-                if not stat.S_ISREG(look.st_mode):
-                    return
                 known = file.read(_LONGEST + 1)
             if len(known) > _LONGEST:
                 return

@@ -22,7 +22,7 @@ from ..spec import CAPABILITIES, DEFAULT_CAPABILITIES, SandboxSpec
 from . import shares, shift
 from . import syscalls as sc
 from .frozen import key_of, path_in_helper
-from .mounts import NODES
+from .mounts import NODES, are_many
 from .plan_files import binds, image_files, mount_points, names, run
 from .seccomp import filter_for
 from .subids import Ids
@@ -192,7 +192,7 @@ def make_plan(spec: SandboxSpec, root: Root, host: Host, group: dict[str, Any] |
                 lowers += [f"{layer}.data", layer] if made[-1][0] == "own_shadow" else [layer]
         options = "userxattr,xino=auto" if host.own_marks else "redirect_dir=on,xino=auto"
         flags = sc.MS_NODEV | (sc.MS_NOEXEC if tree.noexec else 0)
-        short = f"{layer}.short" if len(lowers) + len(committed) > 20 else None
+        short = f"{layer}.short" if are_many([*lowers, *committed]) else None
         seed = None
         if image:
             marked = "userxattr" if host.own_marks else ""

@@ -39,7 +39,11 @@ def start_error(failed: dict[str, Any]) -> SandboxStartError:
     if path:
         why = f"{why} ({path})"
     remedy = "Run `pytest-sandbox doctor` to see what this host lacks."
-    if step[0] == "bind" and number != errno.EPERM:
+    if step[0] in ("bind", "overlay") and number in (errno.EACCES, errno.EOVERFLOW):
+        remedy = ("If that is in a directory of somebody else's, an ordinary user cannot make a place for it there. Of "
+                  "an image that is a directory (rootfs:DIR), make a tarball and use that (rootfs:FILE.tar), or make "
+                  "its files yours.")
+    elif step[0] == "bind" and number != errno.EPERM:
         remedy = ("A file can be mounted on a file and a directory on a directory only, and nothing within /proc or "
                   "/sys: correct the sandbox's mounts option.")
     elif number == errno.ENOSPC and str(step[0]).startswith("own_"):

@@ -17,10 +17,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from imagemaker import Image, digest, directory, file, image, index, layer, write_layout
+from imagemaker import (
+    Image,
+    Item,
+    digest,
+    directory,
+    file,
+    header,
+    image,
+    index,
+    layer,
+    padded,
+    pax_record,
+    tar_of,
+    write_layout,
+)
 
 from pytest_sandbox import ImageCorrupt, ImageError, ImageNotFound
 from pytest_sandbox.image.collect import verify
+from pytest_sandbox.image.compression import Limits
 from pytest_sandbox.image.manifest import LayerStack
 from pytest_sandbox.image.store import ImageStore
 
@@ -62,6 +77,11 @@ def zstd(data: bytes) -> bytes:
 
 
 SKIPPED = b"\x50\x2a\x4d\x18" + struct.pack("<I", 10) + bytes(10)  # a frame without content
+def needs_zstd(name: str) -> None:
+    if name.startswith("zstd"):  # made with it, whatever reads it
+        pytest.importorskip("backports.zstd", reason="no zstd: pip install pytest-sandbox[zstd]")
+
+
 GOOD_STREAMS: dict[str, Callable[[], bytes]] = {
     "gzip, zeros behind it": lambda: PACKED + bytes(5000),
     "gzip of two members": lambda: gzip.compress(PLAIN[:700]) + gzip.compress(PLAIN[700:]),
@@ -80,6 +100,7 @@ GOOD_STREAMS: dict[str, Callable[[], bytes]] = {
 
 @pytest.mark.parametrize("name", GOOD_STREAMS)
 def test_streams_that_are_unusual(name: str, tmp_path: Path) -> None:
+    needs_zstd(name)
     reference = f"oci:{write_layout(tmp_path / 'layout', with_layer(GOOD_STREAMS[name]()))}"
     assert names(resolve(reference, tmp_path)) == ["x"]
 
@@ -117,6 +138,7 @@ BAD_STREAMS: dict[str, tuple[Callable[[], bytes], str]] = {
 
 @pytest.mark.parametrize("name", BAD_STREAMS)
 def test_streams_that_are_broken(name: str, tmp_path: Path) -> None:
+    needs_zstd(name)
     make, says = BAD_STREAMS[name]
     reference = f"oci:{write_layout(tmp_path / 'layout', with_layer(make()))}"
     with pytest.raises(ImageError, match=says):
@@ -187,7 +209,10 @@ def docker_archive(path: Path, members: dict[str, bytes | tuple[str, str]], **li
 
 @pytest.mark.parametrize("members", [
     {"l.tar": PLAIN}, {"real.tar": PLAIN, "l.tar": ("2", "real.tar")}, {"real.tar": PLAIN, "l.tar": ("1", "real.tar")},
-    {"a/real.tar": PLAIN, "l.tar": ("2", "./b/../a/real.tar")}, {"l.tar": PACKED}])
+    {"a/real.tar": PLAIN, "l.tar": ("2", "./b/../a/real.tar")}, {"l.tar": PACKED},
+    {"l.tar": ("2", "real.tar"), "real.tar": PLAIN},
+    {"l.tar": ("2", "a/l.tar"), "b/real.tar": b"", "a/l.tar": ("2", "../b/real.tar"), "./b/real.tar": PLAIN},
+    {"real.tar": PLAIN, "l.tar": ("1", "real.tar"), "./real.tar": b"another"}])
 def test_layers_of_docker_archives_may_be_linked_or_packed(members: dict[str, Any], tmp_path: Path) -> None:
     assert names(resolve(f"docker-archive:{docker_archive(tmp_path / 'a.tar', members)}", tmp_path)) == ["x"]
 
@@ -195,6 +220,9 @@ def test_layers_of_docker_archives_may_be_linked_or_packed(members: dict[str, An
 @pytest.mark.parametrize(("members", "listed", "says"), [
     ({"l.tar": ("2", "/etc/passwd")}, {}, "no file l.tar"), ({"l.tar": ("2", "l.tar")}, {}, "no file l.tar"),
     ({"l.tar": ("1", "../../etc/passwd")}, {}, "no file l.tar"), ({}, {}, "no file l.tar"),
+    ({"l.tar": ("2", "m.tar"), "m.tar": ("2", "l.tar")}, {}, "no file l.tar"),
+    ({"l.tar": ("1", "real.tar"), "real.tar": PLAIN}, {}, "no file l.tar"),
+    ({"l.tar": PLAIN, "./l.tar": ("2", "nothing")}, {}, "no file l.tar"),
     ({"l.tar": PLAIN}, {"Config": "../../../../etc/passwd"}, "no file .*passwd in it"),
     ({"l.tar": PLAIN}, {"Config": 5}, "names no configuration"), ({"l.tar": PLAIN}, {"Layers": "l.tar"}, "no layers"),
     ({"l.tar": PLAIN}, {"Layers": [5]}, "layers"), ({"l.tar": PLAIN}, {"Layers": []}, "has 0 layers"),
@@ -220,6 +248,36 @@ def test_a_packed_archive_that_expands_without_end(tmp_path: Path) -> None:
             out.write(bytes(1 << 20))
     with pytest.raises(ImageCorrupt, match="expands to more than"):
         resolve(f"docker-archive:{path}", tmp_path)
+
+
+def test_a_tarball_that_expands_without_end(tmp_path: Path) -> None:
+    """It has to be read once to know what it is called, and that once is enough."""
+    path = tmp_path / "bomb.tar.gz"
+    with gzip.open(path, "wb", compresslevel=9) as out:
+        out.write(layer([file("x")])[:-1024])
+        for _ in range(20):
+            out.write(bytes(1 << 20))
+    with ImageStore(tmp_path / "cache", limits=Limits(ratio=50, ratio_from=1 << 20)) as store:
+        with pytest.raises(ImageCorrupt, match=r"expands to more than .* PYTEST_SANDBOX_LAYER_LIMITS"):
+            store.resolve(f"rootfs:{path}")
+        assert os.listdir(tmp_path / "cache/v1/layers") == []
+
+
+def test_images_that_share_a_tag_have_to_be_named_in_full(tmp_path: Path) -> None:
+    """Also where each says what it is made for: these are two images, not one for two platforms."""
+    one, two = image([PLAIN]), image([layer([file("z")])])
+    for more in ({}, {"platform": {"os": "linux", "architecture": "amd64"}}):
+        listing = index([(made, {"annotations": {"org.opencontainers.image.ref.name": "1",
+                                                 "io.containerd.image.name": f"r.example/{name}:1"}, **more})
+                         for made, name in ((one, "one"), (two, "two"))])
+        layout = write_layout(tmp_path / f"layout{len(more)}", one, two, index_bytes=listing)
+        packed = tar_of(layout, tmp_path / f"packed{len(more)}.tar")
+        for reference in (f"oci:{layout}", f"oci-archive:{packed}"):
+            for tag in ("", ":1"):
+                with pytest.raises(ImageNotFound, match=r"2 images.*r\.example/one:1, r\.example/two:1"):
+                    resolve(f"{reference}{tag}", tmp_path)
+            assert names(resolve(f"{reference}:r.example/one:1", tmp_path)) == ["x"]
+            assert names(resolve(f"{reference}:r.example/two:1", tmp_path)) == ["z"]
 
 
 # Documents.
@@ -313,6 +371,29 @@ def test_sparse_files_as_gnu_tar_writes_them(form: str, tmp_path: Path) -> None:
     there = Path(stack.layers[0]) / "holes"
     assert there.read_bytes() == (source / "holes").read_bytes()
     assert there.stat().st_blocks * 512 < 4 << 20
+
+
+SPARSE_HEADERS: dict[str, tuple[list[tuple[str, str]], bytes]] = {
+    "of two sizes the first kind": ([("GNU.sparse.major", "0"), ("GNU.sparse.minor", "1"), ("GNU.sparse.map", "0,4"),
+                                     ("GNU.sparse.realsize", "9"), ("GNU.sparse.size", "6")], b"1234\0\0"),
+    "of two maps the pairs": ([("GNU.sparse.size", "6"), ("GNU.sparse.map", "0,4"), ("GNU.sparse.offset", "2"),
+                               ("GNU.sparse.numbytes", "4")], b"\0\0" + b"1234"),
+    "half a version is none": ([("GNU.sparse.minor", "1"), ("GNU.sparse.map", "2,4"), ("GNU.sparse.size", "6")],
+                               b"1234"),
+    "an unknown version is none": ([("GNU.sparse.major", "2"), ("GNU.sparse.minor", "0"), ("GNU.sparse.map", "2,4"),
+                                    ("GNU.sparse.name", "evil"), ("GNU.sparse.size", "6")], b"1234"),
+    "no version and no map is none": ([("GNU.sparse.name", "evil"), ("GNU.sparse.size", "6")], b"1234"),
+}
+
+
+@pytest.mark.parametrize("name", SPARSE_HEADERS)
+def test_headers_of_sparse_files_mean_what_they_mean_to_go(name: str, tmp_path: Path) -> None:
+    records, content = SPARSE_HEADERS[name]
+    data = b"".join(pax_record(key, value) for key, value in records)
+    made = layer([header(Item("p", "x", data), b"p", b"") + padded(data), file("plain", "1234")])
+    stack = resolve(f"oci:{write_layout(tmp_path / 'layout', image([made]))}", tmp_path)
+    assert names(stack) == ["plain"]
+    assert (Path(stack.layers[0]) / "plain").read_bytes() == content
 
 
 def test_holes_cost_nothing_and_changes_between_them_are_found(tmp_path: Path) -> None:

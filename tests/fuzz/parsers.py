@@ -564,6 +564,7 @@ class Archives(Parser):
     def read(self, data: bytes) -> None:
         """Builds an archive out of documents, as its maker's program would, and loads it each way."""
         from pytest_sandbox.image.archive import open_archive
+        from pytest_sandbox.image.compression import Limits
         from pytest_sandbox.image.manifest import Platform
         from pytest_sandbox.image.reference import ArchiveReference
         from pytest_sandbox.keeping import bundle
@@ -594,8 +595,9 @@ class Archives(Parser):
         path = Path(self._place, "archive.tar")
         path.write_bytes(made.layer([made.file(name, one) for name, one in members.items()]))
         for kind in ("oci-archive", "docker-archive"):
+            reference = ArchiveReference(kind, str(path), None)
             with contextlib.suppress(SandboxError), contextlib.closing(
-                    open_archive(ArchiveReference(kind, str(path), None), Platform("linux", "amd64"))) as source:
+                    open_archive(reference, Platform("linux", "amd64"), Limits())) as source:
                 for layer in source.image().layers:
                     with source.open_layer(layer) as file:
                         file.read(10)

@@ -21,26 +21,12 @@ import guestimage  # noqa: E402
 from compare import outcomes  # noqa: E402
 from project import download, make_environment, projects  # noqa: E402
 
-#: What the suites run besides Python.
-PACKAGES = ("base-files", "bash", "coreutils", "dash", "grep", "less", "libacl1", "libattr1", "libc6", "libc-bin",
-            "libgcc-s1", "libgmp10", "libpcre2-8-0", "libselinux1", "libssl3", "libtinfo6", "sed")
-
 
 def make_image(root: Path, packages: Path, python: Path) -> None:
     """A root of Debian's packages with the interpreter of an environment, and what that has installed."""
     guestimage.make_python_root(root, root.name, str(python))
-    for name in ("bin", "sbin", "lib", "lib64"):
-        (root / "usr" / name).mkdir(parents=True, exist_ok=True)
-        old = root / name
-        if old.is_dir():
-            shutil.copytree(old, root / "usr" / name, dirs_exist_ok=True, symlinks=True)
-            shutil.rmtree(old)
-        old.symlink_to(f"usr/{name}")
-    for package in sorted(packages.glob("*.deb")):
-        with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", package], stdout=subprocess.PIPE) as unpacked:
-            subprocess.run(["tar", "-x", "--keep-directory-symlink", "--skip-old-files", "-C", root],
-                           stdin=unpacked.stdout, check=True)
-    own = next(root.glob("**/json/__init__.py")).parent.parent / "site-packages"
+    guestimage.add_packages(root, packages)
+    own = guestimage.packages_of(root)
     theirs = next((python.parent.parent / "lib").glob("python3.*/site-packages"))
     shutil.copytree(theirs, own, dirs_exist_ok=True, symlinks=True)
 
@@ -61,10 +47,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=Path("/var/tmp/guest-suites"))
     options = parser.parse_args()
     versions = options.python or ["3.11", "3.13"]
-    packages = options.folder / "packages"
-    if not packages.is_dir():
-        packages.mkdir(parents=True)
-        subprocess.run(["apt-get", "download", "-q", *PACKAGES], cwd=packages, check=True)
+    packages = guestimage.download_packages(options.folder / "packages")
     known, differs = projects(), 0
     for name in options.project:
         project, folder = known[name], options.folder / name

@@ -16,9 +16,8 @@ def test_lines_and_branches_are_those_of_a_plain_run(suite: pytest.Pytester, fir
                                                      monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the project at its own path, and of a package that is elsewhere in the image."""
     root = guestimage.another(first_root, suite.path / "root", "with-package")
-    stdlib = next(root.rglob("json/__init__.py")).parent.parent
     code = "def use(x):\n    if x:\n        return 1\n    return 2\n"
-    for place in (stdlib / "site-packages", suite.path.parent / "elsewhere"):
+    for place in (guestimage.packages_of(root), suite.path.parent / "elsewhere"):
         (place / "packaged").mkdir(parents=True)
         (place / "packaged/__init__.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", f"{suite.path.parent / 'elsewhere'}:{suite.path}", prepend=":")

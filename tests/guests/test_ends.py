@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+LOOKING = Path(__file__).with_name("looking.py").read_text()
 SUITE = r"""
 import os, pytest, time
 from pathlib import Path
 from images import FIRST, SECOND
+from looking import guests
 MADE = []
-
-def guests():
-    '''The guests of this pytest: processes of an image's Python below it, which have read landing.py.'''
-    parents, found = {}, set()
-    for one in Path("/proc").iterdir():
-        if one.name.isdigit():
-            try:
-                parents[int(one.name)] = int((one / "stat").read_text().rpartition(")")[2].split()[1])
-                if b"landing.py" in (one / "cmdline").read_bytes():
-                    found.add(int(one.name))
-            except OSError:
-                continue
-    def is_ours(pid):
-        while pid > 1:
-            pid = parents.get(pid, 0)
-            if pid == os.getpid():
-                return True
-        return False
-    return {pid for pid in found if is_ours(pid)}
 
 @pytest.fixture(scope="session")
 def lives(tmp_path_factory):
@@ -64,7 +49,7 @@ def test_two(lives, tmp_path_factory):
 ], ids=["idle", "memory", "neither"])
 def test_a_guest_ends_that_nobody_needs(suite: pytest.Pytester, ini: str, after: int, left: int) -> None:
     suite.makeini(f"[pytest]\n{ini}\n")
-    suite.makepyfile(SUITE.replace("AFTER", str(after)).replace("LEFT", str(left)))
+    suite.makepyfile(SUITE.replace("AFTER", str(after)).replace("LEFT", str(left)), looking=LOOKING)
     result = suite.runpytest_subprocess("-p", "no:cacheprovider", "-p", "no:randomly")
     result.assert_outcomes(passed=after + 6)
 

@@ -198,7 +198,7 @@ def test_an_image_of_a_fixture(suite: pytest.Pytester) -> None:
     (suite.path / "none/conftest.py").write_text(conftest.format("", "return None"))
     (suite.path / "broken/conftest.py").write_text(conftest.format("", "raise LookupError('no image today')"))
     (suite.path / "state/conftest.py").write_text(conftest.format("sandbox_factory", """
-    with sandbox_factory() as sandbox:
+    with sandbox_factory(user="root") as sandbox:
         sandbox.path("/etc/state").write_text("committed")
         return sandbox.commit()
 """))

@@ -63,7 +63,7 @@ def test_one_run_over_all_versions(pytester: pytest.Pytester, images: dict[str, 
     if "3.10" in images and sys.version_info >= (3, 11):
         wheels.obtain((3, 10), False)
     for version, root in images.items():
-        own = next(root.rglob("json/__init__.py")).parent.parent / "site-packages"
+        own = guestimage.packages_of(root)
         info = own / f"only_{version.replace('.', '_')}-1.{version}.dist-info"
         info.mkdir(parents=True, exist_ok=True)
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: only-{version}\nVersion: 1.{version}\n")

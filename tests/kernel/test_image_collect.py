@@ -14,13 +14,14 @@ from pathlib import Path
 
 import pytest
 from fakeregistry import FakeRegistry
-from imagemaker import directory, docker_archive, file, image, index, layer, write_layout
+from imagemaker import digest, directory, docker_archive, file, image, index, layer, tar_of, write_layout
 from treelook import look_at, merge
 
 from pytest_sandbox import ImageError, ImageNotFound
 from pytest_sandbox.cli import images as command
 from pytest_sandbox.image.collect import list_images, prune, remove, store_size, verify
-from pytest_sandbox.image.export import load_images, save_image
+from pytest_sandbox.image.export import add_member, load_images, save_image
+from pytest_sandbox.image.layout import disk_usage
 from pytest_sandbox.image.lockfile import Locked, LockFile, look_up, moved
 from pytest_sandbox.image.manifest import Platform
 from pytest_sandbox.image.reference import parse_registry_reference
@@ -88,6 +89,26 @@ def test_an_ordinary_prune_takes_only_what_nothing_needs(registry: FakeRegistry)
     pull(registry, "one", "two")
 
 
+def test_an_ordinary_prune_takes_what_a_moved_tag_has_left(registry: FakeRegistry, tmp_path: Path) -> None:
+    reference, layout = f"{registry.host}/app:one", f"oci:{tmp_path / 'layout'}"
+    pull(registry, "one", "two")
+    with ImageStore() as user, ImageStore() as store:
+        write_layout(tmp_path / "layout", image([layer([file("odd")])]))
+        old = {user.resolve(one).image_id for one in (reference, layout)}
+        registry.put("app", "one", image([BASE, layer([file("new")])]))
+        write_layout(tmp_path / "layout", image([TWO]))
+        new = {store.resolve(reference, refresh=True).image_id, store.resolve(layout).image_id}
+        assert {one.image_id for one in list_images(store) if one.superseded} == old
+        assert (one := prune(store)).images == ()
+        assert {busy.image_id for busy in one.busy} >= old, "another process uses them still"
+        user.close()
+        assert {one.image_id for one in prune(store, dry_run=True).images} == old
+        assert {one.image_id for one in prune(store).images} == old
+        assert {one.image_id for one in list_images(store)} >= new
+        assert len(list_images(store)) == 3
+        assert verify(store) == []
+
+
 def test_prune_never_takes_what_is_in_use(registry: FakeRegistry) -> None:
     pull(registry, "two")
     with ImageStore() as user, ImageStore() as store:
@@ -102,6 +123,20 @@ def test_prune_never_takes_what_is_in_use(registry: FakeRegistry) -> None:
         assert prune(store, everything=True).images
         assert store.layout.keys("layers") == store.layout.keys("blobs/sha256") == store.layout.keys("names") == []
         assert store_size(store) == 0
+
+
+def test_what_is_brought_in_again_is_in_use(registry: FakeRegistry) -> None:
+    """One layer was lost, the other was found first, and let go again: it has to be held all the same."""
+    pull(registry, "one")
+    with ImageStore() as user, ImageStore() as store:
+        first, second = list_images(store)[0].layers
+        store.layout.discard(store.layout.layer(second))
+        stack = user.resolve(f"{registry.host}/app:one")
+        assert prune(store, everything=True).busy
+        assert sorted(store.layout.keys("layers")) == sorted([first, second])
+        assert set(merge(stack.layers)) == {".", "d", "one"}
+        user.close()
+        assert prune(store, everything=True).images
 
 
 def test_a_fork_that_lives_on_keeps_its_layers(registry: FakeRegistry) -> None:
@@ -134,6 +169,29 @@ def test_bounds_take_the_least_recently_used(registry: FakeRegistry) -> None:
         assert [one.names for one in prune(store, unused_for=1e9).images] == [old.names]
         assert prune(store, most=1).images
         assert not list_images(store)
+
+
+def test_a_bound_takes_no_more_than_it_has_to(registry: FakeRegistry) -> None:
+    """Compressed layers count as what they are: they go with their image, also when they are young."""
+    for name in ("three", "four"):
+        registry.put("app", name, image([layer([file(name, os.urandom(200_000))])]))
+        pull(registry, name)
+    with ImageStore() as store:
+        new, old = list_images(store)
+        for key in old.layers:
+            os.utime(f"{store.layout.layer(key)}/lock", (1_000_000, 1_000_000))
+        old = list_images(store)[-1]
+        # of a pull that is under way, perhaps
+        Path(store.layout.blob("sha256:" + "0" * 64)).write_bytes(bytes(300_000))
+        whole = sum(disk_usage(store.layout.blob(one.digest)) + 200_000 for kept in (new, old)
+                    for one in (store.image(kept.image_id) or pytest.fail("gone")).layers)
+        for dry_run in (True, False):
+            removed = prune(store, most=whole * 2 // 3, dry_run=dry_run)
+            assert [one.names for one in removed.images] == [old.names]
+            assert (len(removed.layers), len(removed.blobs)) == (1, 1)
+        assert len(list_images(store)) == 1
+        assert store_size(store) - 300_000 <= whole * 2 // 3
+        assert prune(store, most=whole * 2 // 3).images == ()
 
 
 def test_removing_names(registry: FakeRegistry) -> None:
@@ -250,6 +308,59 @@ def test_loading_what_docker_saved(tmp_path: Path) -> None:
         assert one.image_id == two.image_id
         (tmp_path / "d.tar").unlink()
         save_image(store, "app:2", tmp_path / "saved.tar")
+
+
+def test_loading_an_archive_of_several_images(tmp_path: Path) -> None:
+    """By their places: names may be missing, and one image may have two."""
+    made = [image([BASE, ONE], how="plain"), image([TWO], how="plain"), image([BASE], how="plain")]
+    with tarfile.open(tmp_path / "d.tar", "w") as tar:
+        listed = []
+        for at, (one, tags) in enumerate(zip(made, (["a:1", "a:2"], None, ["b:1"]), strict=True)):
+            add_member(tar, f"{at}.json", one.config)
+            for number, data in enumerate(one.layers):
+                add_member(tar, f"{at}/{number}.tar", data)
+            listed.append({"Config": f"{at}.json", "RepoTags": tags,
+                           "Layers": [f"{at}/{number}.tar" for number in range(len(one.layers))]})
+        add_member(tar, "manifest.json", json.dumps(listed).encode())
+    with ImageStore(offline=True) as store:
+        with pytest.raises(ImageError, match="it has 3 images"):
+            load_images(store, tmp_path / "d.tar", "x")
+        ids = [digest(one.config) for one in made]
+        assert [one.image_id for one in load_images(store, tmp_path / "d.tar")] == ids
+        assert [store.resolve(name).image_id for name in ("a:1", "a:2", f"image:{ids[1]}", "b:1")] == [
+            ids[0], ids[0], ids[1], ids[2]]
+    docker_archive(tmp_path / "two-names.tar", [BASE, ONE], tags=["c:1", "c:2"])
+    with ImageStore(offline=True) as store:
+        assert len(load_images(store, tmp_path / "two-names.tar", "mine:1")) == 1
+        assert store.resolve("mine:1")
+        assert not store.has("c:1")
+
+
+def test_loading_several_images_that_name_their_platform(tmp_path: Path) -> None:
+    one, two = image([BASE]), image([TWO])
+    listing = index([(made, {"platform": {"os": "linux", "architecture": "amd64"},
+                             "annotations": {"io.containerd.image.name": f"docker.io/library/{name}:1"}})
+                     for made, name in ((one, "first"), (two, "second"))])
+    tar_of(write_layout(tmp_path / "l", one, two, index_bytes=listing), tmp_path / "l.tar")
+    with ImageStore(offline=True) as store:
+        load_images(store, tmp_path / "l.tar")
+        assert [store.resolve(name).digest for name in ("first:1", "second:1")] == [one.digest, two.digest]
+
+
+@pytest.mark.parametrize("damage", ["changed", "cut off", "longer"])
+def test_what_is_saved_is_what_was_promised(registry: FakeRegistry, tmp_path: Path, damage: str) -> None:
+    """A disk may have lost bits of a compressed layer since it came."""
+    pull(registry, "one")
+    with ImageStore() as store:
+        path = Path(store.layout.blob(json.loads(image([BASE, ONE]).manifest)["layers"][0]["digest"]))
+        data = path.read_bytes()
+        path.chmod(0o600)
+        path.write_bytes({"changed": data[:-9] + b"x" + data[-8:], "cut off": data[:-9], "longer": data + b"x"}[damage])
+        with pytest.raises(ImageError, match=r"layer sha256:.*(digest is|bytes)"):
+            save_image(store, f"{registry.host}/app:one", tmp_path / "saved.tar")
+        assert [one.name for one in tmp_path.iterdir() if "saved" in one.name] == []
+        assert verify(store, discard=True)
+        save_image(store, f"{registry.host}/app:one", tmp_path / "saved.tar")
 
 
 @pytest.mark.parametrize("content", [b"", b"nothing", BASE])

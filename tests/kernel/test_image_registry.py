@@ -60,6 +60,11 @@ def pull(reference: str, cache: Path, **how: object) -> LayerStack:
         return store.resolve(reference)
 
 
+def refresh(reference: str, cache: Path) -> LayerStack:
+    with ImageStore(cache) as store:
+        return store.resolve(reference, refresh=True)
+
+
 def log_in(tmp_path: Path, host: str, password: str = "secret", **more: object) -> None:
     config = tmp_path / "home/.docker/config.json"
     config.parent.mkdir(parents=True, exist_ok=True)
@@ -293,6 +298,28 @@ def test_tokens_that_are_none(cache: Path, body: bytes) -> None:
             pull(registry.put("a", "1", image([SMALL])), cache)
 
 
+def test_a_token_server_that_moved_is_followed_without_credentials_to_another_host(cache: Path,
+                                                                                   tmp_path: Path) -> None:
+    with FakeRegistry(auth="token") as registry, FakeRegistry() as elsewhere:
+        log_in(tmp_path, registry.host)
+        reference = registry.put("a", "1", image([SMALL]))
+        registry.fault("/token", redirect=f"http://{registry.host}/token/new?x=y")
+        assert pull(reference, cache)
+        assert [bool(one.headers.get("Authorization")) for one in registry.seen if "/token" in one.path] == [True, True]
+        registry.tokens.clear()
+        registry.fault("/token", redirect=f"http://{elsewhere.host}/token")
+        elsewhere.fault("/token", status=200, body=b'{"token": "theirs"}')
+        registry.tokens["theirs"] = float("inf")
+        assert refresh(reference, cache)
+        (seen,) = elsewhere.seen
+        assert "Authorization" not in seen.headers
+        registry.tokens.clear()
+        registry.fault("/token", times=99, redirect="SELF")
+        with pytest.raises(RegistryError, match="redirects without end"):
+            refresh(reference, cache)
+        assert len(registry.paths("/token")) < 20, "and not tried again"
+
+
 @pytest.mark.parametrize("said", ["-5", "\xb2", "Wed, 21 Oct 2015 07:28:00 GMT", "1.5", ""])
 def test_pauses_that_are_no_number_are_our_own(registry: FakeRegistry, cache: Path, said: str) -> None:
     reference = registry.put("a", "1", image([SMALL]))
@@ -307,6 +334,32 @@ def test_what_a_registry_says_cannot_steer_a_terminal(registry: FakeRegistry, ca
     with pytest.raises(RegistryError, match=r"answered 400:  \[2J a  b") as caught:
         pull(reference, cache)
     assert str(caught.value).isprintable()
+
+
+def test_platforms_of_an_index_cannot_steer_a_terminal(registry: FakeRegistry, cache: Path) -> None:
+    made = image([SMALL])
+    many = [(made, {"platform": {"os": "linux", "architecture": f"\x1b[2J{at}"}}) for at in range(500)]
+    registry.put("a", "1", made)
+    registry.put_manifest("a", "index", index(many))
+    with pytest.raises(ImageNotFound) as caught:
+        pull(f"{registry.host}/a:index", cache)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 2000
+
+
+@pytest.mark.parametrize("url", ["/secret?sig=SIGNATURE", "//name:PASSWORD@{host}/secret"])
+def test_errors_hold_no_secrets_of_signed_addresses(registry: FakeRegistry, cache: Path, url: str) -> None:
+    made = image([SMALL])
+    reference = registry.put("a", "1", made)
+    layer_digest = json.loads(made.manifest)["layers"][0]["digest"]
+    registry.fault(layer_digest, times=9, redirect=url.format(host=registry.host))
+    registry.fault("/secret", times=99, status=416)
+    with pytest.raises(RegistryError) as caught:
+        pull(reference, cache)
+    assert caught.value.url
+    for text in (caught.value.url, str(caught.value)):
+        assert "SIGNATURE" not in text
+        assert "PASSWORD" not in text
 
 
 @pytest.mark.parametrize("promise", ["md5:abc", "x", "sha256:" + "0" * 64])
@@ -443,6 +496,16 @@ def test_documents_that_are_not_the_promised_ones(registry: FakeRegistry, cache:
         pull(reference, cache)
 
 
+@pytest.mark.parametrize("fault", [{"endless": True}, {"replace": bytes(1 << 20), "silent": True}])
+def test_a_configuration_without_end(registry: FakeRegistry, cache: Path, fault: dict[str, object]) -> None:
+    """Which states no length: it must not be read to its end to find out."""
+    made = image([SMALL])
+    reference = registry.put("a", "1", made)
+    registry.fault(json.loads(made.manifest)["config"]["digest"], times=9, **fault)
+    with pytest.raises(ImageCorrupt, match="has more than the"):
+        pull(reference, cache)
+
+
 def test_a_manifest_without_end(registry: FakeRegistry, cache: Path) -> None:
     reference = registry.put("a", "1", image([SMALL]))
     registry.fault("manifests", times=9, endless=True)
@@ -563,6 +626,13 @@ def test_a_longer_prefix_decides_and_blocked_is_blocked(registry: FakeRegistry, 
     assert pull("r.example/ours/a:1", cache)
     with pytest.raises(ImageError, match="blocks"):
         pull("r.example/other:1", cache)
+
+
+@pytest.mark.parametrize("host", ["mirror.example:99999", "mirror.example:0", "[::1", "user@mirror.example", ""])
+def test_a_mirror_that_is_no_host_is_named(cache: Path, tmp_path: Path, host: str) -> None:
+    configure(tmp_path, f'[[registry]]\nlocation = "docker.io"\n[[registry.mirror]]\nlocation = "{host}/docker"\n')
+    with pytest.raises(ImageError, match=r"is not a host name. Correct it in registries\.conf"):
+        pull("debian:12", cache)
 
 
 def test_a_broken_configuration_is_named(cache: Path, tmp_path: Path) -> None:

@@ -141,6 +141,15 @@ def test_a_user_that_the_image_does_not_have(tmp_path: Path) -> None:
         Sandbox(image=made(tmp_path, [busybox()], User="nobody-here")).start()
 
 
+@pytest.mark.parametrize("user", ["4294967295", "0:4294967295", "99999999999", "\xb2", "odd", "huge", "0:odd"])
+def test_ids_that_are_none(tmp_path: Path, user: str) -> None:
+    """The largest number says "as it is" to the kernel: who asked for it would be root."""
+    lines = "odd:x:\xb2:0::/:\nhuge:x:4294967295:0::/:\nroot:x:0:0::/:\n"
+    odd = layer([file("etc/passwd", lines), file("etc/group", "odd:x:\xb2:\n")])
+    with pytest.raises(ImageError, match="which it does not have"):
+        Sandbox(image=made(tmp_path, [busybox(), odd], User=user)).start()
+
+
 def test_users_are_those_of_the_merged_image(tmp_path: Path) -> None:
     """A link in one layer, its target in another; and a passwd that an upper layer has taken away."""
     moved = [busybox(etc=False), layer([symlink("etc", "/usr/etc")]),
@@ -161,6 +170,27 @@ def test_an_etc_that_leads_nowhere_or_is_no_directory_is_left_alone(tmp_path: Pa
             assert sandbox.run(["echo", "ok"]).stdout == "ok\n"
             assert sandbox.changes() == []
             assert sandbox.path("/etc").is_symlink() == (name == "link")
+
+
+def test_files_of_etc_that_are_directories(tmp_path: Path) -> None:
+    """They are covered by the sandbox's own files; what is no passwd is left alone."""
+    odd = [directory("etc"), *(directory(f"etc/{name}") for name in ("passwd", "group", "hosts", "resolv.conf"))]
+    with Sandbox(image=made(tmp_path, [busybox(*odd, etc=False)])) as sandbox:
+        assert "sandbox" in sandbox.path("/etc/hosts").read_text()
+        assert sandbox.run(["ls", "/etc/passwd"]).returncode == 0
+        assert sandbox.changes() == []
+
+
+def test_a_store_whose_name_is_long_and_odd(tmp_path: Path) -> None:
+    """Fewer than twenty layers, and still more than the options of one mount(2) have room for."""
+    layers = [busybox(), *(layer([file(f"f{at}", str(at))]) for at in range(12))]
+    cache = tmp_path / ("a:b,c\\d e" + "x" * 200) / ("y" * 200)
+    layout = write_layout(tmp_path / "layout", image(layers))
+    script = ("from pytest_sandbox import Sandbox\n"
+              f"with Sandbox(image='oci:{layout}') as sandbox: print(sandbox.run(['ls', '/f0', '/f11']).stdout)")
+    done = subprocess.run([sys.executable, "-c", script], env={**os.environ, "PYTEST_SANDBOX_CACHE": str(cache)},
+                          capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.split() == ["/f0", "/f11"], done.stderr
 
 
 def test_a_link_in_the_image_does_not_read_or_change_the_host(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,9 +28,13 @@ from imagemaker import (
     tar_of,
     write_layout,
 )
+from support import until
 from treelook import look_at, merge
 
 from pytest_sandbox import ImageCorrupt, ImageError, ImageNotFound, LayerRejected, StoreError
+from pytest_sandbox.image import abilities, ingest
+from pytest_sandbox.image.abilities import Abilities
+from pytest_sandbox.image.collect import verify
 from pytest_sandbox.image.manifest import LayerStack, Platform
 from pytest_sandbox.image.store import ImageStore
 
@@ -216,6 +221,129 @@ def test_file_capabilities(store: ImageStore, tmp_path: Path) -> None:
         assert os.stat(f"{stack.layers[0]}/ping").st_uid == 7
     else:
         assert ["security.capability" in one for one in stack.notes] == [True]
+
+
+def test_the_record_is_of_what_the_file_system_kept(store: ImageStore, tmp_path: Path) -> None:
+    """Which has its own idea of what time can be."""
+    far = {"mtime": "9" * 15}
+    path = tmp_path / "root.tar"
+    path.write_bytes(layer([directory("d", 0o2755, pax=far), file("d/f", pax=far), symlink("d/l", "f", pax=far),
+                            directory("old", mtime=-1 << 40), directory("d/e", 0o3777, gid=4321)]))
+    store.resolve(f"rootfs:{path}")
+    assert verify(store) == []
+
+
+def test_attributes_of_what_may_not_be_read_or_written(store: ImageStore, tmp_path: Path) -> None:
+    """user.* takes the permission to write; an image's files are read-only as often as not, and /etc/shadow is 0."""
+    note: dict[str, str | bytes] = {"SCHILY.xattr.user.note": "kept"}
+    path = tmp_path / "root.tar"
+    path.write_bytes(layer([
+        file("read-only", "x", mode=0o444, pax=note), file("closed", "x", mode=0, pax=note),
+        file("set-id", "x", mode=0o4555, pax=note), directory("d", 0o500, pax=note), directory("dark", 0, pax=note),
+        directory("listed", 0o600, pax=note), directory("white", 0), file("white/.wh..wh..opq")]))
+    stack = store.resolve(f"rootfs:{path}")
+    root = Path(stack.layers[0])
+    assert stack.notes == ()
+    assert verify(store) == []
+    modes = {}
+    for name in ("read-only", "closed", "set-id", "d", "dark", "listed"):
+        modes[name] = stat.S_IMODE((root / name).stat().st_mode)
+        (root / name).chmod(0o700)
+        assert os.getxattr(root / name, "user.note") == b"kept", name
+    assert modes == {"read-only": 0o444, "closed": 0, "set-id": 0o4555, "d": 0o500, "dark": 0, "listed": 0o600}
+
+
+@pytest.mark.parametrize("whiteouts", ["device", "xattr"])
+def test_an_inode_number_that_is_used_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whiteouts: str) -> None:
+    """What is known of a removed file is not believed of the next one that has its number."""
+    probe = ingest.probe_abilities
+    monkeypatch.setattr(ingest, "probe_abilities", lambda *where: replace(probe(*where), whiteouts=whiteouts))
+    count = range(20)
+    lower = layer([one for at in count for one in (directory(f"d{at}"), file(f"d{at}/low", "low", uid=77, gid=77))])
+    items = [file("a", "a")]
+    for at in count:  # each time a number is given back, and taken by what comes next
+        items += [hardlink(f"d{at}/h", f"d{at}/low"), file(f"d{at}", "mine"), directory(f"e{at}"),
+                  file(f"e{at}/low", "mine"), file(f"e{at}/.wh..wh..opq"),
+                  file(f"x{at}", "gone", uid=9, gid=9), hardlink(f"x{at}", "a"), file(f".wh.nothing{at}")]
+    with ImageStore(tmp_path / "cache") as store:
+        stack = store.resolve(f"oci:{write_layout(tmp_path / 'l', image([lower, layer(items)]))}")
+        expected = {".", "a", *(name for at in count for name in (f"d{at}", f"e{at}", f"e{at}/low", f"x{at}"))}
+        marks = {f"nothing{at}" for at in count} if whiteouts == "xattr" else set()
+        assert set(merge(stack.layers)) == expected | marks
+        assert verify(store) == []
+
+
+def test_links_to_lower_files_that_cannot_be_read_or_are_mostly_holes(store: ImageStore, tmp_path: Path) -> None:
+    huge = 60 << 30
+    pieces: dict[str, str | bytes] = {"GNU.sparse.major": "0", "GNU.sparse.minor": "1", "GNU.sparse.size": str(huge),
+                                      "GNU.sparse.map": f"0,4,{huge - 4},4"}
+    lower = layer([file("shadow", "secret", mode=0, pax={"SCHILY.xattr.user.note": "kept"}),
+                   file("holes", b"headtail", pax=pieces)])
+    upper = layer([hardlink("also", "shadow"), hardlink("as-well", "holes")])
+    stack = store.resolve(f"oci:{write_layout(tmp_path / 'l', image([lower, upper]))}")
+    assert verify(store) == []
+    low, top = Path(stack.layers[0]), Path(stack.layers[1])
+    for name in ("holes", "as-well"):
+        look = (top / name).stat()
+        assert (look.st_size, look.st_nlink) == (huge, 2)
+        assert look.st_blocks * 512 < 1 << 20
+    with open(top / "holes", "rb") as content:
+        assert content.read(4) == b"head"
+        content.seek(huge - 4)
+        assert content.read() == b"tail"
+    assert [stat.S_IMODE((one / "shadow").stat().st_mode) for one in (low, top)] == [0, 0]
+    (top / "also").chmod(0o600)
+    assert (top / "shadow").read_text() == "secret"
+    assert os.getxattr(top / "shadow", "user.note") == b"kept"
+
+
+def test_an_owner_that_the_user_namespace_does_not_have(tmp_path: Path) -> None:
+    """Root in a rootless container has some ids, not all; that is no matter of the disk."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can map several ids without a helper")
+    ours = os.readlink("/proc/self/ns/user")
+    for name, items in (("file", [file("x", uid=70_000)]), ("directory", [directory("x", gid=70_000)])):
+        layout = write_layout(tmp_path / name, image([layer(items)]))
+        script = ("import sys; from pytest_sandbox.image.store import ImageStore\n"
+                  f"try: ImageStore(sys.argv[1]).resolve('oci:{layout}')\n"
+                  "except Exception as error: print(type(error).__name__, error)")
+        # what is executed before there is a map has no capabilities afterwards
+        command = ["unshare", "--user", "sh", "-c", 'read go && exec "$@"', "sh", sys.executable, "-c", script,
+                   tmp_path / "cache"]
+        with subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+            until(lambda: os.readlink(f"/proc/{child.pid}/ns/user") != ours, "the user namespace")
+            for kind in ("uid", "gid"):
+                Path(f"/proc/{child.pid}/{kind}_map").write_text("0 0 65536")
+            said = child.communicate("go\n", timeout=60)[0]
+        assert said.startswith("LayerRejected"), said
+        assert "has no id in the user namespace" in said
+        assert os.listdir(tmp_path / "cache/v1/layers") == []
+
+
+@pytest.mark.parametrize("ends", ["error", "killed"])
+def test_trying_what_a_disk_can_do_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: str) -> None:
+    reference = f"oci:{write_layout(tmp_path / 'l', image([BASE]))}"
+
+    def fail(root: int, store: str) -> Abilities:
+        os.mkdir("half", dir_fd=root)
+        if ends == "killed":
+            os._exit(9)
+        raise OSError(5, "the disk is dying")
+
+    monkeypatch.setattr(abilities, "_probe", fail)
+    with ImageStore(tmp_path / "cache") as store:
+        if ends == "error":
+            with pytest.raises(StoreError, match=r"cache/v1' cannot be used: the disk is dying"):
+                store.resolve(reference)
+        else:
+            pid = os.fork()
+            if pid == 0:
+                store.resolve(reference)
+                os._exit(0)
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+            assert os.listdir(tmp_path / "cache/v1/staging")
+            store.layout.sweep()
+        assert os.listdir(tmp_path / "cache/v1/staging") == []
 
 
 def test_the_store_is_nobody_elses(store: ImageStore) -> None:

@@ -51,6 +51,16 @@ def test_an_option_that_cannot_be_used(options: dict[str, object], words: Sequen
         assert one in str(caught.value)
 
 
+@pytest.mark.skipif(IS_ROOT, reason="every file's owner has an id in root's sandboxes")
+def test_an_image_whose_files_are_somebody_elses(tmp_path: Path) -> None:
+    """A mount point cannot be made in there."""
+    with pytest.raises(SandboxStartError) as caught:
+        Sandbox(image="rootfs:/usr", mounts=[f"{tmp_path}:/share/some/place"]).start()
+    assert caught.value.errno in (errno.EACCES, errno.EOVERFLOW)
+    for words in ("/share/some/place", "somebody else's", "tarball"):
+        assert words in str(caught.value)
+
+
 def test_an_image_that_does_not_exist(tmp_path: Path) -> None:
     reference = f"rootfs:{tmp_path}/none"
     sandbox = Sandbox(image=reference)

@@ -18,6 +18,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import harness
+import image
 import pytest
 from variants import VARIANTS, Variant
 
@@ -34,6 +35,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, help="work here and leave it (default: a temporary folder)")
     parser.add_argument("--jobs", type=int, default=min(4, os.cpu_count() or 1), help="variants at a time")
     parser.add_argument("--timeout", type=float, default=300, help="seconds for one run")
+    parser.add_argument("--image", action="store_true", help="run the sandboxed side in an image's own Python: one "
+                        "that is made of Debian's packages and of this environment (on Debian, as root)")
     parser.add_argument("--lines", type=int, default=40, help="differences shown of each variant")
     return parser.parse_args()
 
@@ -57,6 +60,10 @@ def main() -> int:
 
 def compare_all(chosen: list[Variant], folder: Path, options: argparse.Namespace) -> int:
     known = harness.explanations()
+    root = None
+    if options.image:
+        known = [*known, *harness.explanations("explained-images.toml")]
+        root = image.make(folder)
     results: list[harness.Comparison] = []
     problems: list[str] = []
 
@@ -64,7 +71,7 @@ def compare_all(chosen: list[Variant], folder: Path, options: argparse.Namespace
         if lacking := harness.missing(variant):
             return f"left out: {variant.name} needs {', '.join(lacking)}"
         try:
-            return harness.compare(variant, folder, known, options.timeout)
+            return harness.compare(variant, folder, known, options.timeout, root)
         except harness.RunBroke as error:
             return f"BROKE {variant.name}: {error}"
 

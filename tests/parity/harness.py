@@ -19,6 +19,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import artefacts
+import image
 from variants import Variant
 
 if sys.version_info >= (3, 11):
@@ -90,8 +91,8 @@ class RunBroke(Exception):
     """pytest did not end by itself, or has nothing to compare. The text says where its output is."""
 
 
-def explanations() -> list[Explanation]:
-    text = (HERE / "explained.toml").read_text(encoding="utf-8")
+def explanations(name: str = "explained.toml") -> list[Explanation]:
+    text = (HERE / name).read_text(encoding="utf-8")
     return [Explanation(**one) for one in tomllib.loads(text).get("difference", [])]
 
 
@@ -100,16 +101,18 @@ def missing(variant: Variant) -> list[str]:
     return [name for name in variant.needs if importlib.util.find_spec(name) is None]
 
 
-def compare(variant: Variant, folder: Path, known: Sequence[Explanation], timeout: float = 300) -> Comparison:
+def compare(variant: Variant, folder: Path, known: Sequence[Explanation], timeout: float = 300,
+            root: Path | None = None) -> Comparison:
     """Runs ``variant`` both ways, at the same path so that nothing differs by name, and compares.
 
+    :param root: of an image; then the sandboxed side runs in the Python of that.
     :raises RunBroke: when a run takes longer than ``timeout`` seconds, or did not begin.
     """
     place = folder / variant.name
     runs = []
     for kind, options in (("plain", PLAIN), ("sandboxed", SANDBOXED)):
         now = place / "now"
-        runs.append(_run(variant, now, options, timeout))
+        runs.append(_run(variant, now, options, timeout, root if kind == "sandboxed" else None))
         now.rename(place / kind)
     plain, sandboxed = runs
     explained, unexplained = [], []
@@ -131,17 +134,20 @@ def differences(variant: str, plain: dict[str, list[str]], sandboxed: dict[str, 
                 yield from (Difference(variant, name, "sandboxed", line) for line in after[m:n])
 
 
-def _run(variant: Variant, place: Path, options: Sequence[str], timeout: float) -> Run:
+def _run(variant: Variant, place: Path, options: Sequence[str], timeout: float, root: Path | None) -> Run:
     suite, temporary, logs = place / "suite", place / "temp", place / "logs"
     shutil.copytree(HERE / "suite", suite, ignore=shutil.ignore_patterns("__pycache__", ".*cache"))
     for one in (temporary, logs, place / "home"):
         one.mkdir()
+    environment = _environment(place, variant)
+    if root is not None:
+        options = image.options(root, place, environment)
     found: dict[str, list[str]] = {}
     began = time.monotonic()
     tests = 0
     for number, step in enumerate(variant.steps, 1):
         command = [sys.executable, "-m", "pytest", *options, *_common(logs, number), *step]
-        status, output = _execute(command, suite, _environment(place, variant), variant.input, timeout)
+        status, output = _execute(command, suite, environment, variant.input, timeout)
         found |= _gather(variant, suite, logs, number, status, output)
         if f"junit {number}" not in found:
             raise RunBroke(f"pytest ended with {status} and wrote no report; what it printed is in {logs}")

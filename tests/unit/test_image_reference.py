@@ -57,6 +57,10 @@ def test_a_written_reference_reads_as_itself(text: str) -> None:
     ("oci:/a:b/c", ArchiveReference("oci", "/a:b/c")),
     ("oci-archive:x.tar", ArchiveReference("oci-archive", "x.tar")),
     ("oci-archive:x.tar:v1", ArchiveReference("oci-archive", "x.tar", "v1")),
+    ("oci-archive:x.tar:docker.io/library/a:1", ArchiveReference("oci-archive", "x.tar", "docker.io/library/a:1")),
+    ("oci-archive:/d/x.tar:localhost/a:1", ArchiveReference("oci-archive", "/d/x.tar", "localhost/a:1")),
+    ("oci:dir:r.example:5000/a", ArchiveReference("oci", "dir", "r.example:5000/a")),
+    ("oci:/a:b/c:tag", ArchiveReference("oci", "/a:b/c", "tag")),
     ("docker-archive:x.tar", ArchiveReference("docker-archive", "x.tar")),
     ("docker-archive:x.tar:app:1", ArchiveReference("docker-archive", "x.tar", "app:1")),
     ("docker-archive:/x:r.example:5000/a:1", ArchiveReference("docker-archive", "/x", "r.example:5000/a:1")),
@@ -65,6 +69,7 @@ def test_a_written_reference_reads_as_itself(text: str) -> None:
 ])
 def test_other_references(text: str, expected: object) -> None:
     assert parse_reference(text) == expected
+    assert parse_reference(str(expected)) == expected
 
 
 @pytest.mark.parametrize(("text", "says"), [
@@ -89,6 +94,12 @@ def test_other_references(text: str, expected: object) -> None:
     (HEX, "image id"),
     ("x" * 300, "255"),
     ("r.example:port/x", "not a host"),
+    ("r.example:0/x", "not a port"),
+    ("r.example:65536/x", "not a port"),
+    ("[::1]:99999999999/x", "not a port"),
+    ("[:::]/x", "not a host"),
+    ("[::1::2]:5000/x", "not a host"),
+    ("[12]/x", "not a host"),
     ("oci:", "no path"),
     ("rootfs:", "no path"),
     ("image:debian", "digest"),
