@@ -24,6 +24,7 @@ from pytest_sandbox.runtime.aboard import Aboard
 from . import asked, compat, higher, lacking, measuring, passing, reporting, traffic, wire
 from .guest import Guest
 from .outgoing import Before
+from .traces import leave_out_own_frames
 
 if TYPE_CHECKING:
     from pytest_sandbox.runtime.zygote import Inside
@@ -279,6 +280,8 @@ class Visitor:
 
         try:
             call = pytest.CallInfo.from_call(tear_down, when="teardown")
+            if call.excinfo is not None:
+                leave_out_own_frames(call.excinfo.value)
             report = pytest.TestReport.from_item_and_call(item, call)
         finally:
             conductor.guest = guest

@@ -71,6 +71,7 @@ def test_two_failures_of_one_teardown_are_both_told(suite: pytest.Pytester) -> N
         @pytest.mark.sandbox(image=FIRST)
         def test_one(module, fails, function): pass
     """)
+    assert "pytest_sandbox/plugin" not in run(suite, "--tb=native").stdout.str()
     result = run(suite)
     result.assert_outcomes(passed=1, errors=1)
     result.stdout.fnmatch_lines_random(["*ERROR at teardown of test_one*", "*LookupError: the function's end",

@@ -27,7 +27,7 @@ _REPLACED = (
     (re.compile(r"^(\x1b\[\d+m)*=+ (.*) in [\d.]+s(?: \(\d+:\d\d:\d\d\))?((?:\x1b\[[\d;]*m)*) =+((?:\x1b\[[\d;]*m)*)$",
                 re.MULTILINE), r"= \2 in N s\3 ="),
     (re.compile(r"(\d (?:passed|failed|errors?|skipped|xfailed|xpassed|deselected|warnings?|rerun|ran).*|no tests \w+)"
-                r" in [\d.]+s"), r"\1 in N s"),
+                r" in [\d.]+s(?: \(\d+:\d\d:\d\d\))?"), r"\1 in N s"),
     (re.compile(r"\b\d+\.\d\ds (setup|call|teardown)"), r"N s \1"),
     (re.compile(r"(tests? collected|tests? ran).* in [\d.]+s"), r"\1 in N s"),
     (re.compile(r"generated in \d+.*"), "generated in N"),
