@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from measure import Series, Table, in_turns
+from peers import Runner
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import guestimage
@@ -75,25 +76,28 @@ def first(folder: Path, root: Path, rounds: int) -> Table:
     place = folder / "alone"
     place.mkdir()
     (place / "test_nothing.py").write_text(SUITE.format(image=f"rootfs:{root}", count=1))
-    words = ["podman", "run", "--rm", "--network=none", "--security-opt=seccomp=unconfined",
+    store = folder / "podman"
+    words = ["podman", f"--root={store}/s", f"--runroot={store}/r", "--storage-driver=overlay",
+             "--cgroup-manager=cgroupfs", "run", "--rm", "--network=none", "--cgroups=disabled",
+             "--ulimit=nofile=1024:1024", "--ulimit=nproc=4096:4096", "--security-opt=seccomp=unconfined",
              f"--volume={grafts.graft()}:/graft:ro", f"--volume={place}:/project", "--workdir=/project",
              "--env=PYTHONPATH=/graft", "--env=PYTHONDONTWRITEBYTECODE=1", "--rootfs", str(root),
              "/usr/bin/python3", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     actions = {"guest": lambda: one(place, True)}
     note = "podman is not here, or cannot run a container."
+    runner = Runner()
     if shutil.which("podman") is not None:
-        tried = subprocess.run(words, capture_output=True, text=True, check=False)
-        if tried.returncode == 0:
+        _, code, said = runner.run(words)
+        if code == 0:
             note = ""
-            actions["podman run"] = lambda: _timed(words)
+            actions["podman run"] = lambda: [runner.timed(words)]
         else:
-            note = f"podman cannot run a container here: {tried.stderr.strip()[-200:]}"
-    series: list[Series] = in_turns(actions, rounds)
+            note = f"podman cannot run a container here: {said.strip()[-200:]}"
+    try:
+        series: list[Series] = in_turns(actions, rounds)
+    finally:
+        runner.run(["umount", "-q", f"{store}/s/overlay"])
+        runner.close()
     against = "podman run" if "podman run" in actions else "guest"
     return Table(f"A run of one test ({rounds} runs each)", series, against, [note] if note else [])
 
-
-def _timed(words: list[str]) -> list[float]:
-    began = time.perf_counter()
-    subprocess.run(words, capture_output=True, check=True)
-    return [(time.perf_counter() - began) * 1000]
