@@ -182,7 +182,11 @@ def _own_namespaces() -> Iterator[tuple[object, str]]:
     """Namespaces of each of our threads: one that went into a sandbox's and did not come back shows here."""
     for task in os.listdir("/proc/self/task"):
         folder = f"/proc/self/task/{task}/ns"
-        for kind in os.listdir(folder):
+        try:
+            kinds = os.listdir(folder)
+        except FileNotFoundError:  # the thread has just ended
+            continue
+        for kind in kinds:
             if (target := _link(f"{folder}/{kind}")) is not None:
                 yield (kind, target), f"{kind} namespace {target}"
 

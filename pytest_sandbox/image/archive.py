@@ -12,7 +12,7 @@ import json
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO, NoReturn, Protocol, cast
 
 from ..errors import ImageCorrupt, ImageError, ImageNotFound, LayerRejected
@@ -32,6 +32,7 @@ from .manifest import (
     parse_manifest,
     read_json,
 )
+from .printable import listed
 from .reference import ArchiveReference, RootfsReference
 from .source import SourceImage
 from .tar import TarReader
@@ -318,13 +319,7 @@ class OciSource(_ArchiveSource):
         what = f"{len(found) or 'no'} images {self._tag!r}" if self._tag else f"{len(index.manifests)} images"
         raise ImageNotFound(f"image {self._reference!r} is not there", reference=self._reference,
                             why=f"the layout has {what}",
-                            remedy=f"Names in it: {_shown(self.names())}. Put one behind the path: PATH:NAME.")
-
-
-def _shown(names: Iterable[str]) -> str:
-    """Names for a message: printable, and not without end."""
-    text = ", ".join(sorted(names)) or "none"
-    return "".join(char if char.isprintable() else "?" for char in text[:1000])
+                            remedy=f"Names in it: {listed(self.names())}. Put one behind the path: PATH:NAME.")
 
 
 def _names(descriptor: Descriptor) -> set[str]:
@@ -387,7 +382,7 @@ class DockerSource(_ArchiveSource):
         if len(images) != 1:
             raise ImageNotFound(f"image {self._reference!r} is not there", reference=self._reference,
                                 why=f"the archive has {len(images)} such images",
-                                remedy=f"Names in it: {_shown(name for one in self.names() for name in one)}.")
+                                remedy=f"Names in it: {listed(name for one in self.names() for name in one)}.")
         config_name, layers = images[0].get("Config"), images[0].get("Layers")
         if not isinstance(config_name, str) or not isinstance(layers, list):
             self._refuse("its manifest.json names no configuration or no layers")

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import ImageCorrupt, ImageError, ImageNotFound
+from .printable import listed
 from .reference import check_digest
 
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -311,10 +312,9 @@ def choose_platform(index: Index, wanted: Platform, *, reference: str) -> Descri
                 return one
     if len(index.manifests) == 1 and index.manifests[0].platform is None:
         return index.manifests[0]
-    have = sorted({str(one.platform) for one in index.manifests if one.platform and one.platform.os != "unknown"})
-    shown = "".join(char if char.isprintable() else "?" for char in ", ".join(have)[:1000])
+    have = {str(one.platform) for one in index.manifests if one.platform and one.platform.os != "unknown"}
     raise ImageNotFound(f"image {reference!r} is not made for {wanted}", reference=reference,
-                        why=f"it is made for {shown or 'no platform that it names'}",
+                        why=f"it is made for {listed(have, 'no platform that it names')}",
                         remedy="Ask for one of these with --platform, or for another image.")
 
 

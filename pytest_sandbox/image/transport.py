@@ -20,6 +20,7 @@ from urllib.parse import SplitResult, quote, urlencode, urljoin, urlsplit
 from ..errors import RegistryAuthError, RegistryError
 from .hosts import Endpoint, is_loopback, proxy_for, tls_context
 from .httpclient import Connections, ProxyRefused, Response, what_is_wrong_with
+from .printable import printable
 
 if TYPE_CHECKING:
     from .credentials import Credentials
@@ -260,7 +261,7 @@ class Transport:
             data = answer.response.read(4096)
             answer.response.close()
             errors = json.loads(data)["errors"]
-            return ": " + _printable("; ".join(f"{one.get('code')} {one.get('message') or ''}".strip()
+            return ": " + printable("; ".join(f"{one.get('code')} {one.get('message') or ''}".strip()
                                                for one in errors)[:300])
         except (HTTPException, OSError, ValueError, KeyError, TypeError, AttributeError):
             return ""
@@ -288,7 +289,7 @@ class Transport:
             return error
         place = getattr(error, _PLACE, self.endpoint.host)
         if isinstance(error, ProxyRefused):
-            return self._error(_printable(f"{place}: {error}"), None, None, "Check HTTPS_PROXY and NO_PROXY.")
+            return self._error(printable(f"{place}: {error}"), None, None, "Check HTTPS_PROXY and NO_PROXY.")
         if isinstance(error, SSLError) and _is_lasting(error):
             return self._error(
                 f"{place}: {error}", None, None,
@@ -301,7 +302,7 @@ class Transport:
         if isinstance(error, HTTPException) and not isinstance(
                 error, (RemoteDisconnected, IncompleteRead, InvalidURL)):
             said = f"its answer is not HTTP that can be read: {said}"
-        return self._error(f"{place}: {_printable(said)[:300]}", None, None, remedy)
+        return self._error(f"{place}: {printable(said)[:300]}", None, None, remedy)
 
 
 def _is_lasting(error: BaseException) -> bool:
@@ -342,11 +343,6 @@ def _offered(challenges: list[str]) -> dict[str, dict[str, str]]:
     return found
 
 
-def _printable(text: str) -> str:
-    """A registry's words without what a terminal would obey."""
-    return "".join(char if char.isprintable() else " " for char in text)
-
-
 def _origin(url: str) -> tuple[str, str | None, int]:
     parts = urlsplit(url)
     return parts.scheme, parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
@@ -354,7 +350,7 @@ def _origin(url: str) -> tuple[str, str | None, int]:
 
 def _shown(url: str) -> str:
     """An address for messages: signed ones carry their secret behind the question mark, others before the host."""
-    scheme, colon, rest = _printable(url.partition("?")[0]).partition("://")
+    scheme, colon, rest = printable(url.partition("?")[0]).partition("://")
     host, slash, path = rest.partition("/")
     return f"{scheme}{colon}{host.rpartition('@')[2]}{slash}{path}" if colon else scheme
 

@@ -73,8 +73,17 @@ class Party:
                                                "ran before."))
 
     def _end(self) -> None:
-        well = self.hosting.there
-        self.close(finish=True)
+        """Ends the guest, if there is one."""
+        guest, well = self.hosting.guest, self.hosting.there
+        self._settle()
+        self._drop_waiting()
+        if guest is not None and well:
+            try:
+                answer = guest.ask({"finish": True}, (), self.hosting.patience(), "finished its session")
+                self.hosting.measured(answer.get("coverage"))
+            except SandboxError as error:
+                self.abroad.tell_once(str(error))
+        self._forget()
         if well:
             self.hosting.rested()
 
@@ -322,19 +331,6 @@ class Party:
         if not isinstance(found, dict):
             return {}
         return {str(name): str(text) for name, text in found.items() if name in ("stdout", "stderr")}
-
-    def close(self, finish: bool = False) -> None:
-        """Ends the guest, if there is one."""
-        guest = self.hosting.guest
-        self._settle()
-        self._drop_waiting()
-        if guest is not None and finish and self.hosting.there:
-            try:
-                answer = guest.ask({"finish": True}, (), self.hosting.patience(), "finished its session")
-                self.hosting.measured(answer.get("coverage"))
-            except SandboxError as error:
-                self.abroad.tell_once(str(error))
-        self._forget()
 
     def _forget(self) -> None:
         self._drop_waiting()

@@ -208,6 +208,7 @@ class References(Parser):
 
     def read(self, data: bytes) -> None:
         from pytest_sandbox.image import transport
+        from pytest_sandbox.image.printable import printable
         from pytest_sandbox.image.lockfile import LockFile
         from pytest_sandbox.image.manifest import Platform
         from pytest_sandbox.image.reference import RegistryReference, parse_reference
@@ -219,7 +220,7 @@ class References(Parser):
         with contextlib.suppress(SandboxError):
             Platform.parse(text)
         for offered in transport._offered([text, text]).values():
-            transport._printable(str(offered))
+            printable(str(offered))
         parts = transport._split(text, "https://registry.example/v2/")
         parts.hostname  # noqa: B018 - must not raise
         parts.port  # noqa: B018
