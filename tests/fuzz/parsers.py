@@ -208,9 +208,9 @@ class References(Parser):
 
     def read(self, data: bytes) -> None:
         from pytest_sandbox.image import transport
-        from pytest_sandbox.image.printable import printable
         from pytest_sandbox.image.lockfile import LockFile
         from pytest_sandbox.image.manifest import Platform
+        from pytest_sandbox.image.printable import printable
         from pytest_sandbox.image.reference import RegistryReference, parse_reference
 
         text = data.decode("utf-8", "surrogateescape")
