@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -80,10 +80,14 @@ def junit(config: pytest.Config) -> JUnit | None:
 
 
 class JUnit:
-    """The parts of pytest's ``LogXML`` that tests write to directly."""
+    """The parts of pytest's ``LogXML`` that tests write to directly.
+
+    Made before a test runs, it goes on to read the report with what pytest had then, whatever the test replaces.
+    """
 
     def __init__(self, log: Any) -> None:
         self._log = log
+        self._reporter: Callable[[str], Any] = log.node_reporter
 
     def suite_properties(self) -> list[tuple[str, str]]:
         """What ``record_testsuite_property`` recorded so far."""
@@ -92,7 +96,7 @@ class JUnit:
 
     def attributes(self, nodeid: str) -> dict[str, Any]:
         """What ``record_xml_attribute`` recorded for one test."""
-        attributes: dict[str, Any] = self._log.node_reporter(nodeid).attrs
+        attributes: dict[str, Any] = self._reporter(nodeid).attrs
         return attributes
 
 

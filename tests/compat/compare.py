@@ -12,6 +12,9 @@ from pathlib import Path
 
 ABSENT = "absent"
 
+#: In a reason: addresses, and the number in the name of pytest's temporary folder of a run.
+_VARYING = re.compile(r"(?<=\b0x)[0-9a-f]+|(?<=/pytest-)\d+(?=/)")
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -77,7 +80,7 @@ def _outcome(case: ElementTree.Element) -> Outcome:
             kinds.append(f"error in {phase[1] or 'collection'}" if phase else "error")
         elif child.tag == "skipped":
             kinds.append("xfailed" if child.get("type") == "pytest.xfail" else "skipped")
-            detail = re.sub(r"0x[0-9a-f]+", "0x...", child.get("message") or "")
+            detail = _VARYING.sub("...", child.get("message") or "")
     return Outcome(" and ".join(kinds) or "passed", detail)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 def test_pass(): pass
 def test_fail(): assert False
-def test_skip(): pytest.skip("at 0x7f00 of no use")
+def test_skip(): pytest.skip("at 0x7f00 in /tmp/pytest-of-me/pytest-12/x of no use")
 @pytest.mark.xfail(reason="known")
 def test_xfail(): assert False
 @pytest.mark.xfail(strict=True)
@@ -33,7 +33,7 @@ def test_outcomes_are_read_from_what_pytest_writes(pytester: pytest.Pytester) ->
     pytester.makepyfile(test_suite=SUITE)
     pytester.runpytest_subprocess("--junitxml=report.xml", "-p", "no:cacheprovider")
     found = {name.removeprefix("test_suite::"): str(one) for name, one in outcomes(Path("report.xml")).items()}
-    assert found.pop("test_skip").endswith("at 0x... of no use)")
+    assert found.pop("test_skip").endswith("at 0x... in /tmp/pytest-of-me/pytest-.../x of no use)")
     assert found == {
         "test_pass": "passed",
         "test_fail": "failed",

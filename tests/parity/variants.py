@@ -74,6 +74,8 @@ VARIANTS: tuple[Variant, ...] = (
     _one("only-stderr-shown", "--show-capture=stderr", (*_FAILING, *_OUTPUT)),
     _one("xfail-shown", "--xfail-tb -rxX", _FAILING),
     _one("doctest-modules", "--doctest-modules --doctest-continue-on-failure --doctest-report=ndiff", ("kinds",)),
+    _one("doctest-namespaces", "--doctest-modules --doctest-glob=*.txt -v --tb=short", ("doctests",)),
+    _several("doctest-namespaces-failing", "-q -rA --tb=short", "--lf --tb=short", files=("doctests",)),
     _one("doctest-default", "--doctest-modules --doctest-glob=*.txt -v", ("kinds",)),
     # Output.
     _one("capture-no", "-s -v", (*_OUTPUT, "basics/test_classes.py", "kinds"), live=True, short=True),

@@ -51,10 +51,47 @@ def test_the_junit_report(suite: None, both: Callable[..., Both], pytester: pyte
     assert '<property name="s" value="v" />' in "".join(reports[0])
 
 
+def test_the_junit_report_of_a_test_that_replaces_what_writes_it(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("""
+        from _pytest.junitxml import LogXML
+
+        def test_one(monkeypatch, record_xml_attribute):
+            record_xml_attribute("extra", "value")
+            monkeypatch.setattr(LogXML, "node_reporter", None)
+    """)
+    pytester.makeini("[pytest]\njunit_family = xunit1\n")
+    found = []
+    for mode in ("off", "all"):
+        pytester.runpytest_subprocess("-p", "no:cacheprovider", f"--sandbox={mode}", "--junitxml=report.xml")
+        found += [case.get("extra") for case in ElementTree.parse(pytester.path / "report.xml").iter("testcase")]
+    assert found == ["value", "value"]
+
+
 def normalised(text: str) -> list[str]:
     from .conftest import normal
 
     return [normal(line) for line in text.splitlines()]
+
+
+def test_frames_of_pluggy_that_pytest_shows_of_a_doctest(pytester: pytest.Pytester, both: Callable[..., Both]) -> None:
+    pytester.makeconftest("""
+        import pytest
+        @pytest.fixture(autouse=True)
+        def broken():
+            raise OSError("the fixture")
+        @pytest.hookimpl(wrapper=True)
+        def pytest_runtest_teardown():
+            yield
+            raise OSError("the hook")
+    """)
+    pytester.maketxtfile("""
+        >>> 40 + 2
+        42
+    """)
+    found = both("--doctest-glob=*.txt", "--tb=short")
+    found.plain.assert_outcomes(errors=2)
+    found.plain.stdout.fnmatch_lines(["*pluggy*", "E *OSError: the fixture", "*pluggy*", "E *OSError: the hook"])
+    found.assert_equal()
 
 
 def test_rerunfailures(pytester: pytest.Pytester, both: Callable[..., Both], tmp_path: Path) -> None:

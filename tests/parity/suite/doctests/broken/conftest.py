@@ -1,0 +1,7 @@
+import pytest
+
+
+@pytest.fixture
+def doctest_namespace(log):
+    log("about to break")
+    raise OSError("no namespace")
