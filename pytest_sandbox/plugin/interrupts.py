@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from signal import SIG_IGN, SIGINT, getsignal, signal  # a test may replace the module's
-from threading import current_thread, main_thread
+from threading import get_ident, main_thread
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -29,7 +29,7 @@ class Gate:
         self._handler: Callable[[int, FrameType | None], Any] | None = None
 
     def __enter__(self) -> Gate:
-        if current_thread() is main_thread():
+        if get_ident() == main_thread().ident:
             found = getsignal(SIGINT)
             if callable(found):
                 self._handler = found
@@ -75,5 +75,5 @@ class Gate:
 
 def ignore() -> None:
     """Nothing in this process handles an interrupt any more: it is about to end."""
-    if current_thread() is main_thread():
+    if get_ident() == main_thread().ident:
         signal(SIGINT, SIG_IGN)
