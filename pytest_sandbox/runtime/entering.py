@@ -261,6 +261,10 @@ def inside() -> bool:
     return _inside or os.path.exists("/run/pytest-sandbox")
 
 
+#: How long to look whether what could not be entered is on its way out, in seconds.
+_ENDS = 0.5
+
+
 def give_up(error: BaseException, running: Running | None = None) -> NoReturn:
     """Ends a fork that could not get to where it belongs: without a word if the sandbox has ended meanwhile.
 
@@ -274,4 +278,4 @@ def give_up(error: BaseException, running: Running | None = None) -> NoReturn:
 
 
 def _is_over(running: Running, error: BaseException) -> bool:
-    return isinstance(error, ProcessLookupError) or (running.pidfd >= 0 and wait_readable(running.pidfd, 0))
+    return isinstance(error, ProcessLookupError) or (running.pidfd >= 0 and wait_readable(running.pidfd, _ENDS))
