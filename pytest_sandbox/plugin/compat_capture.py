@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from os import fstat, ftruncate, pread, pwrite  # by name: a test may have replaced the module's
 from typing import Any
 
 import pytest
@@ -247,14 +248,14 @@ def _bounded_snap(one: Any, limit: int, snap: Callable[[], Any]) -> str:
     file = getattr(one, "tmpfile", None)
     try:
         descriptor = file.fileno()  # type: ignore[union-attr]
-        size = os.fstat(descriptor).st_size
+        size = fstat(descriptor).st_size
     except (AttributeError, OSError, ValueError):
         return str(snap())  # sys capture keeps it in memory
     if size <= limit:
         return str(snap())
     half = limit // 2
-    head = os.pread(descriptor, half, 0).decode("utf-8", "replace")
-    tail = os.pread(descriptor, half, size - half).decode("utf-8", "replace")
+    head = pread(descriptor, half, 0).decode("utf-8", "replace")
+    tail = pread(descriptor, half, size - half).decode("utf-8", "replace")
     file.seek(0)  # type: ignore[union-attr]
     file.truncate()  # type: ignore[union-attr]
     return f"{head}\n[... {size - 2 * half:,} bytes of output left out ...]\n{tail}"
@@ -344,11 +345,11 @@ class _Mirror(io.BytesIO):
         self._descriptor = descriptor
 
     def write(self, data: Any) -> int:
-        os.pwrite(self._descriptor, data, self.tell())
+        pwrite(self._descriptor, data, self.tell())
         return super().write(data)
 
     def truncate(self, size: int | None = None) -> int:
-        os.ftruncate(self._descriptor, self.tell() if size is None else size)
+        ftruncate(self._descriptor, self.tell() if size is None else size)
         return super().truncate(size)
 
 

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import faulthandler
 import gc
-import json
 import logging
 import os
 import sys
-import traceback
-from os import getpid  # a test may replace the module's
+from gc import collect
+from json import loads
+from os import _exit, getpid, getuid  # by name what runs when a test may have replaced the modules' own
+from traceback import format_exc
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
@@ -89,7 +90,7 @@ class Guest:
 
     def _begin(self, item: pytest.Item, before: Before) -> None:
         self.item = item
-        if os.getuid() != self.conductor.uid:
+        if getuid() != self.conductor.uid:
             compat.leave_temporary_base(item.config)
         if self.conductor.held is not None:
             self.conductor.held.begin(item.config)
@@ -110,6 +111,12 @@ class Guest:
 
     def serve(self) -> NoReturn:
         """The protocol of the first test is over: runs one after the other what the parent asks for."""
+        try:
+            self._serve()
+        finally:
+            _exit(1)  # whatever it is: nothing of the child gets out of here
+
+    def _serve(self) -> NoReturn:
         items = self.item.session.items
         while True:
             self._check_process()
@@ -123,7 +130,7 @@ class Guest:
                 item.config.hook.pytest_runtest_protocol(item=item, nextitem=nextitem)
             except Elsewhere:
                 pass
-            except BaseException:  # noqa: BLE001 - nothing of the child gets out of here
+            except BaseException:  # noqa: BLE001 - as if it had reached pytest's own loop
                 self.broke()
 
     def start(self, item: pytest.Item) -> None:
@@ -173,8 +180,8 @@ class Guest:
         """What the parent says next."""
         line = self._orders.readline() if self._orders is not None else b""
         if not line:
-            os._exit(1)  # it is gone
-        order: list[Any] = json.loads(line)
+            _exit(1)  # it is gone
+        order: list[Any] = loads(line)
         return order
 
     def leave_out_overhead(self, call: pytest.CallInfo[None]) -> None:
@@ -261,7 +268,7 @@ class Guest:
         self._flush()
         self._send(wire.encode(["fixture", self._phase, fixturedef.argname, place, logging.getLogger().level,
                                 compat.is_held(self.item.config)]))
-        os._exit(0)
+        _exit(0)
 
     def debugger(self, entered: bool) -> None:
         """Someone came to a debugger's prompt, or left it: meanwhile an interrupt is the debugger's."""
@@ -291,10 +298,12 @@ class Guest:
     def broke(self) -> NoReturn:
         """pytest or a plugin failed, not the test: the parent's run ends with this traceback, as it would have here."""
         self._check_process()
-        interrupts.ignore()
-        if not self._left:
-            self._send(wire.encode(["broken", self._due, traceback.format_exc()[-100_000:]]))
-        self.finish()
+        try:
+            interrupts.ignore()
+            if not self._left:
+                self._send(wire.encode(["broken", self._due, _traceback()[-100_000:]]))
+        finally:
+            self.finish()
 
     def _finish_test(self, nextitem: pytest.Item | None) -> None:
         group = self.group
@@ -310,15 +319,18 @@ class Guest:
     def finish(self) -> NoReturn:
         """The last thing that happens in here."""
         self._check_process()
-        interrupts.ignore()  # the parent, too, knows of one that comes now
-        self._flush()
-        self._send_coverage()
-        for function in entering.when_done:
-            function()
-        self._send(b"\0\0\0\x08[\"done\"]")
-        for function in entering.when_told:
-            function()
-        os._exit(0)
+        try:
+            interrupts.ignore()  # the parent, too, knows of one that comes now
+            self._flush()
+            self._send_coverage()
+            for function in entering.when_done:
+                function()
+            self._send(b"\0\0\0\x08[\"done\"]")
+            for function in entering.when_told:
+                function()
+            _exit(0)
+        finally:
+            _exit(1)
 
     def _send_coverage(self) -> None:
         if self._recorder is not None:
@@ -326,6 +338,8 @@ class Guest:
                 self._send(wire.encode(["coverage", "teardown", cover.take(self._recorder)]))
             except SandboxProtocolError as error:
                 self._send(wire.encode(["coverage", "teardown", str(error)]))
+            except Exception as error:  # noqa: BLE001 - coverage's own, where the test has replaced what it works with
+                self._send(wire.encode(["coverage", "teardown", f"{type(error).__name__}: {error}"[:1000]]))
 
     def _flush(self) -> None:
         for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
@@ -371,7 +385,7 @@ class Guest:
         Only what is younger than the fork: a full collection would touch, and so copy, all of pytest's memory.
         """
         if self.item.config.pluginmanager.has_plugin("unraisableexception"):
-            gc.collect(1)
+            collect(1)
 
     def _is_shared(self, node: pytest.Item | pytest.Collector) -> bool:
         """Whether what is set up for ``node`` in here belongs to all tests of the group."""
@@ -381,9 +395,17 @@ class Guest:
         try:
             wire.write_all(self._descriptor, message)
         except OSError:  # the parent is gone: there is nobody to report to
-            os._exit(1)
+            _exit(1)
 
     def _check_process(self) -> None:
         """A test that forked and came back here in the child too must not report twice."""
         if getpid() != self.pid:
-            os._exit(1)
+            _exit(1)
+
+
+def _traceback() -> str:
+    """Of the exception that is handled now."""
+    try:
+        return format_exc()
+    except Exception as error:  # noqa: BLE001 - the test may have replaced what reads files
+        return f"{type(error.__context__).__name__}, whose traceback cannot be shown: {type(error).__name__}\n"

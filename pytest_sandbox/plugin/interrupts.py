@@ -7,9 +7,9 @@ one), and Python runs the handler in the main thread all the same. So the handle
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Callable
+from signal import SIG_IGN, SIGINT, getsignal, signal  # a test may replace the module's
+from threading import get_ident, main_thread
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -29,11 +29,11 @@ class Gate:
         self._handler: Callable[[int, FrameType | None], Any] | None = None
 
     def __enter__(self) -> Gate:
-        if threading.current_thread() is threading.main_thread():
-            found = signal.getsignal(signal.SIGINT)
+        if get_ident() == main_thread().ident:
+            found = getsignal(SIGINT)
             if callable(found):
                 self._handler = found
-                signal.signal(signal.SIGINT, self._handle)
+                signal(SIGINT, self._handle)
         return self
 
     def enter(self) -> Gate:
@@ -46,8 +46,8 @@ class Gate:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  traceback: TracebackType | None) -> None:
-        if self._handler is not None and signal.getsignal(signal.SIGINT) == self._handle:
-            signal.signal(signal.SIGINT, self._handler)
+        if self._handler is not None and getsignal(SIGINT) == self._handle:
+            signal(SIGINT, self._handler)
         self.open()
 
     def close(self) -> None:
@@ -60,7 +60,7 @@ class Gate:
         if self._came and self._handler is not None:
             frame = self._came.pop()
             self._came.clear()
-            self._handler(signal.SIGINT, frame)
+            self._handler(SIGINT, frame)
 
     def forget(self) -> None:
         """The one that waited was not for us."""
@@ -75,5 +75,5 @@ class Gate:
 
 def ignore() -> None:
     """Nothing in this process handles an interrupt any more: it is about to end."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if get_ident() == main_thread().ident:
+        signal(SIGINT, SIG_IGN)

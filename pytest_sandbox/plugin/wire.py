@@ -33,9 +33,9 @@ unpickled or imported, and what does not fit raises :class:`~pytest_sandbox.erro
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
+from os import write  # a test may replace the module's
 from pathlib import PurePath
 from typing import Any
 
@@ -91,11 +91,11 @@ def encode(message: list[Any]) -> bytes:
 
 def write_all(descriptor: int, data: bytes) -> None:
     """Writes everything; blocks while the reader is busy."""
-    written = os.write(descriptor, data)
+    written = write(descriptor, data)
     if written != len(data):
         view = memoryview(data)[written:]
         while view:
-            view = view[os.write(descriptor, view):]
+            view = view[write(descriptor, view):]
 
 
 class Decoder:

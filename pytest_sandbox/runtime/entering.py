@@ -14,12 +14,13 @@ import struct
 import threading
 import weakref
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from os import _exit, write  # a test may replace the module's
 from typing import TYPE_CHECKING, NoReturn
 
 from . import syscalls as sc
 from . import tracing
 from .commands import become, limit_tasks
+from .protocol import wait_readable
 from .shares import come_first
 from .shift import hand_over
 
@@ -145,7 +146,7 @@ def fork_twice(running: Running, ids: tuple[int, int], folders: Folders) -> tupl
             os.write(writing, struct.pack("i", status))
             os._exit(0)
     except BaseException as error:  # noqa: BLE001 - nothing of the caller's stack may run in this process
-        give_up(error)
+        give_up(error, running)
     os.close(writing)
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     _join(running, 0, ids, folders)
@@ -191,7 +192,7 @@ def _join(running: Running, namespaces: int, ids: tuple[int, int], folders: Fold
         if began:
             entered = began, tracing.now()
     except BaseException as error:  # noqa: BLE001 - half inside, nothing of the caller's may go on
-        give_up(error)
+        give_up(error, running)
 
 
 #: The nodes of /dev that everybody opens: by minor number, of the major number 1.
@@ -260,8 +261,21 @@ def inside() -> bool:
     return _inside or os.path.exists("/run/pytest-sandbox")
 
 
-def give_up(error: BaseException) -> NoReturn:
-    """Ends a fork that could not get to where it belongs."""
-    with suppress(OSError):
-        os.write(2, f"pytest-sandbox: a process could not enter its sandbox: {error!r}\n".encode())
-    os._exit(126)
+#: How long to look whether what could not be entered is on its way out, in seconds.
+_ENDS = 0.5
+
+
+def give_up(error: BaseException, running: Running | None = None) -> NoReturn:
+    """Ends a fork that could not get to where it belongs: without a word if the sandbox has ended meanwhile.
+
+    That is told by its owner, who ends those that wait and are not needed.
+    """
+    try:
+        if running is None or not _is_over(running, error):
+            write(2, f"pytest-sandbox: a process could not enter its sandbox: {error!r}\n".encode())
+    finally:
+        _exit(126)
+
+
+def _is_over(running: Running, error: BaseException) -> bool:
+    return isinstance(error, ProcessLookupError) or (running.pidfd >= 0 and wait_readable(running.pidfd, _ENDS))

@@ -328,3 +328,28 @@ def test_a_run_ends_also_where_nobody_waits_for_orphans(pytester: pytest.Pyteste
         result = pytester.run(sys.executable, parent, "-p", "no:cacheprovider", "--sandbox=all", timeout=30)
         result.assert_outcomes(passed=16)
         result.stdout.fnmatch_lines(["ORPHANS 0"])
+
+
+def test_one_that_is_not_needed_ends_without_a_word(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(busy="""
+        import time
+        from pytest_sandbox.runtime import entering
+
+        def come_first(*args, original=entering.come_first):
+            time.sleep(0.1)  # the machine's: meanwhile the sandbox ends
+            original(*args)
+        entering.come_first = come_first
+    """)
+    result = run(pytester, "import pytest\n" + "".join(f"""
+@pytest.fixture(scope="session")
+def session_{number}():
+    pass
+
+def test_before_{number}():
+    pass
+
+def test_with_{number}(session_{number}):
+    pass
+""" for number in range(4)), "-p", "busy")
+    result.assert_outcomes(passed=8)
+    assert "pytest-sandbox:" not in result.stdout.str() + result.stderr.str()
