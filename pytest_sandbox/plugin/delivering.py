@@ -101,6 +101,8 @@ class Delivery:
         if phase is not None:
             self.log_extras(phase)
             report = phase.report
+        if self.run.party is not None:
+            self.run.party.hosting.forward()
         if self.run.party is not None and report is not None:
             reporting.join_sections(report)
             neighbours.reported(item, report)
