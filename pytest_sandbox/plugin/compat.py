@@ -78,6 +78,7 @@ from .compat_output import configure as configure
 from .compat_output import continue_live_log as continue_live_log
 from .compat_output import current_line as current_line
 from .compat_output import forget_output as forget_output
+from .compat_output import forked_live_log as forked_live_log
 from .compat_output import is_skipped_by_mark as is_skipped_by_mark
 from .compat_output import leave_temporary_base as leave_temporary_base
 from .compat_output import logging_as_in_tests as logging_as_in_tests

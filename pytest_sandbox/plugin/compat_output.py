@@ -226,8 +226,7 @@ def begin_live_log(config: pytest.Config) -> None:
     """A test begins, in a guest: what is set up for it outside of its own process comes first in its live log."""
     live = _live_log(config)
     if live is not None:
-        for name in ("reset", "set_when"):
-            live.__dict__.pop(name, None)
+        forked_live_log(config)
         live.reset()
         live.set_when("start")
 
@@ -249,6 +248,13 @@ def continue_live_log(config: pytest.Config) -> None:
             del live.set_when
 
     live.reset, live.set_when = reset, set_when
+
+
+def forked_live_log(config: pytest.Config) -> None:
+    """It was forked: out here the next heading is shown as ever."""
+    live = _live_log(config)
+    for name in ("reset", "set_when"):
+        getattr(live, "__dict__", {}).pop(name, None)
 
 
 def _live_log(config: pytest.Config) -> Any:

@@ -255,6 +255,7 @@ class Visitor:
     def answer(self, message: protocol.Message) -> protocol.Message:
         """What else the caller asks for."""
         self._go_on_at(message)
+        compat.forked_live_log(self.config)
         try:
             return self._answer(message)
         finally:
