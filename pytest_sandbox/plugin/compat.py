@@ -80,6 +80,7 @@ from .compat_output import current_line as current_line
 from .compat_output import forget_output as forget_output
 from .compat_output import forked_live_log as forked_live_log
 from .compat_output import is_skipped_by_mark as is_skipped_by_mark
+from .compat_output import keep_temporary_base as keep_temporary_base
 from .compat_output import leave_temporary_base as leave_temporary_base
 from .compat_output import logging_as_in_tests as logging_as_in_tests
 from .compat_output import mark_shown as mark_shown
@@ -93,6 +94,7 @@ from .compat_output import use_temporary_base as use_temporary_base
 from .compat_output import use_terminal_writer as use_terminal_writer
 from .compat_output import was_shown as was_shown
 from .compat_output import write_to as write_to
+from .compat_plugins import attempts as attempts
 from .compat_plugins import benchmark as benchmark
 from .compat_plugins import benchmarks as benchmarks
 from .compat_plugins import coverage_collector as coverage_collector
@@ -106,6 +108,8 @@ from .compat_plugins import is_timed as is_timed
 from .compat_plugins import junit as junit
 from .compat_plugins import needed_of_others
 from .compat_plugins import note_for_reruns as note_for_reruns
+from .compat_plugins import seed as seed
+from .compat_plugins import set_attempts as set_attempts
 from .compat_plugins import set_failed_subtests as set_failed_subtests
 from .compat_plugins import timeout_settings as timeout_settings
 

@@ -174,6 +174,13 @@ def use_temporary_base(config: pytest.Config, path: str) -> None:
         factory._basetemp = Path(path)
 
 
+def keep_temporary_base(config: pytest.Config) -> None:
+    """The end of this session leaves the directory of ``tmp_path`` alone: it may be another's, whose tests failed."""
+    factory: Any = getattr(config, "_tmp_path_factory", None)
+    if factory is not None:
+        factory._retention_policy = "all"
+
+
 def was_shown(report: pytest.TestReport) -> bool:
     """Whether ``--pdb`` has shown the failure, so that the summary need not."""
     return bool(getattr(report, "_pdbshown", False))

@@ -141,8 +141,11 @@ class Guest:
         self._order = []
         item.session.testsfailed = order[3]
         self._may_start_over = len(order) > 4 and order[4] is True
-        if len(order) > 5:
-            compat.set_current_line(item.config, order[5])
+        if len(order) > 5:  # abroad
+            if "line" in order[5]:
+                compat.set_current_line(item.config, order[5]["line"])
+            if order[5]["attempt"] is not None:
+                compat.set_attempts(item, order[5]["attempt"])
         self._begin(item, Before(self.conductor, item))
 
     def _next_order(self) -> list[Any]:

@@ -164,11 +164,7 @@ class Hosting:
             told = briefing.brief(config, [run.item for run in self._runs], seen, image=self.name,
                                   live=self.conductor.live, keeps=self.conductor.keeper is not None, persists=persists)
             self._relay = Relay(config)
-            with open(os.devnull, "r+b", 0) as null:
-                streams: Sequence[int] = (null.fileno(), *self._relay.files[:2])
-                if self.conductor.live:
-                    streams = [one if _is_open(one) else null.fileno() for one in compat.true_streams(config)]
-                guest.send({"session": told}, (*streams, self._relay.files[2]), "started")
+            self._tell(guest, told)
         except SandboxStartError as error:
             guest.close()
             from pytest_sandbox.runtime.probe import explain
@@ -179,6 +175,16 @@ class Hosting:
             self._end_relay()
             raise
         self.guest = guest
+
+    def _tell(self, guest: Guest, session: dict[str, Any]) -> None:
+        """Tells it of the session, and gives it what its tests' output and log go to."""
+        assert self._relay is not None
+        with open(os.devnull, "r+b", 0) as null:
+            streams: Sequence[int] = (null.fileno(), *self._relay.files[:2])
+            if self.conductor.live:
+                found = compat.true_streams(self.abroad.config)
+                streams = [one if _is_open(one) else null.fileno() for one in found]
+            guest.send({"session": session}, (*streams, self._relay.files[2]), "started")
 
     def _with_requirements(self, spec: SandboxSpec, text: str) -> str:
         from pytest_sandbox.requirements import with_requirements

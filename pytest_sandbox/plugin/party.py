@@ -244,6 +244,12 @@ class Party:
             os.close(orders)
         return Fork(sandbox, child, reading, commands)
 
+    def times(self, item: pytest.Item) -> bool:
+        """Whether pytest-timeout is in there, too, and will end ``item``'s test."""
+        collected = self.hosting.collected
+        return (compat.timeout_settings(item) is not None and collected is not None
+                and "pytest-timeout" not in collected.lacking)
+
     def order(self, run: ItemRun, may_start_over: bool) -> tuple[Any, ...]:
         """What the child is told so that it begins."""
         following = self.following(run.item, run.nextitem)
@@ -251,7 +257,8 @@ class Party:
             following = None
         return ("run", self._position(run.item),
                 self._positions().get(following.nodeid) if following is not None else None,
-                run.item.session.testsfailed, may_start_over, *self._place().values())
+                run.item.session.testsfailed, may_start_over,
+                {"attempt": compat.attempts(run.item), **self._place()})
 
     def leaving(self, run: ItemRun, nextitem: pytest.Item | None) -> tuple[int, int | None]:
         """What the process of a group is told so that it tears down what ``nextitem`` does not need."""

@@ -41,8 +41,11 @@ _PLAIN: dict[str, Any] = {
     "sandbox_keep": "none", "sandbox_report": None, "sandbox_usage": None, "sandbox_trace": None,
     "sandbox_selftest": False, "sandbox_replay": None, "xmlpath": None, "log_file": None, "htmlpath": None,
     "report_log": None, "pastebin": None, "cov_source": [], "no_cov": True,
+    "splits": None, "group": None, "store_durations": False,
     "version": 0, "help": False, "showfixtures": False, "show_fixtures_per_test": False, "markers": False,
 }
+#: Options that a plugin, pytest-django, reads out of the arguments before pytest has taken them in.
+_EARLY = ("ds", "dc")
 #: The longest text of one problem that is told.
 _LONGEST = 20_000
 #: How many warnings of one set-up or teardown are told.
@@ -155,10 +158,14 @@ class Visitor:
                 continue
             args += ["-p", one]
         options = {name: wire.unpack(value, lambda name: None) for name, value in order["options"].items()}
-        reported = bool(options.get("xmlpath"))
+        # A worker of pytest-xdist's has no such report.
+        reported = bool(options.get("xmlpath")) and "PYTEST_XDIST_WORKER" not in order["environ"]
         options |= {name: value for name, value in _PLAIN.items() if name in options}
         if reported:
             options["xmlpath"] = os.devnull  # what tests put into the caller's JUnit report, they find
+        for name in _EARLY:
+            if options.get(name):
+                args.append(f"--{name}={options[name]}")
         options["plugins"] = []
         options["override_ini"] = [*(options.get("override_ini") or ()), "sandbox_keep=none", "sandbox_report="]
         for name in ("pytest_sandbox", __package__):
@@ -230,6 +237,7 @@ class Visitor:
             guest, conductor.guest = conductor.guest, None
             try:
                 with compat.capturing(item, "setup"):
+                    compat.seed(item, "setup")
                     if not compat.is_skipped_by_mark(item):
                         self.set_up(run)
             except compat.TEST_OUTCOME:
@@ -285,6 +293,7 @@ class Visitor:
             return {"residue": compat.captured_so_far(self.config, 1 << 20)}
         if "finish" in message:
             self._disappear()
+            compat.keep_temporary_base(self.config)
             self.config.hook.pytest_sessionfinish(session=self.session, exitstatus=0)
             compat.unconfigure(self.config)
             return {"finished": True, "coverage": self._measured()}
@@ -325,6 +334,7 @@ class Visitor:
         def tear_down() -> None:
             __tracebackhide__ = True
             with compat.capturing(item, "teardown"):
+                compat.seed(item, "teardown")
                 patch.teardown_exact(following)
 
         try:

@@ -439,5 +439,27 @@ def test_a_guest_that_shows_without_end_is_bounded(suite: pytest.Pytester) -> No
     result = run(suite)
     result.assert_outcomes(passed=1)
     out = result.stdout.str()
-    assert "bytes of output left out" in out and "the end of it" in out
+    assert "bytes of output left out" in out
+    assert "the end of it" in out
     assert len(out) < 20 << 20
+
+
+def test_the_end_of_a_guest_leaves_the_folders_of_failed_tests(suite: pytest.Pytester, tmp_path: Path) -> None:
+    suite.makepyfile("""
+        import pytest
+        from images import FIRST
+        pytestmark = pytest.mark.sandbox(image=FIRST)
+        def test_fails(tmp_path):
+            (tmp_path / "left").write_text("")
+            assert 0
+        def test_passes(tmp_path):
+            (tmp_path / "gone").write_text("")
+    """)
+    base = tmp_path / "base"
+    base.mkdir()
+    suite._monkeypatch.setenv("PYTEST_DEBUG_TEMPROOT", str(base))
+    result = suite.run(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:randomly",
+                       "-otmp_path_retention_policy=failed", "-osandbox_persist=tmp_path")
+    result.assert_outcomes(passed=1, failed=1)
+    assert [one.name for one in base.rglob("left")] == ["left"]
+    assert not list(base.rglob("gone"))
