@@ -29,6 +29,7 @@ class Delivery:
         self._suspended = False
         self._decisive: pytest.TestReport | None = None
         self._failed = False
+        self.before: list[tuple[str, str]] = []  # what an attempt before this one has printed, abroad
 
     def of_setup(self, when: Any, log: bool) -> pytest.TestReport:
         """The report of a set-up that has just been heard."""
@@ -105,6 +106,7 @@ class Delivery:
             self.run.party.hosting.forward()
         if self.run.party is not None and report is not None:
             reporting.join_sections(report)
+            report.sections[:0] = self.before
             neighbours.reported(item, report)
         if when == "setup":
             neighbours.after_setup(item)

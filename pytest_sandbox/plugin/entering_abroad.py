@@ -50,6 +50,7 @@ class EntryAbroad(Entry):
     def set_up(self) -> None:
         """Has the guest of the item's image fork a child, and hears it. Raises ``Over``."""
         __tracebackhide__ = True
+        self.attempt.delivery.before = compat.sections_of(self.run.item)
         if self._join_group():
             raise Over
         self.enter()
