@@ -103,6 +103,7 @@ from .compat_plugins import failed_subtests as failed_subtests
 from .compat_plugins import faulthandler_descriptor as faulthandler_descriptor
 from .compat_plugins import finalizers_aside as finalizers_aside
 from .compat_plugins import fixtures_of_plugin as fixtures_of_plugin
+from .compat_plugins import forget_failures as forget_failures
 from .compat_plugins import ini as ini
 from .compat_plugins import is_timed as is_timed
 from .compat_plugins import junit as junit

@@ -126,6 +126,13 @@ def set_attempts(item: Any, number: int) -> None:
     item.execution_count = number
 
 
+def forget_failures(item: pytest.Item) -> None:
+    """Has pytest-rerunfailures forget fixtures of higher scope that failed, as it does between two attempts."""
+    forget = getattr(sys.modules.get("pytest_rerunfailures"), "_remove_cached_results_from_failed_fixtures", None)
+    if forget is not None:
+        forget(item)
+
+
 def seed(item: pytest.Item, when: str) -> None:
     """Has pytest-randomly do what it does at the beginning of phase ``when``, where its hook is called too late."""
     for one in getattr(item.config.hook, f"pytest_runtest_{when}").get_hookimpls():

@@ -179,7 +179,10 @@ class Delivery:
         if run.party is not None and not self._suspended:
             left = run.party.left(self.item, nextitem)
             if left is not None:
+                had = len(self.before) if found[0].sections[:len(self.before)] == self.before else 0
+                found[0].sections = found[0].sections[had:]
                 reporting.add(found[0], left, ALSO)
+                found[0].sections[:0] = self.before[:had]
                 compat.attach_sections(self.item, found[0].sections)
         run.end_attempt()
         return found

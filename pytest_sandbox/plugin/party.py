@@ -232,7 +232,8 @@ class Party:
         try:
             child = guest.fork(sandbox._ready(), sandbox.spec.workdir or self.hosting.directory(),
                                list(sandbox.spec.env), (writing, orders),
-                               {"item": self._position(run.item), "replay": replay, "shared": shared, **self._place()},
+                               {"item": self._position(run.item), "replay": replay, "shared": shared,
+                                "attempt": compat.attempts(run.item), **self._place()},
                                self.hosting.patience())
         except BaseException:
             os.close(reading)

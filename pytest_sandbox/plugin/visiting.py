@@ -228,6 +228,8 @@ class Visitor:
         if order["replay"] is None:
             self.made[order["item"]] = []
             compat.begin_anew(item)
+            if (order["attempt"] or 1) > 1:
+                compat.forget_failures(item)
         run.error = None
         self._go_on_at(order)
         compat.begin_live_log(self.config)
