@@ -53,6 +53,8 @@ class Hosting:
         self._supplied = False
         self._here: Callable[[str], str | None] = lambda name: None
         self._failed: SandboxError | None = None
+        self._unsent: tuple[dict[str, Any], str, int] | None = None  # the session, and where to keep what is compiled
+        self._first: tuple[dict[str, Any], list[int]] | None = None  # of its messages
 
     @property
     def there(self) -> bool:
@@ -68,12 +70,17 @@ class Hosting:
         return float(self.conductor.settings.guest_timeout)
 
     def wanted(self) -> None:
-        """One of the tests is near: starts the guest, unless it is there. Never raises."""
-        if self.guest is None and self._failed is None:
-            try:
-                self._start()
-            except (SandboxError, OSError):
-                pass  # the test will hear of it
+        """One of the tests is near: starts the guest, unless it is there. Never raises, never waits."""
+        try:
+            if self.guest is None:
+                if self._failed is None:
+                    self._start()
+            elif self._unsent is not None and self._first is None:
+                self._first = self.guest.heard()
+                if self._first is not None and "hello" in self._first[0]:
+                    self._instruct(self.guest)
+        except (SandboxError, OSError):
+            pass  # the test will hear of it
 
     def ready(self) -> Guest:
         """The guest, when it has collected.
@@ -109,6 +116,7 @@ class Hosting:
     def forget(self) -> None:
         """Ends the guest, if it is there."""
         guest, self.guest, self.collected = self.guest, None, None
+        self._unsent = self._first = None
         if guest is not None:
             guest.close()
         if self.dump >= 0:
@@ -131,7 +139,7 @@ class Hosting:
         self._starts = max(0, self._starts - 1)
 
     def _start(self) -> None:
-        from pytest_sandbox import grafts
+        from pytest_sandbox import bytecode, grafts
         from pytest_sandbox.planning import plan_abroad
         from pytest_sandbox.runtime import guestplans, guests, launch
         from pytest_sandbox.spec import Mount
@@ -148,6 +156,13 @@ class Hosting:
             spec = spec.merged({"image": self._with_requirements(spec, text)})
         home = spec.merged({"mounts": (*spec.mounts, Mount(grafts.graft_made(), grafts.TARGET, True)), "timeout": None})
         plan = plan_abroad(home, seen)
+        number, kept = -1, self._keeps_compiled(spec)
+        folder = bytecode.WRITTEN
+        if kept is not None and bytecode.is_kept(kept):
+            home = home.merged({"mounts": (*home.mounts, Mount(kept, bytecode.TARGET, True))})
+            plan, folder, kept = plan_abroad(home, seen), bytecode.TARGET, None
+        elif kept is not None:
+            number = next(step[1] for step in plan.body["mounts"] if step[0] == "overlay" and step[2] == "/")
         guest = guests.Guest(self.name, launch.supervisor().host)
         self._starts += 1
         self.began = time.monotonic()
@@ -156,7 +171,7 @@ class Hosting:
             given = {**dict(plan.root.env or ()), **dict(spec.env), "PYTHONDONTWRITEBYTECODE": "1"}
             env = {name: value for name, value in given.items() if value is not None}
             argv = ["-c", f"exec(compile(open('{grafts.TARGET}/pytest_sandbox/plugin/landing.py').read(), "
-                          "'landing.py', 'exec'))", grafts.TARGET]
+                          "'landing.py', 'exec'))", grafts.TARGET, folder]
             config = self.abroad.config
             guest.start(plan, guestplans.disk(spec), python, argv, env, self.directory())
             base = compat.temporary_base(config)
@@ -164,7 +179,11 @@ class Hosting:
             told = briefing.brief(config, [run.item for run in self._runs], seen, image=self.name,
                                   live=self.conductor.live, keeps=self.conductor.keeper is not None, persists=persists)
             self._relay = Relay(config)
-            self._tell(guest, told)
+            told["written"] = folder if kept is not None else None
+            if kept is not None:
+                self._unsent = told, kept, number
+            else:
+                self._tell(guest, told)
         except SandboxStartError as error:
             guest.close()
             from pytest_sandbox.runtime.probe import explain
@@ -175,6 +194,23 @@ class Hosting:
             self._end_relay()
             raise
         self.guest = guest
+
+    def _keeps_compiled(self, spec: SandboxSpec) -> str | None:
+        """Where what the image's Python compiles is kept; None for what may change at any time."""
+        from pytest_sandbox import bytecode
+        from pytest_sandbox.planning import resolve
+
+        image_id = resolve(spec.image).image_id if isinstance(spec.image, str) else None
+        return None if image_id is None else bytecode.place(image_id, self._spec.python)
+
+    def _instruct(self, guest: Guest) -> None:
+        """It has said hello, and knows nothing of the tests yet: takes what it has compiled, and tells it of them."""
+        if self._unsent is not None:
+            from pytest_sandbox import bytecode
+
+            (told, kept, number), self._unsent = self._unsent, None
+            bytecode.take(guest.layer, number, self.abroad.visible(), kept)
+            self._tell(guest, told)
 
     def _tell(self, guest: Guest, session: dict[str, Any]) -> None:
         """Tells it of the session, and gives it what its tests' output and log go to."""
@@ -199,7 +235,7 @@ class Hosting:
     def _collect(self, guest: Guest) -> bool:
         """Hears what it has collected. False when it has to be started again, with more beside it."""
         until = guest.by(self.patience())
-        message, _ = guest.receive(until, "started")
+        (message, _), self._first = self._first or guest.receive(until, "started"), None
         if "lacks" in message and not self._supplied:
             self._supply(message["lacks"])
             return False
@@ -209,6 +245,7 @@ class Hosting:
                 f"a test's body cannot run in image {self.name!r}", image=self.name, why=str(message["unfit"])[:1000],
                 remedy="Or keep the body on the host: request the sandbox fixture and run commands in the image.")
         if "hello" in message:
+            self._instruct(guest)
             message, fds = guest.receive(until, "collected the tests")
             self.dump = fds.pop(0) if fds else -1
         if "collected" not in message:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import socket
 import sys
 import traceback
@@ -61,7 +62,10 @@ def visit(sock: socket.socket) -> NoReturn:
         got = protocol.receive(sock)
         if got is None:
             os._exit(0)
-        visitor = Visitor(got[0]["session"], got[1])
+        order = got[0]["session"]
+        if order["written"]:
+            shutil.rmtree(order["written"], ignore_errors=True)
+        visitor = Visitor(order, got[1])
         dump = visitor.conductor.fault_descriptor if visitor.conductor is not None else None
         protocol.send(sock, {"collected": visitor.told}, () if dump is None else (dump,))
         with compat.logging_as_in_tests(visitor.config):

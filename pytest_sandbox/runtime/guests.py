@@ -85,30 +85,44 @@ class Guest:
         :param doing: what it is at, for the error.
         :raises SandboxGuestError: when it has ended, or is too slow, or talks nonsense.
         """
+        while True:
+            if self.ended is None and not self._wait(until):
+                raise self._end(f"it was not done after {until and self._patience:g} s", doing,
+                                "Raise sandbox_guest_timeout, or see where it stands in what it printed.")
+            got = self._hear(doing)
+            if got is not None:
+                return got
+
+    def heard(self, doing: str = "started") -> tuple[protocol.Message, list[int]] | None:
+        """Its next message if that is there already; as :meth:`receive`, but never waits."""
+        while self.sock is not None and wait_readable(self.sock.fileno(), 0):
+            got = self._hear(doing)
+            if got is not None:
+                return got
+        return None
+
+    def _hear(self, doing: str) -> tuple[protocol.Message, list[int]] | None:
+        """A message that is there; None if it is not for whoever uses this."""
         if self.ended is not None:
             raise self.ended
         assert self.sock is not None
         try:
-            while True:
-                if not self._wait(until):
-                    raise self._end(f"it was not done after {until and self._patience:g} s", doing,
-                                    "Raise sandbox_guest_timeout, or see where it stands in what it printed.")
-                try:
-                    got = protocol.receive(self.sock)
-                except ConnectionResetError:  # it had not read all; its last words come after this error
-                    continue
-                if got is None:
-                    raise self._end(self._how(), doing)
-                message, fds = got
-                if "failed" in message:
-                    protocol.close(fds)
-                    raise self._unstarted(message["failed"])
-                if "boarded" not in message or self._boarded:
-                    return message, fds
-                self._boarded = True
-                self.log, self.layer = fds
+            got = protocol.receive(self.sock)
+        except ConnectionResetError:  # it had not read all; its last words come after this error
+            return None
         except protocol.BadMessage as error:
             raise self._end(f"it sent what is not a message ({error})", doing) from None
+        if got is None:
+            raise self._end(self._how(), doing)
+        message, fds = got
+        if "failed" in message:
+            protocol.close(fds)
+            raise self._unstarted(message["failed"])
+        if "boarded" not in message or self._boarded:
+            return message, fds
+        self._boarded = True
+        self.log, self.layer = fds
+        return None
 
     _patience = 0.0
 

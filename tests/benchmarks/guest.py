@@ -27,6 +27,8 @@ pytestmark = pytest.mark.sandbox(image={image!r})
 def test_nothing(number):
     pass
 """
+#: How many tests of the host's image a run has while a guest starts.
+BEFORE = 80
 PLAIN = ["-p", "no:cacheprovider", "-p", "no:pytest_forked", "-p", "no:randomly"]
 
 
@@ -83,7 +85,12 @@ def first(folder: Path, root: Path, rounds: int) -> Table:
              f"--volume={grafts.graft()}:/graft:ro", f"--volume={place}:/project", "--workdir=/project",
              "--env=PYTHONPATH=/graft", "--env=PYTHONDONTWRITEBYTECODE=1", "--rootfs", str(root),
              "/usr/bin/python3", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    actions = {"guest": lambda: one(place, True)}
+    later = folder / "later"
+    later.mkdir()
+    (later / "test_first.py").write_text(SUITE.format(image="host", count=BEFORE))
+    (later / "test_second.py").write_text(SUITE.format(image=f"rootfs:{root}", count=1))
+    actions = {"guest": lambda: one(place, True),
+               f"guest, of the test alone, after {BEFORE} of the host": lambda: one(later, False)[-1:]}
     note = "podman is not here, or cannot run a container."
     runner = Runner()
     if shutil.which("podman") is not None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import marshal
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -463,3 +466,43 @@ def test_the_end_of_a_guest_leaves_the_folders_of_failed_tests(suite: pytest.Pyt
     result.assert_outcomes(passed=1, failed=1)
     assert [one.name for one in base.rglob("left")] == ["left"]
     assert not list(base.rglob("gone"))
+
+
+def test_what_an_images_python_compiles_is_kept(suite: pytest.Pytester, first_root: Path, tmp_path: Path,
+                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    """By an image's first guest, before it knows of the tests. Later ones read it, unless the source is another."""
+    monkeypatch.setenv("PYTEST_SANDBOX_CACHE", str(tmp_path / "cache"))
+    image = tmp_path / "uncompiled.tar"
+    with tarfile.open(image, "w") as archive:
+        archive.add(first_root, ".", filter=lambda one: None if one.name.endswith("__pycache__") else one)
+    suite.makeconftest("import colorsys")  # the project's doing: compiled by the image as ever, and not kept
+    suite.makepyfile(test_it=f"""
+        import json, os, sys
+        import pytest
+        pytestmark = pytest.mark.sandbox(image="rootfs:{image}")
+        def test_it():
+            print("compiled:", json.__cached__, hasattr(json, "OTHER"))
+            assert not [one for one in os.listdir("/") if "compiled" in one] and sys.dont_write_bytecode
+            assert "compiled" not in sys.modules["colorsys"].__cached__
+    """)
+
+    def seen() -> str:
+        result = run(suite, "-rP")
+        result.assert_outcomes(passed=1)
+        return next(line for line in result.outlines if line.startswith("compiled:"))
+
+    assert seen().startswith("compiled: /.pytest-sandbox-compiled/")
+    (made,) = (tmp_path / "cache/guests").glob("compiled-*")
+    kept = [str(one.relative_to(made)) for one in made.rglob("*.pyc")]
+    assert len(kept) > 100
+    assert not [one for one in kept if "conftest" in one or "test_it" in one or "colorsys" in one]
+    said = seen()
+    assert said.startswith("compiled: /run/.pytest-sandbox-compiled/")
+    assert said.endswith("False")
+
+    (file,) = made.glob(f"**/json/__pycache__/__init__.{sys.implementation.cache_tag}.pyc")
+    header, code = file.read_bytes()[:16], compile("OTHER = 1\n" + Path(json.__file__).read_text(), "json", "exec")
+    file.write_bytes(header + marshal.dumps(code))
+    assert seen().endswith("True"), "what is kept is not what is read"
+    file.write_bytes(header[:12] + bytes(4) + marshal.dumps(code))  # as if of a source of another size
+    assert seen().endswith("False")

@@ -28,8 +28,8 @@ LEVELS = {
 }
 
 #: Modules that are part of another room: a sandbox's host side is one room in several files.
-PART_OF = {"building": "sandbox", "calls": "sandbox", "committing": "sandbox", "connections": "sandbox",
-           "copying": "sandbox",
+PART_OF = {"building": "sandbox", "bytecode": "sandbox", "calls": "sandbox", "committing": "sandbox",
+           "connections": "sandbox", "copying": "sandbox",
            "deadline": "sandbox", "faults": "network", "files": "sandbox", "grafts": "sandbox", "images": "sandbox",
            "keeping": "sandbox",
            "layerdiff": "sandbox", "lifetime": "sandbox", "limits": "sandbox", "outbound": "sandbox",
