@@ -143,6 +143,11 @@ class Abroad:
             self._short = available < least
         return self._short
 
+    def forward(self) -> None:
+        """Shows what tests in images have shown past all capturing, while one of them runs."""
+        for party in self._parties.values():
+            party.hosting.forward(log=False)
+
     # As the spares of tests in the host's image (see ``spares``), for ``inbox``.
 
     def ahead(self, run: ItemRun) -> None:

@@ -55,6 +55,7 @@ from typing import Any
 
 import pytest
 
+from .compat_capture import Diverted as Diverted
 from .compat_capture import Held as Held
 from .compat_capture import Muted as Muted
 from .compat_capture import Printed as Printed
@@ -62,18 +63,26 @@ from .compat_capture import apart as apart
 from .compat_capture import bound_output as bound_output
 from .compat_capture import capture_files as capture_files
 from .compat_capture import captured_so_far as captured_so_far
+from .compat_capture import flush_streams as flush_streams
 from .compat_capture import is_held as is_held
+from .compat_capture import log_file as log_file
 from .compat_capture import recording as recording
 from .compat_capture import true_streams as true_streams
+from .compat_capture import use_log_file as use_log_file
 from .compat_output import begin_anew as begin_anew
+from .compat_output import begin_live_log as begin_live_log
 from .compat_output import cache_directory as cache_directory
 from .compat_output import capturing as capturing
 from .compat_output import catching_warnings as catching_warnings
 from .compat_output import configure as configure
+from .compat_output import continue_live_log as continue_live_log
 from .compat_output import current_line as current_line
 from .compat_output import forget_output as forget_output
+from .compat_output import forked_live_log as forked_live_log
 from .compat_output import is_skipped_by_mark as is_skipped_by_mark
+from .compat_output import keep_temporary_base as keep_temporary_base
 from .compat_output import leave_temporary_base as leave_temporary_base
+from .compat_output import logging_as_in_tests as logging_as_in_tests
 from .compat_output import mark_shown as mark_shown
 from .compat_output import may_debug as may_debug
 from .compat_output import set_current_line as set_current_line
@@ -84,6 +93,8 @@ from .compat_output import unconfigure as unconfigure
 from .compat_output import use_temporary_base as use_temporary_base
 from .compat_output import use_terminal_writer as use_terminal_writer
 from .compat_output import was_shown as was_shown
+from .compat_output import write_to as write_to
+from .compat_plugins import attempts as attempts
 from .compat_plugins import benchmark as benchmark
 from .compat_plugins import benchmarks as benchmarks
 from .compat_plugins import coverage_collector as coverage_collector
@@ -92,11 +103,14 @@ from .compat_plugins import failed_subtests as failed_subtests
 from .compat_plugins import faulthandler_descriptor as faulthandler_descriptor
 from .compat_plugins import finalizers_aside as finalizers_aside
 from .compat_plugins import fixtures_of_plugin as fixtures_of_plugin
+from .compat_plugins import forget_failures as forget_failures
 from .compat_plugins import ini as ini
 from .compat_plugins import is_timed as is_timed
 from .compat_plugins import junit as junit
 from .compat_plugins import needed_of_others
 from .compat_plugins import note_for_reruns as note_for_reruns
+from .compat_plugins import seed as seed
+from .compat_plugins import set_attempts as set_attempts
 from .compat_plugins import set_failed_subtests as set_failed_subtests
 from .compat_plugins import timeout_settings as timeout_settings
 

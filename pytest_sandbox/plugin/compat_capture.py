@@ -7,7 +7,7 @@ import os
 import stat
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from os import fstat, ftruncate, pread, pwrite  # by name: a test may have replaced the module's
@@ -195,40 +195,54 @@ def is_held(config: pytest.Config) -> bool:
     return getattr(capture, "_capture_fixture", None) is not None
 
 
-class Muted:
-    """The terminal shows nothing of what this process prints, until :meth:`end`. It is captured as ever."""
+class Diverted:
+    """This process's standard streams are other files where they are not captured, until :meth:`end`.
 
-    def __init__(self, config: pytest.Config) -> None:
+    :param into: which file, by the stream's number.
+    """
+
+    def __init__(self, config: pytest.Config, into: Mapping[int, int]) -> None:
         capture: Any = config.pluginmanager.get_plugin("capturemanager")
         multi = getattr(capture, "_global_capturing", None)
-        self._flush()
-        nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        flush_streams()
         self._kept = []
-        for descriptor, one in ((1, getattr(multi, "out", None)), (2, getattr(multi, "err", None))):
+        for descriptor, file in into.items():
+            one = getattr(multi, ("in_", "out", "err")[descriptor], None)
             aside = getattr(one, "targetfd_save", None)  # under fd capture, the terminal
             targets = {descriptor} if aside is None or getattr(one, "_state", None) == "suspended" else set()
             if aside is not None:
                 targets.add(aside)
             for target in targets:
                 self._kept.append((os.dup(target), target))
-                os.dup2(nowhere, target, inheritable=target == descriptor)
-        os.close(nowhere)
+                os.dup2(file, target, inheritable=target == descriptor)
 
     def end(self) -> None:
-        """It shows it again."""
-        self._flush()
+        """They are again what they were."""
+        flush_streams()
         for kept, target in self._kept:
             os.dup2(kept, target, inheritable=target <= 2)
             os.close(kept)
         self._kept = []
 
-    @staticmethod
-    def _flush() -> None:
-        for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
-            try:
-                stream.flush()  # type: ignore[union-attr]
-            except (AttributeError, OSError, ValueError):
-                pass
+
+class Muted(Diverted):
+    """The terminal shows nothing of what this process prints, until :meth:`end`. It is captured as ever."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            super().__init__(config, {1: nowhere, 2: nowhere})
+        finally:
+            os.close(nowhere)
+
+
+def flush_streams() -> None:
+    """Writes out what the standard streams hold: else a fork would write it, too."""
+    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+        try:
+            stream.flush()  # type: ignore[union-attr]
+        except (AttributeError, OSError, ValueError):
+            pass
 
 
 def bound_output(config: pytest.Config, limit: int) -> None:
@@ -363,3 +377,24 @@ def true_streams(config: pytest.Config) -> tuple[int, int, int]:
         taken = getattr(one, "_state", None) == "started"
         found.append(getattr(one, "targetfd_save", number) if taken else number)
     return found[0], found[1], found[2]
+
+
+def log_file(config: pytest.Config) -> int:
+    """The descriptor of ``--log-file``, or of what pytest has in its place; -1 where it has none."""
+    logs: Any = config.pluginmanager.get_plugin("logging-plugin")
+    try:
+        return int(logs.log_file_handler.stream.fileno())
+    except (AttributeError, OSError, ValueError):
+        return -1
+
+
+def use_log_file(config: pytest.Config, descriptor: int) -> None:
+    """Has pytest write its log file there. ``descriptor`` is its own from now on."""
+    logs: Any = config.pluginmanager.get_plugin("logging-plugin")
+    handler: Any = getattr(logs, "log_file_handler", None)
+    if handler is None:
+        os.close(descriptor)
+        return
+    before = handler.setStream(os.fdopen(descriptor, "w", encoding="UTF-8"))
+    if before is not None:
+        before.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +174,13 @@ def use_temporary_base(config: pytest.Config, path: str) -> None:
         factory._basetemp = Path(path)
 
 
+def keep_temporary_base(config: pytest.Config) -> None:
+    """The end of this session leaves the directory of ``tmp_path`` alone: it may be another's, whose tests failed."""
+    factory: Any = getattr(config, "_tmp_path_factory", None)
+    if factory is not None:
+        factory._retention_policy = "all"
+
+
 def was_shown(report: pytest.TestReport) -> bool:
     """Whether ``--pdb`` has shown the failure, so that the summary need not."""
     return bool(getattr(report, "_pdbshown", False))
@@ -202,6 +209,63 @@ def use_terminal_writer(config: pytest.Config, writer: Any) -> None:
     reporter: Any = config.pluginmanager.get_plugin("terminalreporter")
     if reporter is not None:
         reporter._tw = writer
+
+
+def write_to(writer: Any, file: Any) -> None:
+    """From now on, a terminal writer writes to ``file``."""
+    writer._file = file
+
+
+@contextmanager
+def logging_as_in_tests(config: pytest.Config) -> Iterator[None]:
+    """The live log and the log file have what is logged meanwhile, as within pytest's own loop over the tests."""
+    logs: Any = config.pluginmanager.get_plugin("logging-plugin")
+    catch = optional("_pytest.logging", "catching_logs")
+    with ExitStack() as stack:
+        if logs is not None and catch is not None:
+            for kind in ("cli", "file"):
+                handler, level = getattr(logs, f"log_{kind}_handler"), getattr(logs, f"log_{kind}_level")
+                stack.enter_context(catch(handler, level=level))
+        yield
+
+
+def begin_live_log(config: pytest.Config) -> None:
+    """A test begins, in a guest: what is set up for it outside of its own process comes first in its live log."""
+    live = _live_log(config)
+    if live is not None:
+        forked_live_log(config)
+        live.reset()
+        live.set_when("start")
+
+
+def continue_live_log(config: pytest.Config) -> None:
+    """It is about to be forked: in there its live log goes on after what is there, with no second heading."""
+    live = _live_log(config)
+    if live is None or not getattr(live, "_first_record_emitted", False):
+        return
+
+    def reset() -> None:
+        del live.reset
+
+    def set_when(when: str | None) -> None:
+        shown = live._section_name_shown
+        type(live).set_when(live, when)
+        live._section_name_shown = shown
+        if when == "setup":
+            del live.set_when
+
+    live.reset, live.set_when = reset, set_when
+
+
+def forked_live_log(config: pytest.Config) -> None:
+    """It was forked: out here the next heading is shown as ever."""
+    live = _live_log(config)
+    for name in ("reset", "set_when"):
+        getattr(live, "__dict__", {}).pop(name, None)
+
+
+def _live_log(config: pytest.Config) -> Any:
+    return getattr(config.pluginmanager.get_plugin("logging-plugin"), "log_cli_handler", None)
 
 
 def begin_anew(item: pytest.Item) -> None:

@@ -115,6 +115,31 @@ def is_timed(item: pytest.Item) -> bool:
     return module is not None and bool(module._get_item_settings(item).timeout)
 
 
+def attempts(item: pytest.Item) -> int | None:
+    """The number of this attempt of ``item`` where pytest-rerunfailures counts them."""
+    found = getattr(item, "execution_count", None)
+    return found if isinstance(found, int) else None
+
+
+def set_attempts(item: Any, number: int) -> None:
+    """Makes this attempt the one of that number."""
+    item.execution_count = number
+
+
+def forget_failures(item: pytest.Item) -> None:
+    """Has pytest-rerunfailures forget fixtures of higher scope that failed, as it does between two attempts."""
+    forget = getattr(sys.modules.get("pytest_rerunfailures"), "_remove_cached_results_from_failed_fixtures", None)
+    if forget is not None:
+        forget(item)
+
+
+def seed(item: pytest.Item, when: str) -> None:
+    """Has pytest-randomly do what it does at the beginning of phase ``when``, where its hook is called too late."""
+    for one in getattr(item.config.hook, f"pytest_runtest_{when}").get_hookimpls():
+        if one.function.__module__ == "pytest_randomly":
+            one.function(item)
+
+
 def note_for_reruns(item: Any, report: pytest.TestReport) -> None:
     """What pytest-rerunfailures, where it has a place for it, keeps of a phase, by which it decides on another."""
     item._test_failed_statuses[report.when] = report.failed

@@ -29,6 +29,7 @@ class Delivery:
         self._suspended = False
         self._decisive: pytest.TestReport | None = None
         self._failed = False
+        self.before: list[tuple[str, str]] = []  # what an attempt before this one has printed, abroad
 
     def of_setup(self, when: Any, log: bool) -> pytest.TestReport:
         """The report of a set-up that has just been heard."""
@@ -101,8 +102,11 @@ class Delivery:
         if phase is not None:
             self.log_extras(phase)
             report = phase.report
+        if self.run.party is not None:
+            self.run.party.hosting.forward()
         if self.run.party is not None and report is not None:
             reporting.join_sections(report)
+            report.sections[:0] = self.before
             neighbours.reported(item, report)
         if when == "setup":
             neighbours.after_setup(item)
@@ -175,7 +179,10 @@ class Delivery:
         if run.party is not None and not self._suspended:
             left = run.party.left(self.item, nextitem)
             if left is not None:
+                had = len(self.before) if found[0].sections[:len(self.before)] == self.before else 0
+                found[0].sections = found[0].sections[had:]
                 reporting.add(found[0], left, ALSO)
+                found[0].sections[:0] = self.before[:had]
                 compat.attach_sections(self.item, found[0].sections)
         run.end_attempt()
         return found

@@ -12,6 +12,7 @@ from pytest_sandbox.errors import SandboxError, SandboxUnavailable
 
 from . import compat, extensions, higher, passing
 from .entering import Entry, Over, failure
+from .timers import Timers
 
 if TYPE_CHECKING:
     from .attempt import Attempt
@@ -49,6 +50,7 @@ class EntryAbroad(Entry):
     def set_up(self) -> None:
         """Has the guest of the item's image fork a child, and hears it. Raises ``Over``."""
         __tracebackhide__ = True
+        self.attempt.delivery.before = compat.sections_of(self.run.item)
         if self._join_group():
             raise Over
         self.enter()
@@ -78,9 +80,12 @@ class EntryAbroad(Entry):
         except (SandboxError, OSError) as error:
             raise failure(error) from None
         extensions.started(run.item.config, fork.sandbox)
+        timers = self.attempt.timers = Timers(run.item, None) if party.times(run.item) else None
         self.attempt.signals.hold()
         may = self.attempt.inbox.may_start_over = self._may_start_over()
         fork.command(*party.order(run, may))  # one that has ended meanwhile will be heard of
+        if timers is not None:
+            timers.stand_still()  # its own goes on in there
         self._go_on_with(fork)
         if run.group is not None:
             run.group.fork = fork

@@ -15,7 +15,6 @@ import faulthandler
 import gc
 import logging
 import os
-import sys
 from gc import collect
 from json import loads
 from os import _exit, getpid, getuid  # by name what runs when a test may have replaced the modules' own
@@ -142,6 +141,11 @@ class Guest:
         self._order = []
         item.session.testsfailed = order[3]
         self._may_start_over = len(order) > 4 and order[4] is True
+        if len(order) > 5:  # abroad
+            if "line" in order[5]:
+                compat.set_current_line(item.config, order[5]["line"])
+            if order[5]["attempt"] is not None:
+                compat.set_attempts(item, order[5]["attempt"])
         self._begin(item, Before(self.conductor, item))
 
     def _next_order(self) -> list[Any]:
@@ -342,11 +346,7 @@ class Guest:
                 self._send(wire.encode(["coverage", "teardown", f"{type(error).__name__}: {error}"[:1000]]))
 
     def _flush(self) -> None:
-        for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
-            try:
-                stream.flush()  # type: ignore[union-attr]
-            except (AttributeError, OSError, ValueError):
-                pass
+        compat.flush_streams()
 
     def teardown_exact(self, nextitem: pytest.Item | None) -> None:
         """In place of pytest's: ends the item, and what it requested of higher scope for itself alone.

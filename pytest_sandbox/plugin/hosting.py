@@ -14,6 +14,7 @@ from pytest_sandbox.errors import SandboxError, SandboxGuestError, SandboxStartE
 
 from . import briefing, compat, measuring
 from .collected import Collected
+from .relaying import Relay
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -48,6 +49,7 @@ class Hosting:
         self._spec, self._runs = spec, runs
         self.began = 0.0  # when it was started, by time.monotonic()
         self._starts = 0
+        self._relay: Relay | None = None
         self._supplied = False
         self._here: Callable[[str], str | None] = lambda name: None
         self._failed: SandboxError | None = None
@@ -120,6 +122,17 @@ class Hosting:
         if self.dump >= 0:
             os.close(self.dump)
             self.dump = -1
+        self._end_relay()
+
+    def forward(self, log: bool = True) -> None:
+        """Shows what its tests have shown past all capturing. See ``Relay.forward``."""
+        if self._relay is not None:
+            self._relay.forward(log)
+
+    def _end_relay(self) -> None:
+        relay, self._relay = self._relay, None
+        if relay is not None:
+            relay.close()
 
     def rested(self) -> None:
         """It was ended though it was well: that does not count as a death."""
@@ -160,18 +173,17 @@ class Hosting:
             argv = ["-c", f"exec(compile(open('{grafts.TARGET}/pytest_sandbox/plugin/landing.py').read(), "
                           "'landing.py', 'exec'))", grafts.TARGET, folder]
             config = self.abroad.config
-            live = self.conductor.live
-            guest.start(plan, guestplans.disk(spec), python, argv, env, self.directory(),
-                        compat.true_streams(config) if live else None)
+            guest.start(plan, guestplans.disk(spec), python, argv, env, self.directory())
             base = compat.temporary_base(config)
             persists = base is not None and any(one.target == os.path.realpath(base) for one in home.persist)
-            told = briefing.brief(config, [run.item for run in self._runs], seen, image=self.name, live=live,
-                                  keeps=self.conductor.keeper is not None, persists=persists)
+            told = briefing.brief(config, [run.item for run in self._runs], seen, image=self.name,
+                                  live=self.conductor.live, keeps=self.conductor.keeper is not None, persists=persists)
+            self._relay = Relay(config)
             told["written"] = folder if kept is not None else None
             if kept is not None:
                 self._unsent = told, kept, number
             else:
-                guest.send({"session": told}, doing="started")
+                self._tell(guest, told)
         except SandboxStartError as error:
             guest.close()
             from pytest_sandbox.runtime.probe import explain
@@ -179,6 +191,7 @@ class Hosting:
             raise explain(error) from error
         except BaseException:
             guest.close()
+            self._end_relay()
             raise
         self.guest = guest
 
@@ -197,7 +210,17 @@ class Hosting:
 
             (told, kept, number), self._unsent = self._unsent, None
             bytecode.take(guest.layer, number, self.abroad.visible(), kept)
-            guest.send({"session": told}, doing="started")
+            self._tell(guest, told)
+
+    def _tell(self, guest: Guest, session: dict[str, Any]) -> None:
+        """Tells it of the session, and gives it what its tests' output and log go to."""
+        assert self._relay is not None
+        with open(os.devnull, "r+b", 0) as null:
+            streams: Sequence[int] = (null.fileno(), *self._relay.files[:2])
+            if self.conductor.live:
+                found = compat.true_streams(self.abroad.config)
+                streams = [one if _is_open(one) else null.fileno() for one in found]
+            guest.send({"session": session}, (*streams, self._relay.files[2]), "started")
 
     def _with_requirements(self, spec: SandboxSpec, text: str) -> str:
         from pytest_sandbox.requirements import with_requirements
@@ -270,6 +293,14 @@ class Hosting:
             raise SandboxGuestError(f"a test's body cannot run in image {self.name!r}", image=self.name,
                                     why=str(error)) from None
         grafts.graft_made(anew=True)
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
 
 
 def _again(error: SandboxError, image: str) -> SandboxError:

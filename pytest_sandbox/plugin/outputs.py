@@ -41,6 +41,8 @@ class Outputs:
         if now - self._looked < INTERVAL:
             return
         self._looked = now
+        if self._conductor.abroad is not None:
+            self._conductor.abroad.forward()
         for descriptor in self._descriptors():
             try:
                 there = os.fstat(descriptor)

@@ -126,7 +126,8 @@ class Party:
         self._settle()
         self._drop_waiting()  # it has not what will be there now
         self._hear(guest.ask({"wanted": [wanted.name, wanted.place, wanted.level, wanted.held],
-                              "item": self._position(item)}, (), self.hosting.patience(), "set up a fixture"), item)
+                              "item": self._position(item), **self._place()}, (), self.hosting.patience(),
+                             "set up a fixture"), item)
 
     # The child of the next test is forked ahead, where nothing is set up for it that the test at hand could see.
 
@@ -231,7 +232,8 @@ class Party:
         try:
             child = guest.fork(sandbox._ready(), sandbox.spec.workdir or self.hosting.directory(),
                                list(sandbox.spec.env), (writing, orders),
-                               {"item": self._position(run.item), "replay": replay, "shared": shared},
+                               {"item": self._position(run.item), "replay": replay, "shared": shared,
+                                "attempt": compat.attempts(run.item), **self._place()},
                                self.hosting.patience())
         except BaseException:
             os.close(reading)
@@ -243,14 +245,21 @@ class Party:
             os.close(orders)
         return Fork(sandbox, child, reading, commands)
 
-    def order(self, run: ItemRun, may_start_over: bool) -> tuple[str, int, int | None, int, bool]:
+    def times(self, item: pytest.Item) -> bool:
+        """Whether pytest-timeout is in there, too, and will end ``item``'s test."""
+        collected = self.hosting.collected
+        return (compat.timeout_settings(item) is not None and collected is not None
+                and "pytest-timeout" not in collected.lacking)
+
+    def order(self, run: ItemRun, may_start_over: bool) -> tuple[Any, ...]:
         """What the child is told so that it begins."""
         following = self.following(run.item, run.nextitem)
         if run.group is not None and not run.group.keeps(run.nextitem):
             following = None
         return ("run", self._position(run.item),
                 self._positions().get(following.nodeid) if following is not None else None,
-                run.item.session.testsfailed, may_start_over)
+                run.item.session.testsfailed, may_start_over,
+                {"attempt": compat.attempts(run.item), **self._place()})
 
     def leaving(self, run: ItemRun, nextitem: pytest.Item | None) -> tuple[int, int | None]:
         """What the process of a group is told so that it tears down what ``nextitem`` does not need."""
@@ -296,8 +305,10 @@ class Party:
         self._settle()
         self._drop_waiting()
         try:
-            answer = guest.ask({"leave": place, "next": self._positions().get(following.nodeid)
-                                if following is not None else None}, (), self.hosting.patience(), "tore down fixtures")
+            after = self._positions().get(following.nodeid) if following is not None else None
+            answer = guest.ask({"leave": place, "next": after, **self._place()}, (), self.hosting.patience(),
+                               "tore down fixtures")
+            self.hosting.forward()
             self._hear(answer, run.item)
             data = answer.get("left")
             return None if data is None else reporting.report_from_data(data, run.item, lambda name: None)
@@ -305,11 +316,17 @@ class Party:
             self._forget()
             return failed(run.item, "teardown", error)
 
+    def _place(self) -> dict[str, str]:
+        """Where the terminal stands, for whoever writes next into its line; nothing where only we write."""
+        return {"line": compat.current_line(self.abroad.config)} if self.conductor.live else {}
+
     def _hear(self, answer: Mapping[str, Any], item: pytest.Item) -> None:
         """Takes out of what the guest said what its fixtures have left: warnings, and what is for the JUnit report."""
         junit, added = compat.junit(item.config), answer.get("properties")
         if junit is not None and isinstance(added, list):
             junit.suite_properties().extend((str(name), str(value)) for name, value in added)
+        if self.conductor.live and isinstance(line := answer.get("line"), str):
+            compat.set_current_line(item.config, line[:1000])
         sent = answer.get("warnings")
         for one in sent if isinstance(sent, list) else ():
             self.warned.append(reporting.warning_from_data(one, self.abroad.is_worker))

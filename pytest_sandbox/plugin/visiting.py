@@ -42,8 +42,11 @@ _PLAIN: dict[str, Any] = {
     "sandbox_keep": "none", "sandbox_report": None, "sandbox_usage": None, "sandbox_trace": None,
     "sandbox_selftest": False, "sandbox_replay": None, "xmlpath": None, "log_file": None, "htmlpath": None,
     "report_log": None, "pastebin": None, "cov_source": [], "no_cov": True,
+    "splits": None, "group": None, "store_durations": False,
     "version": 0, "help": False, "showfixtures": False, "show_fixtures_per_test": False, "markers": False,
 }
+#: Options that a plugin, pytest-django, reads out of the arguments before pytest has taken them in.
+_EARLY = ("ds", "dc")
 #: The longest text of one problem that is told.
 _LONGEST = 20_000
 #: How many warnings of one set-up or teardown are told.
@@ -62,10 +65,11 @@ def visit(sock: socket.socket) -> NoReturn:
         order = got[0]["session"]
         if order["written"]:
             shutil.rmtree(order["written"], ignore_errors=True)
-        visitor = Visitor(order)
+        visitor = Visitor(order, got[1])
         dump = visitor.conductor.fault_descriptor if visitor.conductor is not None else None
         protocol.send(sock, {"collected": visitor.told}, () if dump is None else (dump,))
-        Aboard(sock, visitor.answer, visitor.prepare).serve_aboard(visitor.inside())
+        with compat.logging_as_in_tests(visitor.config):
+            Aboard(sock, visitor.answer, visitor.prepare).serve_aboard(visitor.inside())
     except BaseException:  # noqa: BLE001 - whatever it is, the caller shall hear of it
         text = traceback.format_exc()[-_LONGEST:]
         try:
@@ -99,11 +103,17 @@ class _Collected:
 
 
 class Visitor:
-    """The session; from its making until the process ends. ``told`` is what the caller is to know of it."""
+    """The session; from its making until the process ends. ``told`` is what the caller is to know of it.
 
-    def __init__(self, order: dict[str, Any]) -> None:
+    :param order: what ``briefing`` says of the caller's session.
+    :param fds: what the tests' standard input, output and error are without capturing, and their log file.
+    """
+
+    def __init__(self, order: dict[str, Any], fds: list[int]) -> None:
         os.environ.update(order["environ"])
         sys.path[1:1] = [one for one in order["path"] if one not in sys.path]
+        self._nowhere = open(os.devnull, "w")  # noqa: SIM115 - as long as we live
+        self._writer: Any = None
         self.measuring = measuring.begin(order["coverage"], _graft("measuring"))
         self.lacking: list[str] = []
         config = self.config = self._configure(order)
@@ -137,6 +147,7 @@ class Visitor:
                 self.conductor.warm_up(session.items[0])
             if order["basetemp"]:
                 compat.use_temporary_base(config, order["basetemp"])
+        self._appear(order, fds)
         self.order: dict[str, Any] = {}
         self.properties = 0  # how many of the JUnit report's are told
         self.made: dict[int, list[asked.Made]] = {}  # what the test at hand has asked for by name
@@ -151,10 +162,14 @@ class Visitor:
                 continue
             args += ["-p", one]
         options = {name: wire.unpack(value, lambda name: None) for name, value in order["options"].items()}
-        reported = bool(options.get("xmlpath"))
+        # A worker of pytest-xdist's has no such report.
+        reported = bool(options.get("xmlpath")) and "PYTEST_XDIST_WORKER" not in order["environ"]
         options |= {name: value for name, value in _PLAIN.items() if name in options}
         if reported:
             options["xmlpath"] = os.devnull  # what tests put into the caller's JUnit report, they find
+        for name in _EARLY:
+            if options.get(name):
+                args.append(f"--{name}={options[name]}")
         options["plugins"] = []
         options["override_ini"] = [*(options.get("override_ini") or ()), "sandbox_keep=none", "sandbox_report="]
         for name in ("pytest_sandbox", __package__):
@@ -168,9 +183,32 @@ class Visitor:
         """The terminal is the caller's: what would be written there by us is not."""
         reporter: Any = self.config.pluginmanager.get_plugin("terminalreporter")
         if reporter is not None:
-            writer = compat.terminal_writer(self.config, open(os.devnull, "w"))  # noqa: SIM115 - as long as we live
+            writer = self._writer = compat.terminal_writer(self.config, self._nowhere)
             writer.hasmarkup, writer.fullwidth = order["markup"], order["width"]
             compat.use_terminal_writer(self.config, writer)
+
+    def _appear(self, order: dict[str, Any], fds: list[int]) -> None:
+        """The tests are next: what they show is shown, and what they log is logged, as where the caller forks them.
+
+        Until now it went to a file, for the caller to tell if we fail; the caller has shown what collecting prints.
+        """
+        *streams, log = fds
+        self._shown = compat.Diverted(self.config, dict(enumerate(streams)))
+        for stream, descriptor in ((sys.__stdout__, streams[1]), (sys.__stderr__, streams[2])):
+            if stream is not None and os.isatty(descriptor):
+                stream.reconfigure(line_buffering=True)
+        for one in streams:
+            os.close(one)
+        compat.use_log_file(self.config, log)
+        if self._writer is not None:
+            compat.write_to(self._writer, sys.__stdout__)
+        self.config.option.maxfail = order["options"].get("maxfail", 0)
+
+    def _disappear(self) -> None:
+        """The tests are over."""
+        if self._writer is not None:
+            compat.write_to(self._writer, self._nowhere)
+        self._shown.end()
 
     def _measured(self) -> dict[str, Any] | str | None:
         return self.measuring.take() if isinstance(self.measuring, measuring.Measuring) else self.measuring
@@ -194,13 +232,18 @@ class Visitor:
         if order["replay"] is None:
             self.made[order["item"]] = []
             compat.begin_anew(item)
+            if (order["attempt"] or 1) > 1:
+                compat.forget_failures(item)
         run.error = None
+        self._go_on_at(order)
+        compat.begin_live_log(self.config)
         with compat.apart(self.config), compat.catching_warnings(item) as warned:  # the test before may still run
             # There is something where nobody could know that this test would come next.
             late = self.tear_down(item, item)
             guest, conductor.guest = conductor.guest, None
             try:
                 with compat.capturing(item, "setup"):
+                    compat.seed(item, "setup")
                     if not compat.is_skipped_by_mark(item):
                         self.set_up(run)
             except compat.TEST_OUTCOME:
@@ -209,6 +252,8 @@ class Visitor:
                 stack.pop(item, None)
                 conductor.guest = guest
         self.printed[order["item"]] = compat.Printed(self.config)
+        compat.continue_live_log(self.config)
+        compat.flush_streams()
         return {"late": late, **self.told_of(warned)}
 
     def set_up(self, run: ItemRun) -> None:
@@ -223,6 +268,18 @@ class Visitor:
 
     def answer(self, message: protocol.Message) -> protocol.Message:
         """What else the caller asks for."""
+        self._go_on_at(message)
+        compat.forked_live_log(self.config)
+        try:
+            return self._answer(message)
+        finally:
+            compat.flush_streams()
+
+    def _go_on_at(self, message: protocol.Message) -> None:
+        if "line" in message:
+            compat.set_current_line(self.config, message["line"])
+
+    def _answer(self, message: protocol.Message) -> protocol.Message:
         conductor = self.conductor
         assert conductor is not None
         if "leave" in message:
@@ -241,6 +298,8 @@ class Visitor:
         if "residue" in message:
             return {"residue": compat.captured_so_far(self.config, 1 << 20)}
         if "finish" in message:
+            self._disappear()
+            compat.keep_temporary_base(self.config)
             self.config.hook.pytest_sessionfinish(session=self.session, exitstatus=0)
             compat.unconfigure(self.config)
             return {"finished": True, "coverage": self._measured()}
@@ -252,7 +311,8 @@ class Visitor:
         added = [] if junit is None else junit.suite_properties()[self.properties:]
         self.properties += len(added)
         return {"warnings": [reporting.warning_to_data(one) for one in warned[:_MOST_WARNINGS]],
-                "properties": [[str(name), str(value)] for name, value in added]}
+                "properties": [[str(name), str(value)] for name, value in added],
+                "line": compat.current_line(self.config)}
 
     def set_up_wanted(self, position: int, wanted: asked.Wanted) -> None:
         """A test has asked for a fixture of higher scope by name: sets it up for its next attempt, and for others."""
@@ -280,6 +340,7 @@ class Visitor:
         def tear_down() -> None:
             __tracebackhide__ = True
             with compat.capturing(item, "teardown"):
+                compat.seed(item, "teardown")
                 patch.teardown_exact(following)
 
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+import warnings
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -105,7 +106,9 @@ class Aboard(_Zygote):
 
     def enter(self, into: Any, order: protocol.Message) -> ForkedChild | None:
         """Forks into a sandbox. Returns None in the child."""
-        pid = entering.fork_once(into, tuple(order["ids"]), self.folders)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads: the child uses but one
+            pid = entering.fork_once(into, tuple(order["ids"]), self.folders)
         if pid:
             return ForkedChild(pid, into)
         into.forget()

@@ -43,13 +43,12 @@ def make_layer(options: str) -> None:
     sc.mount("pytest-sandbox", LAYER, "tmpfs", sc.MS_NOSUID | sc.MS_NODEV, options)
 
 
-def main(sock: socket.socket, what: dict[str, Any], streams: list[int], joins: list[int]) -> None:
+def main(sock: socket.socket, what: dict[str, Any], joins: list[int]) -> None:
     """Runs in the new process, in a mount namespace of its own; becomes the guest, or says why not and ends.
 
     :param sock: the guest's end of the connection to the caller.
     :param what: ``body`` of the plan, ``python`` (programs to look for, in their order), ``argv`` that follows it,
         ``env``, ``cwd``.
-    :param streams: standard input, output and error; of the last two -1 for a file in the guest's layer.
     :param joins: the files by which a process enters the guest's cgroups.
     """
     step: list[Any] = ["helper"]
@@ -66,7 +65,7 @@ def main(sock: socket.socket, what: dict[str, Any], streams: list[int], joins: l
         _leave(body)
         protocol.send(sock, {"boarded": True}, (log, layer))
         os.close(layer)
-        _become(sock, what, streams, log)
+        _become(sock, what, log)
     except mounts.StepFailed as failure:
         say(sock, {"failed": {"step": failure.step, "errno": failure.errno, "path": failure.path}})
     except OSError as error:
@@ -145,7 +144,7 @@ def _leave(body: dict[str, Any]) -> None:
     os.waitpid(pid, 0)
 
 
-def _become(sock: socket.socket, what: dict[str, Any], streams: list[int], log: int) -> None:
+def _become(sock: socket.socket, what: dict[str, Any], log: int) -> None:
     os.setsid()
     for number in DEFAULTED:  # its tests hear an interrupt, which the helper ignores
         _signal.signal(number, _signal.SIG_DFL)
@@ -159,8 +158,7 @@ def _become(sock: socket.socket, what: dict[str, Any], streams: list[int], log: 
     step_forward()
     os.umask(what["umask"])
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-    streams = [fcntl.fcntl(fd if fd >= 0 else other, fcntl.F_DUPFD_CLOEXEC, 10)
-               for fd, other in zip(streams, (null, log, log), strict=True)]
+    streams = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (null, log, log)]
     for number, fd in enumerate(streams):
         os.dup2(fd, number)
     sc.new_session_keyring()

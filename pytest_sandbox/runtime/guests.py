@@ -44,13 +44,12 @@ class Guest:
         self._boarded = False
         _everyone.append(self)
 
-    def start(self, plan: Plan, disk: int | None, python: list[str], argv: list[str], env: dict[str, str], cwd: str,
-              streams: tuple[int, int, int] | None) -> None:
+    def start(self, plan: Plan, disk: int | None, python: list[str], argv: list[str], env: dict[str, str],
+              cwd: str) -> None:
         """Asks for it; returns at once.
 
         :param plan: of the sandbox that it is at home in.
         :param python: the programs to look for, in their order, by the ``PATH`` of ``env``.
-        :param streams: its standard streams; None for an empty input and a file.
         :raises SandboxStartError: when the helper cannot start.
         """
         supervisor = self.supervisor
@@ -62,7 +61,7 @@ class Guest:
         umask = os.umask(0o077)
         os.umask(umask)
         what = {"body": body, "layer": f"mode=0711,{tmpfs_limits(disk)}", "python": python, "argv": argv, "env": env,
-                "cwd": cwd, "umask": umask, "streams": [streams is not None] * 3}
+                "cwd": cwd, "umask": umask}
         message: protocol.Message = {"guest": what}
         if body["group"] is not None:
             message["group"] = cgroups.next_name()
@@ -72,7 +71,7 @@ class Guest:
             self.group = None
         with theirs:
             try:
-                supervisor.tell(message, (theirs.fileno(), status, *(streams or ())))
+                supervisor.tell(message, (theirs.fileno(), status))
             finally:
                 os.close(status)
         self.sock = ours

@@ -364,7 +364,7 @@ class _Helper:
         return pid
 
     def board(self, message: protocol.Message, fds: list[int]) -> None:
-        """Starts the guest that this helper is for. Its socket and status pipe come first, then its streams."""
+        """Starts the guest that this helper is for. ``fds`` are its socket and its status pipe."""
         from . import boarding
         what, name = message["guest"], message.get("group")
         with socket.socket(fileno=fds[0]) as sock:
@@ -389,8 +389,7 @@ class _Helper:
                     if self.spawner is not None:
                         self.spawner.close()
                     self.groups.leave()
-                    boarding.main(sock, what, [fds.pop(2) if one else -1 for one in what["streams"]],
-                                  [] if group is None or body["group"]["version"] != 1 else group.stays)
+                    boarding.main(sock, what, [] if group is None or body["group"]["version"] != 1 else group.stays)
                 self.guest = pid
                 if group is not None:
                     self.groups.started(group, pid)
