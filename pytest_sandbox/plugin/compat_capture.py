@@ -319,12 +319,9 @@ class Held:
                 os.dup2(descriptor, one.targetfd)
             elif hasattr(file, "getvalue") and not hasattr(file, "_other"):  # a tee's is captured as well
                 text = file.getvalue()
-                mirrored: Any = type(file)()
-                io.TextIOWrapper.__init__(mirrored, _Mirror(descriptor), "UTF-8", newline="", write_through=True)
-                mirrored.write(text)
-                one.tmpfile = mirrored
-                if getattr(sys, name) is file:
-                    setattr(sys, name, mirrored)
+                # The same object, anew: a handler made at import, or a test's own name for the stream, has it, too.
+                io.TextIOWrapper.__init__(file, _Mirror(descriptor), "UTF-8", newline="", write_through=True)
+                file.write(text)
 
     def added_to(self, captured: dict[str, str]) -> dict[str, str]:
         """In the parent: what is left of a child that died, and what pytest itself has ``captured`` of it."""

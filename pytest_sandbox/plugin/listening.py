@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from math import inf
+from time import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -37,6 +39,7 @@ class Listener:
         self.owes_answer = False
         self.due = "setup"
         self._interrupted = False
+        self._passed_on = inf  # when an interrupt was passed on, as time.time()
 
     def listen(self) -> None:
         """Waits for the child's end. Whatever goes wrong meanwhile becomes the ending of the phase it was in.
@@ -69,6 +72,7 @@ class Listener:
                 if not self._interrupted:
                     self._interrupted = True
                     _pass_on_interrupt(fork)
+                    self._passed_on = time()
                     continue
                 self._give_up(error)
             except BaseException as error:  # noqa: BLE001 - garbage, a timeout's exception: told in time
@@ -77,16 +81,21 @@ class Listener:
         if (trace := fork.sandbox.trace) is not None:
             trace.heard(inbox.entered)
         if inbox.done and inbox.ending is None:
-            if self._interrupted:
+            if self._interrupted and not self._was_caught():
                 if inbox.wanted is not None:
                     raise KeyboardInterrupt
-                inbox.ending = KeyboardInterrupt()  # the test was over, or did not care: its reports first
+                inbox.ending = KeyboardInterrupt()  # the test was over: its reports first
             if self.run.party is None:
                 self.conductor.copies.look(fork.child.pid)
             return  # it has nothing more to say, and ends while its reports are dealt with
         if inbox.ending is None and until is not None and inbox.phases[until].report is not None:
             return
         self._ended(fork)
+
+    def _was_caught(self) -> bool:
+        """Whether the interrupt came to the test while a phase of it ran, which went on to its end all the same."""
+        reports = [phase.report for phase in self.attempt.inbox.phases.values()]
+        return any(report is not None and getattr(report, "stop", -inf) > self._passed_on for report in reports)
 
     def leave_early(self, fork: Fork) -> None:
         """Something ended the run between two phases, an interrupt at a report for one: the test is torn down first."""
