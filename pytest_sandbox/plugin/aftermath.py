@@ -34,6 +34,8 @@ def apply(changes: Changes, run: ItemRun) -> None:
         benchmarks.add(item, changes.benchmarks)
     if changes.line is not None:
         compat.set_current_line(item.config, changes.line)
+    if changes.left_line:
+        compat.leave_test_line(item.config)
     if changes.should_stop and not item.session.shouldstop:
         item.session.shouldstop = changes.should_stop
     if changes.suite_properties or changes.xml_attributes:

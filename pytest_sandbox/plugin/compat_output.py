@@ -136,6 +136,31 @@ def set_current_line(config: pytest.Config, line: str) -> None:
         reporter._tw._current_line = line
 
 
+def in_test_line(config: pytest.Config) -> bool:
+    """Whether pytest's reporter goes on in the line of a test, or of its file; not when something else was written."""
+    reporter: Any = config.pluginmanager.get_plugin("terminalreporter")
+    return bool(getattr(reporter, "currentfspath", None))
+
+
+def place_in_line(config: pytest.Config) -> tuple[str, bool]:
+    """Where the terminal is, for whoever writes next."""
+    return current_line(config), in_test_line(config)
+
+
+def enter_test_line(config: pytest.Config) -> None:
+    """Inside: the test's line was begun outside, perhaps after the fork."""
+    reporter: Any = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and not reporter.currentfspath and (reporter.showlongtestinfo or reporter.showfspath):
+        reporter.currentfspath = -2  # as pytest marks a line that it has begun without a path
+
+
+def leave_test_line(config: pytest.Config) -> None:
+    """Something else was written inside: the result is to have a line of its own."""
+    reporter: Any = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None:
+        reporter.currentfspath = None
+
+
 def temporary_base(config: pytest.Config) -> Path | None:
     """The base directory of ``tmp_path``, made now: made in a fork, each test would make, and rotate, its own."""
     factory = getattr(config, "_tmp_path_factory", None)

@@ -74,7 +74,7 @@ class Delivery:
         listener.owes_answer = False
         listener.due = when
         assert attempt.fork is not None
-        attempt.fork.command("go")
+        attempt.fork.command("go", *compat.place_in_line(self.item.config))
         until = None if when == "teardown" else when
         listener.hear(until)
         while attempt.inbox.wanted is not None:

@@ -205,7 +205,8 @@ class Guest:
         with Gate(closed=True):  # an interrupt that comes meanwhile finds it sent
             self._ship(report)
         if self.conductor.live:
-            self._receive()
+            _, line, in_line = self._receive()
+            self._outgoing.shown(line, in_line)
         elif report is self.made:
             if self.conductor.keeper is not None:
                 self.conductor.keeper.wait(report)

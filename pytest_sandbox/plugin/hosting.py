@@ -154,14 +154,14 @@ class Hosting:
         spec = self.abroad.home_spec(self._spec)
         if text := self.conductor.settings.requirements():
             spec = spec.merged({"image": self._with_requirements(spec, text)})
-        home = spec.merged({"mounts": (*spec.mounts, Mount(grafts.graft_made(), grafts.TARGET, True)), "timeout": None})
-        plan = plan_abroad(home, seen)
-        number, kept = -1, self._keeps_compiled(spec)
-        folder = bytecode.WRITTEN
+        mounts = [*spec.mounts, Mount(grafts.graft_made(), grafts.TARGET, True)]
+        kept, folder, number = self._keeps_compiled(spec), bytecode.WRITTEN, -1
         if kept is not None and bytecode.is_kept(kept):
-            home = home.merged({"mounts": (*home.mounts, Mount(kept, bytecode.TARGET, True))})
-            plan, folder, kept = plan_abroad(home, seen), bytecode.TARGET, None
-        elif kept is not None:
+            mounts.append(Mount(kept, bytecode.TARGET, True))
+            kept, folder = None, bytecode.TARGET
+        home = spec.merged({"mounts": tuple(mounts), "timeout": None})
+        plan = plan_abroad(home, seen)
+        if kept is not None:
             number = next(step[1] for step in plan.body["mounts"] if step[0] == "overlay" and step[2] == "/")
         guest = guests.Guest(self.name, launch.supervisor().host)
         self._starts += 1

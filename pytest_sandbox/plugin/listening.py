@@ -175,7 +175,7 @@ class Listener:
             return
         if not main and when != "setup":  # a set-up is heard in the middle of its hook: no place for reports
             self.attempt.delivery.log_extras(inbox.phases[when])
-        if not fork.command("go") and fork.child.is_alive():
+        if not fork.command("go", *compat.place_in_line(self.item.config)) and fork.child.is_alive():
             raise SandboxProtocolError("the sandboxed test does not read what it is answered")
 
 

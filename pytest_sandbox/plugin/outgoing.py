@@ -45,7 +45,9 @@ class Outgoing:
 
     def __init__(self, conductor: Conductor, item: pytest.Item, before: Before) -> None:
         self.conductor, self.item, self._before = conductor, item, before
+        compat.enter_test_line(item.config)
         self._line = compat.current_line(item.config)
+        self._in_line = compat.in_test_line(item.config)
         self._names: dict[int, str] = {}
         self._reports: dict[int, str] = {}
         self._sent: dict[str, Any] = {}
@@ -57,6 +59,15 @@ class Outgoing:
     def sends(self, report: pytest.TestReport, phase: str) -> None:
         """The phase's own report is about to travel; from now on it goes by a name."""
         self._reports[id(report)] = phase
+
+    def shown(self, line: str, in_line: bool) -> None:
+        """The report was dealt with, and shown: the terminal is there now."""
+        compat.set_current_line(self.item.config, line)
+        if in_line:
+            compat.enter_test_line(self.item.config)
+        else:
+            compat.leave_test_line(self.item.config)
+        self._line, self._in_line = line, compat.in_test_line(self.item.config)
 
     def over(self) -> None:
         """The process goes on to another test."""
@@ -88,8 +99,11 @@ class Outgoing:
             changes["suspended"] = True  # a plugin took the higher scopes off the stack: it wants another attempt
         if phase != "setup" and (measured := benchmarks.take(self.item, self.name_of)):
             changes["benchmarks"] = measured
-        if self.conductor.live and (line := compat.current_line(self.item.config)) != self._line:
+        left = self._in_line and not compat.in_test_line(self.item.config)
+        if (line := compat.current_line(self.item.config)) != self._line:
             changes["line"] = self._line = line
+        if left:
+            changes["left_line"], self._in_line = True, False
         if stop := self.item.session.shouldstop:
             changes["should_stop"] = str(stop)
         return changes

@@ -336,6 +336,7 @@ class Changes:
     should_stop: str = ""
     benchmarks: list[Any] = field(default_factory=list)
     line: str | None = None  # what is in the terminal's current line, where the inside writes to it
+    left_line: bool = False  # whether that is no longer the test's, or its file's
 
 
 def changes_from_data(data: Any, item: pytest.Item, named: Callable[[str], object]) -> Changes:
@@ -358,6 +359,7 @@ def changes_from_data(data: Any, item: pytest.Item, named: Callable[[str], objec
             str(data.get("should_stop", "")),
             benchmarks.from_data(data.get("benchmarks"), item, named),
             str(data["line"])[:1000] if "line" in data else None,
+            data.get("left_line") is True,
         )
     except SandboxProtocolError:
         raise

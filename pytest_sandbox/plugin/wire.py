@@ -22,7 +22,8 @@ kind and its fields. The kinds, and the order in which a test that ends normally
 
 What pytest answers, a line of JSON each, only to a process that shares its sandbox or whose reports are shown at once::
 
-    ["go"]                              the report was dealt with
+    ["go", line, in_line]               the report was dealt with; where that is shown, the terminal's line and whether
+                                        it is the test's, or its file's
     ["run", item, nextitem, failures]   the next test, by its position in the session
     ["leave", item, nextitem]           item is over, but did not run in there, or nextitem is another than was said
 

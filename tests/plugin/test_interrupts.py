@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import signal
 import subprocess
 import sys
@@ -112,40 +111,3 @@ def test_an_interrupt_that_finds_the_test_over_ends_the_run(pytester: pytest.Pyt
     result = pytester.runpytest_subprocess("--sandbox=all", "-p", "no:randomly")
     assert result.ret == pytest.ExitCode.INTERRUPTED
     result.stdout.fnmatch_lines(["*1 passed*"])
-
-
-@pytest.mark.parametrize("args", [(), ("--capture=sys",)], ids=" ".join)
-def test_a_handler_made_at_import_writes_where_its_stream_does(pytester: pytest.Pytester,
-                                                               args: tuple[str, ...]) -> None:
-    pytester.makepyfile("""
-        import logging, os, sys
-        import pytest
-        logger = logging.getLogger("early")
-        logger.addHandler(logging.StreamHandler(sys.stdout))
-        early = sys.stderr
-
-        @pytest.mark.parametrize("number", range(2))
-        def test_fails(number):
-            logger.warning("by the handler")
-            print("printed")
-            print("by a name of its own", file=early)
-            assert sys.stderr is early
-            assert 0
-
-        def test_dies():
-            logger.warning("before the end")
-            if pytest.importorskip("pytest_sandbox").inside():
-                os._exit(3)
-            assert 0
-    """)
-
-    def parts(*more: str) -> list[list[str]]:
-        out = pytester.runpytest_subprocess("-p", "no:randomly", "-p", "no:logging", *args, *more).outlines
-        text = "\n".join(out)
-        return [re.findall(r"^(?:by .*|printed|before the end)$", one, re.MULTILINE)
-                for one in re.split(r"^_{3,} test_.* _{3,}$", text, flags=re.MULTILINE)[1:]]
-
-    sandboxed = parts("--sandbox=all")
-    assert sandboxed == parts("--sandbox=off")
-    assert sandboxed[:2] == [["by the handler", "printed", "by a name of its own"]] * 2
-    assert sandboxed[2] == ["before the end"]
